@@ -1,0 +1,35 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help pretrain test lint types bench clean
+
+help:  ## Show this text
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+pretrain: $(READY)  ## Train a small language model on real text: Ember against AdamW on the tables
+	$(BIN)/python -m examples.pretrain --config=configs/pretrain_small.py --compare
+
+test: $(READY)  ## Run all tests and doctests
+	$(BIN)/python -m pytest -n 2
+
+lint: $(READY)  ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)  ## Check types
+	$(BIN)/pyright
+
+bench: $(READY)  ## Measure memory traffic and time of a step against other optimizers
+	$(BIN)/python -m benchmarks.step
+
+clean:  ## Remove the virtual environment, caches and runs
+	rm -rf $(VENV) runs .cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

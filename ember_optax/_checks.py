@@ -1,0 +1,150 @@
+"""What bad input gets: an early ValueError that names the parameter and the way out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ember_optax import _moments
+from ember_optax._moments import TableMoments
+
+Scalar = float | jax.Array
+
+VocabAxis = int | Mapping[str, int] | None
+"""The token axis of every table, or of tables by path; None for the longest axis."""
+
+
+def check_hyperparameters(b2: Scalar, eps: Scalar, column_mean: str) -> None:
+    """Raises ValueError for hyperparameters that `scale_by_ember` cannot use.
+
+    Values that are being traced cannot be checked, their types can.
+    """
+    # A Python number has no width of its own: it takes that of the state.
+    if jnp.result_type(b2) in (jnp.bfloat16, jnp.float16):
+        raise ValueError(
+            f"b2 is {jnp.result_type(b2)}, which cannot hold a decay close to 1"
+            " (bfloat16 rounds 0.999 to 1), but it must be at least float32. With"
+            " optax.inject_hyperparams, pass hyperparam_dtype=jnp.float32."
+        )
+    if is_known(b2) and not 0 <= b2 < 1:
+        raise ValueError(f"b2 is {b2}, but a decay must lie in [0, 1): try 0.999.")
+    if is_known(eps) and not eps >= 0:
+        raise ValueError(f"eps is {eps}, but it must not be negative: try 1e-8.")
+    if column_mean not in ("all", "active"):
+        raise ValueError(
+            f"column_mean is {column_mean!r}, but it must be 'all' (every row, the"
+            " default) or 'active' (rows with a gradient)."
+        )
+
+
+def check_weight_decay(weight_decay: Scalar) -> None:
+    """Raises ValueError for a negative weight decay."""
+    if is_known(weight_decay) and not weight_decay >= 0:
+        raise ValueError(
+            f"weight_decay is {weight_decay}, but it must not be negative: a positive"
+            " one shrinks the tables."
+        )
+
+
+def is_known(x: Scalar) -> bool:
+    """Whether a hyperparameter has a value before the program runs."""
+    return not isinstance(x, jax.core.Tracer)
+
+
+def vocab_axes(
+    leaves: Sequence[tuple[str, Any]], vocab_axis: VocabAxis
+) -> dict[str, int]:
+    """Returns the token axis of each table, by path.
+
+    Args:
+      leaves: (path, array) of every table.
+      vocab_axis: as given to `scale_by_ember`.
+
+    Raises:
+      ValueError: a leaf is no table, or `vocab_axis` does not fit the tables.
+    """
+    axes = {}
+    for path, leaf in leaves:
+        _check_table(path, leaf)
+        if path in axes:
+            raise ValueError(
+                f"Two tables are called {path!r} once `.value` and `~` are dropped from"
+                " their paths, but the state needs a name for each. Rename one of them."
+            )
+        axis = vocab_axis.get(path) if isinstance(vocab_axis, Mapping) else vocab_axis
+        if axis is None:
+            axis = _moments.longest_axis(leaf.shape)
+        elif not -leaf.ndim <= axis < leaf.ndim:
+            raise ValueError(
+                f"vocab_axis is {axis} for {path!r}, but that table has the shape"
+                f" {leaf.shape}: give one of its {leaf.ndim} axes."
+            )
+        axes[path] = axis % leaf.ndim
+    if isinstance(vocab_axis, Mapping) and leaves:
+        for path in vocab_axis.keys() - axes.keys():
+            raise ValueError(
+                f"vocab_axis names {path!r}, but the tables are {_listed(axes)}. Use"
+                " the paths that ember_optax.summarize prints."
+            )
+    return axes
+
+
+def check_gradients(
+    leaves: Sequence[tuple[str, Any]],
+    axes: Mapping[str, int],
+    tables: Mapping[str, TableMoments],
+) -> None:
+    """Raises ValueError for gradients that do not belong to the state."""
+    for path in tables.keys() - axes.keys():
+        raise ValueError(
+            f"The state holds the moments of {path!r}, but the gradients are of"
+            f" {_listed(axes)}. The state is of another model, or the labels changed:"
+            " call init again with these parameters."
+        )
+    for path, grad in leaves:
+        if path not in tables:
+            raise ValueError(
+                f"There is a gradient of {path!r}, but the state holds the moments of"
+                f" {_listed(tables)}. The state is of another model, or the labels"
+                " changed: call init again with these parameters."
+            )
+        axis = axes[path]
+        columns = grad.shape[:axis] + grad.shape[axis + 1 :]
+        row, col = tables[path]
+        if (row.shape, col.shape) != ((grad.shape[axis],), columns):
+            raise ValueError(
+                f"The gradient of {path!r} has the shape {grad.shape}, but the state"
+                f" holds a row of {row.shape} and a col of {col.shape}, where"
+                f" ({grad.shape[axis]},) and {columns} were expected. After a change of"
+                " the vocabulary or the width, call init again."
+            )
+
+
+def _check_table(path: str, leaf: Any) -> None:
+    way_out = (
+        "Only token tables belong to Ember: route everything else to another optimizer"
+        " with optax.multi_transform and ember_optax.label_token_tables."
+    )
+    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+        found = f"a {type(leaf).__name__}"
+        raise ValueError(f"{path!r} is {found}, but Ember needs an array. {way_out}")
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise ValueError(
+            f"{path!r} has the dtype {leaf.dtype}, but Ember needs floating-point"
+            f" numbers. {way_out}"
+        )
+    if leaf.ndim < 2:
+        raise ValueError(
+            f"{path!r} has the shape {leaf.shape}, but Ember needs a table: one axis"
+            f" for tokens and at least one more. {way_out}"
+        )
+    if 0 in leaf.shape:
+        raise ValueError(
+            f"{path!r} has the shape {leaf.shape}, but Ember needs axes that are not"
+            " empty. Remove the parameter, or give it its size."
+        )
+
+
+def _listed(paths: Mapping[str, Any]) -> str:
+    return ", ".join(map(repr, paths)) or "no table"

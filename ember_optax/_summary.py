@@ -1,0 +1,141 @@
+"""What is routed to Ember, and what that saves."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ember_optax._checks import vocab_axes
+from ember_optax._labels import label_token_tables
+from ember_optax._moments import init_moments
+from ember_optax._paths import named_leaves
+
+
+@dataclasses.dataclass(frozen=True)
+class TableSummary:
+    """One token table and the optimizer state that it needs."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    size: int  # parameters
+    state_bytes: int  # with Ember: the row and col statistics
+    adam_bytes: int  # with optax.adam: two moments in the dtype of the table
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """The token tables of a model; printing it gives a table for people."""
+
+    tables: tuple[TableSummary, ...]
+    body_size: int  # parameters that are in no token table
+
+    @property
+    def size(self) -> int:
+        """Parameters in token tables."""
+        return sum(t.size for t in self.tables)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of Ember's statistics; its step count takes 4 more."""
+        return sum(t.state_bytes for t in self.tables)
+
+    @property
+    def adam_bytes(self) -> int:
+        """Bytes of the two moments that optax.adam would keep for the tables."""
+        return sum(t.adam_bytes for t in self.tables)
+
+    def __str__(self) -> str:
+        rows = [("token table", "shape", "dtype", "Ember state", "Adam state")]
+        rows += [
+            (
+                t.path,
+                " x ".join(map(str, t.shape)),
+                t.dtype,
+                _readable(t.state_bytes),
+                _readable(t.adam_bytes),
+            )
+            for t in self.tables
+        ]
+        share = self.size / max(self.size + self.body_size, 1)
+        ratio = self.adam_bytes / max(self.state_bytes, 1)
+        rows.append(
+            (
+                f"{len(self.tables)} tables",
+                f"{self.size:,} parameters",
+                f"{share:.0%} of all",
+                _readable(self.state_bytes),
+                f"{_readable(self.adam_bytes)} ({ratio:,.0f}x)",
+            )
+        )
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        rule = "-" * max(map(len, lines))
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def summarize(
+    params: Any,
+    labels: Any | Callable[[Any], Any] = label_token_tables,
+    *,
+    table: str = "table",
+) -> Summary:
+    """Tells which parameters are token tables and what their state takes.
+
+    Args:
+      params: any pytree of arrays or of `jax.ShapeDtypeStruct`, such as
+        `jax.eval_shape` returns.
+      labels: tree of labels like `params`, or a function from `params` to one: the
+        `param_labels` of `optax.multi_transform`.
+      table: the label of the token tables.
+
+    Returns:
+      A :class:`Summary`: print it, or read its numbers.
+
+    Raises:
+      ValueError: a parameter labelled as a table cannot be one, or there is none.
+
+    Examples:
+      >>> import jax.numpy as jnp, ember_optax
+      >>> params = {"embed": {"embedding": jnp.ones((50304, 768))},
+      ...           "mlp": {"kernel": jnp.ones((768, 3072))}}
+      >>> print(ember_optax.summarize(params))
+      token table      shape                  dtype       Ember state  Adam state
+      ----------------------------------------------------------------------------------
+      embed/embedding  50304 x 768            float32     204.3 kB     309.1 MB
+      ----------------------------------------------------------------------------------
+      1 tables         38,633,472 parameters  94% of all  204.3 kB     309.1 MB (1,513x)
+    """
+    tree = labels(params) if callable(labels) else labels
+    leaves = named_leaves(params)
+    is_table = [label == table for label in jax.tree.leaves(tree)]
+    tables = [leaf for leaf, routed in zip(leaves, is_table, strict=True) if routed]
+    body = [leaf for leaf, routed in zip(leaves, is_table, strict=True) if not routed]
+    axes = vocab_axes(tables, None)
+    return Summary(
+        tuple(_summarize_table(path, leaf, axes[path]) for path, leaf in tables),
+        sum(math.prod(getattr(leaf, "shape", ())) for _, leaf in body),
+    )
+
+
+def _summarize_table(path: str, leaf: Any, axis: int) -> TableSummary:
+    moments = jax.eval_shape(lambda: init_moments(leaf.shape, leaf.dtype, axis))
+    size = math.prod(leaf.shape)
+    return TableSummary(
+        path=path,
+        shape=tuple(leaf.shape),
+        dtype=str(leaf.dtype),
+        size=size,
+        state_bytes=sum(x.size * x.dtype.itemsize for x in moments),
+        adam_bytes=2 * size * jnp.dtype(leaf.dtype).itemsize,
+    )
+
+
+def _readable(n_bytes: int) -> str:
+    """Returns 1234567 as `1.2 MB`, in powers of 1000."""
+    power = min(int(math.log10(max(n_bytes, 1))) // 3, 4)
+    unit = ("B", "kB", "MB", "GB", "TB")[power]
+    return f"{n_bytes / 1000**power:.{0 if power == 0 else 1}f} {unit}"
