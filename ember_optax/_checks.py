@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from ember_optax import _moments
 from ember_optax._moments import TableMoments
@@ -27,9 +28,9 @@ def check_hyperparameters(b2: Scalar, eps: Scalar, column_mean: str) -> None:
             " (bfloat16 rounds 0.999 to 1), but it must be at least float32. With"
             " optax.inject_hyperparams, pass hyperparam_dtype=jnp.float32."
         )
-    if is_known(b2) and not 0 <= b2 < 1:
+    if _is_known(b2) and not 0 <= b2 < 1:
         raise ValueError(f"b2 is {b2}, but a decay must lie in [0, 1): try 0.999.")
-    if is_known(eps) and not eps >= 0:
+    if _is_known(eps) and not eps >= 0:
         raise ValueError(f"eps is {eps}, but it must not be negative: try 1e-8.")
     if column_mean not in ("all", "active"):
         raise ValueError(
@@ -40,16 +41,16 @@ def check_hyperparameters(b2: Scalar, eps: Scalar, column_mean: str) -> None:
 
 def check_weight_decay(weight_decay: Scalar) -> None:
     """Raises ValueError for a negative weight decay."""
-    if is_known(weight_decay) and not weight_decay >= 0:
+    if _is_known(weight_decay) and not weight_decay >= 0:
         raise ValueError(
             f"weight_decay is {weight_decay}, but it must not be negative: a positive"
             " one shrinks the tables."
         )
 
 
-def is_known(x: Scalar) -> bool:
+def _is_known(x: Scalar) -> bool:
     """Whether a hyperparameter has a value before the program runs."""
-    return not isinstance(x, jax.core.Tracer)
+    return not isinstance(x, Tracer)
 
 
 def vocab_axes(

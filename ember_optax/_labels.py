@@ -172,7 +172,7 @@ def _may_be(path: str, leaf: Any) -> bool:
 
 def _is_named(path: str) -> bool:
     """Rule 5: whether the parameter, or the module that it is the array of, says so."""
-    *_, module, leaf = ["", *_segments(path)]
+    *_, module, leaf = ["", "", *_segments(path)]
     if leaf not in _ARRAY:
         return _is_embed(_words(leaf)) or _is_head(_words(leaf))
     if leaf == "kernel":

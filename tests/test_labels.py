@@ -1,0 +1,252 @@
+"""Labels of token tables, on parameter trees of real models and in every container."""
+
+import functools
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.core import FrozenDict
+
+from ember_optax import label_token_tables
+
+
+class Leaf(NamedTuple):
+    label: str
+    flag: str  # "?" not to be told by name, "+" to be included by the user
+    path: str
+    struct: jax.ShapeDtypeStruct
+
+
+class Model(NamedTuple):
+    name: str
+    vocab_sizes: tuple[int, ...]
+    leaves: list[Leaf]
+
+    @property
+    def params(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return {leaf.path: leaf.struct for leaf in self.leaves}
+
+
+def read_models() -> list[Model]:
+    text = (Path(__file__).parent / "data" / "models.txt").read_text()
+    models = []
+    for line in text.splitlines():
+        if line.startswith("model "):
+            name, _, sizes = line.removeprefix("model ").partition("|")
+            models.append(Model(name.strip(), tuple(map(int, sizes.split())), []))
+        elif line and not line.startswith("#"):
+            label, path, shape, *dtype = line.split()
+            struct = jax.ShapeDtypeStruct(
+                tuple(map(int, shape.split("x"))), *dtype or ["float32"]
+            )
+            flag = label.removeprefix("table").removeprefix("body")
+            models[-1].leaves.append(Leaf(label.removesuffix(flag), flag, path, struct))
+    return models
+
+
+MODELS = read_models()
+SHAPED_MODELS = [m for m in MODELS if m.vocab_sizes]
+NAMED_MODELS = [
+    m for m in MODELS if any(x.label == "table" and x.flag != "?" for x in m.leaves)
+]
+
+
+@pytest.mark.parametrize("model", SHAPED_MODELS, ids=lambda m: m.name)
+def test_every_leaf_with_vocab_size(model: Model) -> None:
+    include = [f"^{re.escape(x.path)}$" for x in model.leaves if x.flag == "+"]
+    labels = label_token_tables(
+        model.params, vocab_size=model.vocab_sizes, include=include
+    )
+    assert labels == {leaf.path: leaf.label for leaf in model.leaves}
+
+
+@pytest.mark.parametrize("model", NAMED_MODELS, ids=lambda m: m.name)
+def test_every_leaf_by_name(model: Model) -> None:
+    labels = label_token_tables(model.params)
+    decidable = [leaf for leaf in model.leaves if leaf.flag != "?"]
+    assert {x.path: labels[x.path] for x in decidable} == {
+        x.path: x.label for x in decidable
+    }
+
+
+# Names of other models, and of components that are easily mistaken for a table.
+TABLE_NAMES = """
+  gpt_neox/embed_in/embedding gpt_neox/embed_out/kernel tokens_embed/embedding
+  text_model/embeddings/token_embedding/embedding transformer/word_embeddings/embedding
+  generator_lm_head/kernel vocab_projector/kernel language_model/in_out_embed/embeddings
+  model/embed_tokens_per_layer/embedding unembed/kernel unembedding/w lm_head
+  value_embeds/0/embedding codebooks_head/kernel codebook_heads/0/kernel
+  embed_audio_tokens/embedding token_embd/weight LMHead_0/kernel mtp/0/lm_head/kernel
+  TokenEmbedder_0/embedding prefix_lm/embedder/embedding shared/pytree/0/weight
+  vision_language_model/language_model/embed_tokens/embedding mtp_heads/1/kernel
+  to_logits/kernel embeddings_table model/embedding
+"""
+BODY_NAMES = """
+  vision_model/embeddings/patch_embedding/kernel text_projection/kernel
+  vision_model/embeddings/position_embedding/embedding vocab_transform/kernel
+  embeddings_project/kernel y_embedder/embedding_table/embedding embed_proj/weight
+  time_embedding/linear_1/kernel speaker_embed/embedding lang_embedding/embedding
+  state_embed/embedding seg_embed/weight attn/out_proj/kernel mlp/to_out/kernel
+  attn/output_projection/kernel lm_head/lora_a lm_head_lora_a lm_head/w_lora_b
+  embedder/embedding_lora_a codebook/embedding codebooks/0/embedding router/kernel
+  quantizer/embedding position_embedding_table/embedding classifier/kernel
+  query_embed/embedding attention/relative_bias/embedding timestep_embedder/weight
+  rel_pos_emb/emb/weight prompt_embeddings embed_norm/scale token_type_embed/embedding
+  posterior/kernel cls_head/kernel value_head/kernel reward_head/kernel critic/kernel
+  self_attention/embeddings lm_head/dense/kernel
+"""
+MATRIX = jax.ShapeDtypeStruct((512, 64), jnp.float32)
+EMBED = {"embed": {"embedding": MATRIX}}
+
+
+@pytest.mark.parametrize("path", TABLE_NAMES.split())
+def test_table_name(path: str) -> None:
+    assert label_token_tables({path: MATRIX}) == {path: "table"}
+
+
+@pytest.mark.parametrize("path", BODY_NAMES.split())
+def test_body_name(path: str) -> None:
+    assert label_token_tables({**EMBED, path: MATRIX})[path] == "body"
+
+
+@pytest.mark.parametrize("name", ["lora_embedding", "wpe/embedding", "pos_embed"])
+def test_vetoes_go_before_shapes(name: str) -> None:
+    labels = label_token_tables({**EMBED, name: MATRIX}, vocab_size=512)
+    assert labels[name] == "body"
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        jax.ShapeDtypeStruct((512, 64), jnp.int8),
+        jax.ShapeDtypeStruct((512, 64), jnp.complex64),
+        jax.ShapeDtypeStruct((512,), jnp.float32),
+        jax.ShapeDtypeStruct((1, 512), jnp.float32),
+        jax.ShapeDtypeStruct((16, 16, 3, 512), jnp.float32),
+        jnp.tanh,
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("vocab_size", [None, 512])
+def test_no_table_by_nature(leaf: Any, vocab_size: int | None) -> None:
+    params = {**EMBED, "lm_head": {"weight": leaf}}
+    labels = label_token_tables(params, vocab_size=vocab_size)
+    assert labels["lm_head"]["weight"] == "body"
+
+
+def shapes(**params: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+    return {k: jax.ShapeDtypeStruct(shape, "float32") for k, shape in params.items()}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"mlp/up/kernel": (64, 256), "mlp/down/kernel": (256, 64)},
+        {"0/up": (64, 256), "1/up": (64, 256)},
+        {"pooler/kernel": (256, 256)},
+        {"final_norm/scale": (256,), "project_in/kernel": (64, 256)},
+    ],
+    ids=["in a block", "in two layers", "square", "in a norm"],
+)
+def test_names_decide_for_a_byte_vocabulary_as_wide_as_the_model(body: dict) -> None:
+    params = shapes(**{"embed/embedding": (256, 64), "lm_head/kernel": (64, 256)})
+    labels = label_token_tables(params | shapes(**body), vocab_size=256)
+    assert labels == dict.fromkeys(params, "table") | dict.fromkeys(body, "body")
+
+
+def test_shape_decides_for_a_vocabulary_that_is_no_width() -> None:
+    params = shapes(**{"a/b": (64, 300), "c": (300, 5, 20), "mlp/up": (64, 256)})
+    labels = label_token_tables(params, vocab_size=300)
+    assert labels == {"a/b": "table", "c": "table", "mlp/up": "body"}
+
+
+def test_padded_vocabulary_needs_a_name() -> None:
+    params = shapes(**{"embed/embedding": (512, 64), "ff_out/kernel": (64, 512)})
+    labels = label_token_tables(params, vocab_size=500)
+    assert labels == {"embed/embedding": "table", "ff_out/kernel": "body"}
+    with pytest.raises(ValueError, match="No token table"):
+        label_token_tables(params, vocab_size=200)
+
+
+def test_vocab_size_overrules_names() -> None:
+    params = shapes(**{"embed/embedding": (300, 64), "bigram_embed": (999, 64)})
+    labels = label_token_tables(params, vocab_size=300)
+    assert labels == {"embed/embedding": "table", "bigram_embed": "body"}
+
+
+def test_several_vocabularies() -> None:
+    params = shapes(src=(300, 64), tgt=(200, 64), both=(100, 64))
+    labels = label_token_tables(params, vocab_size=(300, np.int64(200)))
+    assert labels == {"src": "table", "tgt": "table", "both": "body"}
+
+
+def test_include_and_exclude_win_and_exclude_wins_over_include() -> None:
+    params = EMBED | {"wpe": {"embedding": MATRIX}, "lm_head": {"bias": jnp.ones(3)}}
+    labels = label_token_tables(
+        params, include=["^wpe/", "lm_head"], exclude=r"^(embed|lm_head)/"
+    )
+    assert labels == {
+        "embed": {"embedding": "body"},
+        "wpe": {"embedding": "table"},
+        "lm_head": {"bias": "body"},
+    }
+
+
+def test_own_labels() -> None:
+    labels = label_token_tables({**EMBED, "x": jnp.ones(3)}, table="e", body="rest")
+    assert labels == {"embed": {"embedding": "e"}, "x": "rest"}
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        FrozenDict({"embed": {"embedding": jnp.ones((4, 2))}, "b": jnp.ones(2)}),
+        {"lm/~/embed": {"embeddings": jnp.ones((4, 2))}, "lm/~/mid": jnp.ones(2)},
+        [{"embed": jnp.ones((4, 2))}, (jnp.ones(2), None)],
+        {"embed": nnx.Param(jnp.ones((4, 2))), "b": nnx.Param(jnp.ones(2))},
+        nnx.State({"embed": nnx.Param(jnp.ones((4, 2))), "b": nnx.Param(jnp.ones(2))}),
+    ],
+    ids=["FrozenDict", "haiku", "list and tuple", "nnx variables", "nnx.State"],
+)
+def test_labels_keep_the_container(params: Any) -> None:
+    labels = label_token_tables(params)
+    chex.assert_trees_all_equal_structs(labels, params)
+    leaves = zip(jax.tree.leaves(labels), jax.tree.leaves(params), strict=True)
+    assert all((label == "table") == (leaf.ndim == 2) for label, leaf in leaves)
+
+
+def test_no_table_is_an_error_that_shows_the_way_out() -> None:
+    params = {"mlp": {"kernel": jnp.ones((8, 4))}, "norm": {"scale": jnp.ones(4)}}
+    with pytest.raises(
+        ValueError, match=r"'mlp/kernel' \(8, 4\).*include=.*vocab_size"
+    ):
+        label_token_tables(params)
+
+
+def test_no_parameters_are_no_error() -> None:
+    assert label_token_tables({}) == {}
+    tx = optax.multi_transform({"table": optax.sgd(1.0)}, label_token_tables)
+    optax.tree.map_params(tx, lambda x: x, tx.init(EMBED))
+
+
+def test_customised_in_multi_transform() -> None:
+    params = {
+        "wte": jnp.ones((8, 2)),
+        "head": jnp.ones((2, 8)),
+        "mid": jnp.ones((2, 2)),
+    }
+    labels = functools.partial(label_token_tables, vocab_size=8)
+    tx = optax.multi_transform(
+        {"table": optax.sgd(1.0), "body": optax.sgd(2.0)}, labels
+    )
+    updates, _ = tx.update(params, tx.init(params))
+    chex.assert_trees_all_equal(
+        updates, {k: (-2.0 if k == "mid" else -1.0) * v for k, v in params.items()}
+    )

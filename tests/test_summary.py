@@ -1,0 +1,67 @@
+"""The summary tells what the optimizer states really take."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.typing import DTypeLike
+
+import ember_optax
+
+
+def nbytes(tree: object) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_bytes_are_those_of_the_real_states(dtype: DTypeLike) -> None:
+    params = {
+        "embed": {"embedding": jnp.ones((100, 8), dtype)},
+        "per_layer_embeddings": jnp.ones((100, 3, 4), dtype),
+        "lm_head": {"kernel": jnp.ones((8, 100), dtype)},
+        "mlp": {"kernel": jnp.ones((8, 16), dtype)},
+    }
+    tables = {k: v for k, v in params.items() if k != "mlp"}
+    summary = ember_optax.summarize(params)
+    count = 4
+    ember = jax.eval_shape(ember_optax.scale_by_ember().init, tables)
+    adam = jax.eval_shape(optax.scale_by_adam().init, tables)
+    assert summary.state_bytes == nbytes(ember) - count
+    assert summary.adam_bytes == nbytes(adam) - count
+    assert summary.size == 100 * (8 + 3 * 4 + 8)
+    assert summary.body_size == 8 * 16
+    assert {t.path for t in summary.tables} == {
+        "embed/embedding",
+        "per_layer_embeddings",
+        "lm_head/kernel",
+    }
+
+
+def test_shapes_are_enough() -> None:
+    params = {"wte": jnp.ones((10, 4)), "wpe": jnp.ones((7, 4))}
+    from_shapes = ember_optax.summarize(jax.eval_shape(lambda: params))
+    assert from_shapes == ember_optax.summarize(params)
+
+
+def test_labels_as_a_tree_and_under_another_name() -> None:
+    params = {"wte": jnp.ones((10, 4)), "wpe": jnp.ones((7, 4))}
+    tree = {"wte": "body", "wpe": "table"}
+    assert ember_optax.summarize(params, tree).tables[0].path == "wpe"
+    labels = functools.partial(ember_optax.label_token_tables, table="tok")
+    assert ember_optax.summarize(params, labels, table="tok").tables[0].path == "wte"
+
+
+def test_printed_table_lines_up() -> None:
+    params = {"wte": jnp.ones((50304, 768)), "lm_head": jnp.ones((768, 50304))}
+    lines = str(ember_optax.summarize(params)).splitlines()
+    assert lines[0].split()[:2] == ["token", "table"]
+    assert lines[2].split() == "lm_head 768 x 50304 float32 204.3 kB 309.1 MB".split()
+    column = lines[0].index("Ember state")
+    assert all(line[column - 1] in " -" for line in lines)
+
+
+def test_a_label_that_no_table_can_have() -> None:
+    with pytest.raises(ValueError, match="'norm' has the shape"):
+        ember_optax.summarize({"norm": jnp.ones(3)}, {"norm": "table"})
