@@ -15,6 +15,8 @@ from flax.core import freeze
 
 import ember_optax
 
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
 TABLE = jax.random.normal(jax.random.key(0), (12, 4))
 MATRIX = jax.random.normal(jax.random.key(1), (4, 4))
 NAMES = ("one", "vocab")

@@ -1,0 +1,34 @@
+"""Settings of every test and doctest, made before JAX is imported.
+
+It lies in the root and not in `tests/`, for `pytest ember_optax` and `pytest README.md`
+have to run under the same settings.
+"""
+
+import os
+
+DEVICES = "--xla_force_host_platform_device_count=8"
+if DEVICES not in os.environ.get("XLA_FLAGS", ""):  # workers of pytest-xdist inherit it
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from collections.abc import Iterator  # noqa: E402
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+# A forgotten axis or a silent cast is an error: statistics have one axis less than
+# tables, and the state is wider than parameters in bfloat16.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# The same examples on every machine; the first one compiles and breaks any deadline.
+hypothesis.settings.register_profile("ember", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ember")
+
+
+@pytest.fixture
+def standard_promotion() -> Iterator[None]:
+    """For tests that run optax.adam, which raises a float to its integer count."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
