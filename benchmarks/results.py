@@ -1,0 +1,46 @@
+"""What every benchmark writes beside its numbers: where and how they came about."""
+
+import json
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def provenance() -> dict[str, Any]:
+    """Returns the command, the machine and the versions behind a measurement."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    program = f"-m {module.name}" if module else sys.argv[0]
+    return {
+        "command": " ".join(["python", program, *sys.argv[1:]]),
+        "machine": {
+            "device": jax.devices()[0].device_kind,
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("jax", "optax", "ember-optax")},
+        },
+    }
+
+
+def write(name: str, content: dict[str, Any]) -> Path:
+    """Writes a result with its provenance to `benchmarks/results/NAME.json`."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(provenance() | content, indent=2) + "\n")
+    return path
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [x.partition(":")[2].strip() for x in lines if x.startswith("model name")]
+    return names[0] if names else platform.processor()
