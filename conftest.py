@@ -32,3 +32,13 @@ def standard_promotion() -> Iterator[None]:
     """For tests that run optax.adam, which raises a float to its integer count."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def users_settings(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs doctests as a user runs them, under JAX's own settings."""
+    if not isinstance(request.node, pytest.DoctestItem):
+        yield
+        return
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield

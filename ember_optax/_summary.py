@@ -64,7 +64,7 @@ class Summary:
         ratio = self.adam_bytes / max(self.state_bytes, 1)
         rows.append(
             (
-                f"{len(self.tables)} tables",
+                f"{len(self.tables)} table{'s' * (len(self.tables) != 1)}",
                 f"{self.size:,} parameters",
                 f"{share:.0%} of all",
                 _readable(self.state_bytes),
@@ -107,7 +107,7 @@ def summarize(
       ----------------------------------------------------------------------------------
       embed/embedding  50304 x 768            float32     204.3 kB     309.1 MB
       ----------------------------------------------------------------------------------
-      1 tables         38,633,472 parameters  94% of all  204.3 kB     309.1 MB (1,513x)
+      1 table          38,633,472 parameters  94% of all  204.3 kB     309.1 MB (1,513x)
     """
     tree = labels(params) if callable(labels) else labels
     leaves = named_leaves(params)
