@@ -1,0 +1,76 @@
+"""A small language model on real text, in two minutes on two cores.
+
+Every value can be set on the command line: --config.steps=1000, --config.model.tied.
+The tuned values come from benchmarks/results/sweep.jsonl.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+
+    config.seed = 0  # of the initial values and of the order of the batches
+    config.steps = 400
+    config.batch_size = 8  # sequences
+    config.sequence_length = 128  # tokens
+
+    config.data = ConfigDict()
+    # Files, directories and globs, separated by commas: text, or JSON Lines with the
+    # field "text". By default the source of Python's standard library.
+    config.data.path = placeholder(str)
+    config.data.vocab_size = 4096
+    config.data.validation_fraction = 0.05  # of the documents
+    config.data.split_seed = 0
+    config.data.cache_dir = ".cache"
+
+    config.model = ConfigDict()
+    config.model.width = 128
+    config.model.layers = 2
+    config.model.heads = 4
+    config.model.mlp_width = 384
+    config.model.tied = False  # one table for embedding and head
+    config.model.dtype = "float32"  # or "bfloat16": to compute in, not of parameters
+
+    # Token tables: embed and lm_head.
+    config.tables = ConfigDict()
+    # ember, adam, adam_no_momentum, adafactor, sm3 or sgd.
+    config.tables.optimizer = "ember"
+    config.tables.learning_rate = placeholder(float)  # by default the tuned one
+    config.tables.b2 = placeholder(float)  # likewise
+    config.tables.weight_decay = 0.0
+    # What the sweep found best for each. Adafactor's learning rate is relative to the
+    # size of the parameters; it, sm3 and sgd have no b2.
+    config.tables.tuned = ConfigDict(
+        {
+            "ember": {"learning_rate": 3e-2, "b2": 0.999},
+            "adam": {"learning_rate": 3e-2, "b2": 0.999},
+            "adam_no_momentum": {"learning_rate": 3e-2, "b2": 0.999},
+            "adafactor": {"learning_rate": 0.3, "b2": None},
+            "sm3": {"learning_rate": 0.1, "b2": None},
+            "sgd": {"learning_rate": 10.0, "b2": None},
+        }
+    )
+
+    # Everything else.
+    config.body = ConfigDict()
+    config.body.optimizer = "adamw"  # or muon
+    config.body.learning_rate = placeholder(float)  # by default the tuned one
+    config.body.weight_decay = 0.1  # of matrices
+    config.body.tuned = ConfigDict({"adamw": 2e-3, "muon": 2e-3})
+
+    # Both learning rates warm up linearly, then fall along a cosine.
+    config.warmup_steps = 40
+    config.final_learning_rate = 0.1  # as a fraction of the peak
+    config.clip_norm = 1.0  # of the gradient of tables and body together
+
+    config.eval_every = 50  # steps
+    config.eval_batches = 32
+    config.checkpoint_every = 100  # steps
+    config.keep_checkpoints = 2
+
+    # A run replaces what an earlier one left here, unless it resumes it.
+    config.workdir = "runs/pretrain_small"
+    config.resume = False
+    return config

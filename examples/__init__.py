@@ -1,0 +1,1 @@
+"""Training programs to copy from; run them from the root of the repository."""

@@ -1,0 +1,155 @@
+"""From documents to batches of tokens.
+
+Documents are split into train and validation, a byte-level BPE vocabulary is trained on
+the train documents, and the tokens of each side are packed into one long array with an
+end-of-text token after each document. Batches are windows of that array.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from examples.lm.corpus import read_documents
+
+END_OF_TEXT = "<|endoftext|>"
+_CACHE_VERSION = 1
+# A window is a slice of an array in memory: threads would only cost.
+_NO_THREADS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+
+
+class Tokens(NamedTuple):
+    """Packed token ids of both sides of the split."""
+
+    train: np.ndarray  # uint16 or uint32
+    validation: np.ndarray
+
+
+def load(
+    path: str | None = None,
+    vocab_size: int = 4096,
+    validation_fraction: float = 0.05,
+    split_seed: int = 0,
+    cache_dir: str = ".cache",
+) -> Tokens:
+    """Returns the tokens of a corpus, from the cache where it has been seen before.
+
+    Args:
+      path: what to read, see :func:`examples.lm.corpus.read_documents`.
+      vocab_size: size of the BPE vocabulary; a tiny corpus may not fill it.
+      validation_fraction: share of the documents to validate on.
+      split_seed: which documents those are.
+      cache_dir: where vocabularies and tokens are kept, under a key of the corpus and
+        of these settings.
+    """
+    documents = read_documents(path)
+    settings = [_CACHE_VERSION, vocab_size, validation_fraction, split_seed]
+    cache = Path(cache_dir, _key(documents, settings))
+    if not cache.exists():
+        train, validation = split(documents, validation_fraction, split_seed)
+        tokenizer = train_tokenizer(train, vocab_size)
+        tokens = Tokens(pack(tokenizer, train), pack(tokenizer, validation))
+        _write(cache, tokenizer, tokens)
+    with np.load(cache / "tokens.npz") as arrays:
+        return Tokens(arrays["train"], arrays["validation"])
+
+
+def split(
+    documents: list[str], validation_fraction: float, seed: int
+) -> tuple[list[str], list[str]]:
+    """Returns shuffled (train, validation) documents, at least one of each."""
+    order = np.random.default_rng(seed).permutation(len(documents))
+    n = round(validation_fraction * len(documents))
+    n = min(max(n, 1), len(documents) - 1)
+    return [documents[i] for i in order[n:]], [documents[i] for i in order[:n]]
+
+
+def train_tokenizer(documents: list[str], vocab_size: int) -> Tokenizer:
+    """Trains a byte-level BPE vocabulary, GPT-2's kind."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    return tokenizer
+
+
+def pack(tokenizer: Tokenizer, documents: list[str]) -> np.ndarray:
+    """Returns the tokens of all documents in a row, each ending with END_OF_TEXT."""
+    dtype = np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    encodings = tokenizer.encode_batch_fast(documents)
+    return np.concatenate([np.array([*e.ids, end], dtype) for e in encodings])
+
+
+def train_batches(
+    tokens: np.ndarray, sequence_length: int, batch_size: int, seed: int
+) -> grain.DatasetIterator:
+    """Returns an endless iterator over int32[batch_size, sequence_length + 1].
+
+    Inputs are all but the last token of a window, targets all but the first. Every
+    epoch has another order. The position is `get_state()` of the iterator.
+    """
+    batches = _windows(tokens, sequence_length).seed(seed).shuffle().repeat()
+    batches = batches.batch(batch_size, drop_remainder=True)
+    return iter(batches.to_iter_dataset(_NO_THREADS))
+
+
+def validation_batches(
+    tokens: np.ndarray, sequence_length: int, batch_size: int, n_batches: int
+) -> list[np.ndarray]:
+    """Returns the same (up to) `n_batches` every time, drawn from all documents."""
+    windows = _windows(tokens, sequence_length).seed(0).shuffle()
+    batches = windows.batch(min(batch_size, len(windows)), drop_remainder=True)
+    batches = batches[: min(n_batches, len(batches))]
+    return list(batches.to_iter_dataset(_NO_THREADS))
+
+
+def _windows(tokens: np.ndarray, sequence_length: int) -> grain.MapDataset:
+    """Cuts tokens into windows: consecutive ones share a token, target then input."""
+    n_windows = (len(tokens) - 1) // sequence_length
+    if n_windows < 1:
+        raise ValueError(
+            f"One side of the corpus has {len(tokens)} tokens, too few for a window of"
+            f" {sequence_length} + 1: give more text or a smaller sequence_length."
+        )
+
+    def window(i: int) -> np.ndarray:
+        start = i * sequence_length
+        return tokens[start : start + sequence_length + 1].astype(np.int32)
+
+    return grain.MapDataset.range(n_windows).map(window)
+
+
+def _key(documents: list[str], settings: list) -> str:
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for document in documents:
+        content = document.encode("utf-8", errors="surrogatepass")
+        digest.update(len(content).to_bytes(8, "big") + content)
+    return digest.hexdigest()[:16]
+
+
+def _write(cache: Path, tokenizer: Tokenizer, tokens: Tokens) -> None:
+    """Writes all files of a cache entry, or none."""
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache.parent) as scratch:
+        entry = Path(scratch, cache.name)
+        entry.mkdir()
+        tokenizer.save(str(entry / "tokenizer.json"))
+        np.savez(entry / "tokens.npz", **tokens._asdict())
+        try:
+            os.rename(entry, cache)
+        except OSError:  # another run has been faster
+            if not cache.exists():
+                raise

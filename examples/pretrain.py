@@ -1,0 +1,86 @@
+r"""Pretrains a language model: token tables on Ember, the body on AdamW.
+
+    python -m examples.pretrain --config=configs/pretrain_small.py
+
+Useful flags (all of them are in the config file, with comments):
+
+    --compare                          then the same run with AdamW on the tables
+    --config.tables.optimizer=adam     also adam_no_momentum, adafactor, sm3, sgd
+    --config.tables.learning_rate=0.1  instead of the tuned one
+    --config.body.optimizer=muon
+    --config.data.path='texts/*.txt'   your own text or JSON Lines
+    --config.steps=1000 --config.model.width=256 --config.model.tied
+    --config.workdir=runs/mine
+    --config.resume                    go on from the last checkpoint in workdir
+
+Ctrl-C saves a checkpoint and ends the run; a second Ctrl-C ends it at once.
+"""
+
+from pathlib import Path
+
+from absl import app, flags, logging
+from flax import nnx
+from ml_collections import ConfigDict, config_flags
+
+import ember_optax
+from examples.lm import Config, data, metrics, training
+from examples.lm.optimizer import table_state_bytes
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/pretrain_small.py")
+_COMPARE = flags.DEFINE_bool(
+    "compare", False, "Run a second arm with AdamW on the token tables."
+)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument {argv[1]!r}")
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint at length
+    run(_CONFIG.value, _COMPARE.value)
+
+
+def run(config: Config, compare: bool = False) -> dict[str, training.Result]:
+    """Trains one or two arms, prints what came out and returns it by arm."""
+    workdir = Path(config.workdir)
+    params = nnx.state(nnx.eval_shape(lambda: training.make_model(config)), nnx.Param)
+    print(ember_optax.summarize(params), end="\n\n", flush=True)
+    tokens = data.load(**config.data)
+    print(
+        f"{tokens.train.size:,} tokens to train on,"
+        f" {tokens.validation.size:,} to validate on\n",
+        flush=True,
+    )
+
+    arms = {config.tables.optimizer: config}
+    if compare:
+        arms["adam"] = with_adam_tables(config)
+    results = {}
+    for name, arm in arms.items():
+        results[name] = training.train(arm, tokens, workdir / name)
+        if results[name].step < config.steps:
+            print(
+                f"\nInterrupted at step {results[name].step}; a checkpoint is saved."
+                " To go on, repeat the command with --config.resume"
+            )
+            return results
+
+    plot = workdir / "loss.png"
+    metrics.plot(plot, {name: r.records for name, r in results.items()})
+    print(f"\n{'tables':<18}{'validation loss':>16}{'table state':>20}{'time':>9}")
+    for name, result in results.items():
+        state = f"{table_state_bytes(arms[name], params):,} bytes"
+        loss, seconds = result.validation_loss, result.seconds
+        print(f"{name:<18}{loss:>16.4f}{state:>20}{seconds:>7.0f} s")
+    print(f"\nLoss plot: {plot}")
+    return results
+
+
+def with_adam_tables(config: Config) -> Config:
+    """Returns the same config with AdamW on the tables, at its own tuned settings."""
+    config = ConfigDict(config.to_dict())
+    config.tables.update(optimizer="adam", learning_rate=None, b2=None)
+    return config
+
+
+if __name__ == "__main__":
+    app.run(main)

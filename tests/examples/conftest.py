@@ -1,0 +1,36 @@
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from configs.pretrain_small import get_config
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A directory of twenty documents, each with a word that no other has."""
+    directory = tmp_path / "corpus"
+    directory.mkdir()
+    for i in range(20):
+        lines = [f"word{i} counts {i * n} and {n} more" for n in range(20)]
+        (directory / f"{i:02}.txt").write_text("\n".join(lines))
+    return directory
+
+
+@pytest.fixture
+def config(tmp_path, corpus) -> ConfigDict:
+    """The configuration of `make pretrain`, tiny."""
+    config = get_config()
+    config.update(steps=6, batch_size=2, sequence_length=16, warmup_steps=2)
+    config.update(eval_every=3, eval_batches=2, checkpoint_every=2)
+    config.data.update(path=str(corpus), cache_dir=str(tmp_path / "cache"))
+    config.data.vocab_size = 300
+    config.model.update(width=16, layers=1, heads=2, mlp_width=32)
+    config.workdir = str(tmp_path / "run")
+    return config
+
+
+@pytest.fixture
+def weak_promotion():
+    """Optax's Adam computes `float ** int32` and Flax's bfloat16 norm mixes types."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
