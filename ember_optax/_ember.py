@@ -1,11 +1,12 @@
 """Ember as an Optax gradient transformation."""
 
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec as P
 
 from ember_optax import _moments
 from ember_optax._checks import (
@@ -18,6 +19,15 @@ from ember_optax._checks import (
 )
 from ember_optax._moments import ColumnMean, TableMoments
 from ember_optax._paths import named_leaves
+from ember_optax._sharding import AxisName, AxisNames, Layout, find_layout, pin
+from ember_optax._statistics import (
+    Sums,
+    sum_squares,
+    sum_squares_of_shards,
+    sum_squares_on_mesh,
+)
+
+RowState = Literal["replicated", "sharded"]
 
 
 class EmberState(NamedTuple):
@@ -33,6 +43,9 @@ def scale_by_ember(
     *,
     column_mean: ColumnMean = "all",
     vocab_axis: VocabAxis = None,
+    row_state: RowState = "replicated",
+    param_shardings: Any = None,
+    axis_names: tuple[AxisName, AxisName] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Rescales the gradients of token tables by a factored second moment.
 
@@ -97,6 +110,32 @@ def scale_by_ember(
       `Token Geometry <https://arxiv.org/abs/2607.01455>`_, 2026
     """
     check_hyperparameters(b2, eps, column_mean)
+    rows_sharded = row_state == "sharded"
+    names = AxisNames.of(axis_names) if axis_names is not None else None
+
+    def pin_moments(
+        moments: TableMoments, layout: Layout | None, i: int, axis: int
+    ) -> TableMoments:
+        """Gives the moments of table i the same sharding before and after a step."""
+        row, col = moments
+        if not rows_sharded:
+            row = pin(row, P(), layout)
+        elif layout:
+            row = pin(row, P(layout.specs[i][axis]), layout)
+        return TableMoments(row, pin(col, P(), layout))
+
+    def sum_all_squares(
+        grads: list[jax.Array], axes: list[int], layout: Layout | None, tables: Any
+    ) -> list[Sums]:
+        wide = any(moments.row.dtype == jnp.float64 for moments in tables.values())
+        dtype = jnp.float64 if wide else jnp.float32
+        if names:
+            return sum_squares_of_shards(grads, axes, dtype, names)
+        if layout:
+            return sum_squares_on_mesh(
+                grads, axes, dtype, layout, rows_sharded=rows_sharded
+            )
+        return [sum_squares(g, a, dtype) for g, a in zip(grads, axes, strict=True)]
 
     def init_fn(params: optax.Params) -> EmberState:
         count = jnp.zeros([], jnp.int32)
@@ -106,10 +145,11 @@ def scale_by_ember(
             return EmberState(count, count)  # pyright: ignore[reportArgumentType]
         leaves = named_leaves(params)
         axes = vocab_axes(leaves, vocab_axis)
-        tables = {
-            name: _moments.init_moments(leaf.shape, leaf.dtype, axes[name])
-            for name, leaf in leaves
-        }
+        layout = find_layout(leaves, param_shardings)
+        tables = {}
+        for i, (path, leaf) in enumerate(leaves):
+            zeros = _moments.init_moments(leaf.shape, leaf.dtype, axes[path])
+            tables[path] = pin_moments(zeros, layout, i, axes[path])
         return EmberState(count, tables)
 
     def update_fn(
@@ -122,24 +162,32 @@ def scale_by_ember(
         leaves = named_leaves(updates)
         axes = vocab_axes(leaves, vocab_axis)
         check_gradients(leaves, axes, state.tables)
+        layout = find_layout(leaves, param_shardings)
+        grads = [grad for _, grad in leaves]
+        sums = sum_all_squares(grads, list(axes.values()), layout, state.tables)
+        # The third use of a gradient must not share a float32 copy with the others.
+        grads, sums = jax.lax.optimization_barrier((grads, sums))
+
         count = cast(jax.Array, optax.safe_increment(state.count))
-        steps = {
-            name: _moments.precondition(
-                grad,
-                state.tables[name],
+        new_updates, tables = [], {}
+        for i, (path, axis) in enumerate(axes.items()):
+            moments = _moments.update_moments(
+                state.tables[path], sums[i], b2=b2, column_mean=column_mean, names=names
+            )
+            tables[path] = pin_moments(moments, layout, i, axis)
+            update = _moments.precondition(
+                grads[i],
+                tables[path],
                 count,
-                axis=axes[name],
+                axis=axis,
                 b2=b2,
                 eps=eps,
                 column_mean=column_mean,
+                names=names,
             )
-            for name, grad in leaves
-        }
-        new_updates = jax.tree.unflatten(
-            jax.tree.structure(updates), [update for update, _ in steps.values()]
-        )
-        tables = {name: moments for name, (_, moments) in steps.items()}
-        return new_updates, EmberState(count, tables)
+            new_updates.append(update)
+        structure = jax.tree.structure(updates)
+        return jax.tree.unflatten(structure, new_updates), EmberState(count, tables)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -153,6 +201,9 @@ def ember(
     *,
     column_mean: ColumnMean = "all",
     vocab_axis: VocabAxis = None,
+    row_state: RowState = "replicated",
+    param_shardings: Any = None,
+    axis_names: tuple[AxisName, AxisName] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The Ember optimizer for token tables: embeddings and language-model heads.
 
@@ -227,7 +278,15 @@ def ember(
     """
     check_weight_decay(weight_decay)
     return optax.chain(
-        scale_by_ember(b2, eps, column_mean=column_mean, vocab_axis=vocab_axis),
+        scale_by_ember(
+            b2,
+            eps,
+            column_mean=column_mean,
+            vocab_axis=vocab_axis,
+            row_state=row_state,
+            param_shardings=param_shardings,
+            axis_names=axis_names,
+        ),
         optax.add_decayed_weights(weight_decay, weight_decay_mask),
         optax.scale_by_learning_rate(learning_rate),
     )

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ember_optax._sharding import replicate
+from ember_optax._sharding import AxisNames
+from ember_optax._statistics import Sums
 
 ColumnMean = Literal["all", "active"]
 
@@ -40,6 +41,46 @@ def init_moments(shape: tuple[int, ...], dtype: DTypeLike, axis: int) -> TableMo
     return TableMoments(jnp.zeros(shape[axis], dtype), jnp.zeros(columns, dtype))
 
 
+def update_moments(
+    moments: TableMoments,
+    sums: Sums,
+    *,
+    b2: float | jax.Array,
+    column_mean: ColumnMean,
+    names: AxisNames | None,
+) -> TableMoments:
+    r"""Moves the moments towards the means of the squared gradient.
+
+    .. math::
+
+      row_i &\leftarrow b_2 \, row_i + (1 - b_2) \, mean_j \, g_{ij}^2 \\
+      col_j &\leftarrow b_2 \, col_j + (1 - b_2) \, mean_i \, g_{ij}^2
+
+    Args:
+      moments: moments before the step.
+      sums: row and column sums of the squared gradient.
+      b2: decay of both statistics, in [0, 1).
+      column_mean: `"all"` averages a column over all rows, `"active"` over those with
+        a gradient.
+      names: inside `jax.shard_map`, the mesh axes of rows and columns.
+    """
+    dtype = moments.row.dtype
+    n_columns = moments.col.size * _n_shards(names and names.columns)
+    if column_mean == "all":
+        n_rows = moments.row.size * _n_shards(names and names.rows)
+    else:
+        n_rows = jnp.count_nonzero(sums.row)
+        if names and names.rows:
+            n_rows = jax.lax.psum(n_rows, names.rows)
+        n_rows = jnp.maximum(n_rows, 1).astype(dtype)
+    # 1 - b2 and not b2 is what must be exact: float32(0.999) is off by 2e-5 of 0.001.
+    rate = jnp.asarray(1 - b2, dtype)
+    return TableMoments(
+        moments.row + rate * (sums.row.astype(dtype) / n_columns - moments.row),
+        moments.col + rate * (sums.col.astype(dtype) / n_rows - moments.col),
+    )
+
+
 def precondition(
     grad: jax.Array,
     moments: TableMoments,
@@ -49,61 +90,54 @@ def precondition(
     b2: float | jax.Array,
     eps: float | jax.Array,
     column_mean: ColumnMean,
-) -> tuple[jax.Array, TableMoments]:
-    r"""One step of Ember on one table.
+    names: AxisNames | None,
+) -> jax.Array:
+    r"""Divides a gradient by the root of the factored second moment.
 
     .. math::
 
-      row_i &\leftarrow b_2 \, row_i + (1 - b_2) \, mean_j \, g_{ij}^2 \\
-      col_j &\leftarrow b_2 \, col_j + (1 - b_2) \, mean_i \, g_{ij}^2 \\
-      \hat v_{ij} &= \frac{row_i \, col_j}{mean(col) \, (1 - b_2^t)} \\
-      u_{ij} &= g_{ij} / (\sqrt{\hat v_{ij}} + \epsilon)
+      \hat v_{ij} = \frac{row_i \, col_j}{mean(col) \, (1 - b_2^t)}, \quad
+      u_{ij} = g_{ij} / (\sqrt{\hat v_{ij}} + \epsilon)
 
     Args:
       grad: gradient of the table, any floating dtype, with V rows along `axis` and
         columns along all other axes.
-      moments: moments before the step.
+      moments: moments after :func:`update_moments`.
       count: int32 scalar, the number t of this step, counted from 1.
       axis: the axis that holds the tokens.
       b2: decay of both statistics, in [0, 1).
       eps: added to the root, not below it.
-      column_mean: `"all"` averages a column over all rows and normalises by the mean
-        of `col`; `"active"` averages over rows with a gradient and normalises by the
-        mean of `row`, as in the first versions of the paper.
+      column_mean: with `"active"` the scale is mean(row) instead of mean(col).
+      names: inside `jax.shard_map`, the mesh axes of rows and columns.
 
     Returns:
-      The update u, with the shape and dtype of `grad`, and the new moments.
+      The update u, with the shape and dtype of `grad`.
     """
-    dtype = moments.row.dtype
-    columns = tuple(a for a in range(grad.ndim) if a != axis)
-    # 1 - b2 and not b2 is what must be exact: float32(0.999) is off by 2e-5 of 0.001.
-    rate = jnp.asarray(1 - b2, dtype)
-    correction = -jnp.expm1(count.astype(dtype) * jnp.log1p(-rate))
-
-    row_mean = replicate(jnp.mean(_square(grad, dtype), axis=columns))
-    # Without the barriers XLA:CPU computes the squares once and stores all V x D.
-    grad, row_mean = jax.lax.optimization_barrier((grad, row_mean))
+    row, col = moments
+    dtype = row.dtype
     if column_mean == "all":
-        col_mean = replicate(jnp.mean(_square(grad, dtype), axis=axis))
+        scale = _mean(col, names and names.columns)
     else:
-        active = jnp.maximum(jnp.count_nonzero(row_mean), 1).astype(dtype)
-        col_mean = replicate(jnp.sum(_square(grad, dtype), axis=axis)) / active
-    grad, col_mean = jax.lax.optimization_barrier((grad, col_mean))
-
-    row = replicate(moments.row + rate * (row_mean - moments.row))
-    col = replicate(moments.col + rate * (col_mean - moments.col))
-    scale = jnp.mean(col if column_mean == "all" else row) * correction
+        scale = _mean(row, names and names.rows)
+    decayed = count.astype(dtype) * jnp.log1p(-jnp.asarray(1 - b2, dtype))
+    scale = scale * -jnp.expm1(decayed)
     col_factor = col / jnp.maximum(scale, jnp.finfo(dtype).tiny)
 
     # Taking roots before the product costs V + D of them and cannot underflow.
+    columns = tuple(a for a in range(grad.ndim) if a != axis)
     row_root = jnp.expand_dims(_root(row), columns)
     col_root = jnp.expand_dims(_root(col_factor), axis)
     update = grad.astype(dtype) / (row_root * col_root + jnp.asarray(eps, dtype))
-    return update.astype(grad.dtype), TableMoments(row, col)
+    return update.astype(grad.dtype)
 
 
-def _square(x: jax.Array, dtype: DTypeLike) -> jax.Array:
-    return jnp.square(x.astype(dtype))
+def _n_shards(names: tuple[str, ...] | None) -> int:
+    return jax.lax.axis_size(names) if names else 1
+
+
+def _mean(x: jax.Array, names: tuple[str, ...] | None) -> jax.Array:
+    mean = jnp.mean(x)
+    return jax.lax.pmean(mean, names) if names else mean
 
 
 def _root(x: jax.Array) -> jax.Array:

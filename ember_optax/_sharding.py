@@ -1,31 +1,114 @@
-"""Where the state of a table lives on a device mesh."""
+"""Where tables and their state lie on a device mesh."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ember_optax._paths import named_leaves
 
-def replicate(x: jax.Array) -> jax.Array:
-    """Pins an array to be replicated over the mesh in context.
+Spec = tuple[tuple[str, ...], ...]
+"""Names of the mesh axes that each dimension of an array is sharded over."""
 
-    The mesh is the one of `jax.set_mesh`; Auto and Explicit axes are both handled.
-    With no mesh in context this does nothing: pin the state with the `out_shardings`
-    of `jax.jit` instead. Inside `jax.shard_map` it does nothing either, since arrays
-    are local there.
+
+AxisName = str | tuple[str, ...] | None
+
+
+class AxisNames(NamedTuple):
+    """Mesh axes of the tables inside `jax.shard_map`, for all tables the same."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+
+    @classmethod
+    def of(cls, names: tuple[AxisName, AxisName]) -> "AxisNames":
+        """Reads the entries of a PartitionSpec of two dimensions."""
+        return cls(*_axes(P(*names), 2))
+
+
+class Layout(NamedTuple):
+    """Tables on a mesh, all of them or none."""
+
+    mesh: Any  # jax.sharding.Mesh or AbstractMesh
+    specs: tuple[Spec, ...]  # one for each table
+
+    def used(self) -> tuple[str, ...]:
+        """Mesh axes that any table is sharded over, in the order of the mesh."""
+        names = {name for spec in self.specs for axes in spec for name in axes}
+        return tuple(name for name in self.mesh.axis_names if name in names)
+
+
+def find_layout(
+    leaves: Sequence[tuple[str, Any]], param_shardings: Any
+) -> Layout | None:
+    """Tells how tables are sharded, where that is known while tracing.
+
+    Args:
+      leaves: (path, array) of every table.
+      param_shardings: shardings of the parameters as the user gave them, or None. They
+        are not needed on Explicit axes, where types carry the sharding.
+
+    Returns:
+      The layout, or None where nothing is sharded or XLA alone knows how.
+
+    Raises:
+      ValueError: `param_shardings` has none for a table.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if AxisType.Manual in mesh.axis_types:
+        return None
+    if param_shardings is not None:
+        shardings = dict(named_leaves(param_shardings))
+        given = [_sharding_of(path, shardings) for path, _ in leaves]
+        meshes = [s.mesh for s in given if isinstance(s, NamedSharding)]
+        mesh = meshes[0] if meshes else mesh
+        specs = [s.spec if isinstance(s, NamedSharding) else s for s in given]
+    elif mesh.are_all_axes_explicit:
+        specs = [jax.typeof(leaf).sharding.spec for _, leaf in leaves]
+    else:
+        return None
+    layout = Layout(mesh, tuple(map(_axes, specs, [x.ndim for _, x in leaves])))
+    return layout if layout.used() else None
+
+
+def pin(x: jax.Array, spec: P, layout: Layout | None) -> jax.Array:
+    """Pins the sharding of an array, on Auto and on Explicit axes.
+
+    With neither a layout nor a mesh of `jax.set_mesh` in context this does nothing, nor
+    does it inside `jax.shard_map`, where arrays are local.
 
     Args:
       x: array of any shape, concrete or traced.
-
-    Returns:
-      `x`, with sharding `P()` on the mesh in context.
+      spec: how to shard it.
+      layout: has the mesh; None for the mesh in context.
     """
-    axis_types = set(jax.sharding.get_abstract_mesh().axis_types)
+    mesh = layout.mesh if layout else jax.sharding.get_abstract_mesh()
+    axis_types = set(mesh.axis_types)
     if AxisType.Manual in axis_types:
         return x
+    sharding = NamedSharding(mesh, spec) if layout else spec
     # Each function is silently wrong or an error on the other kind of axis: reshard
     # ignores Auto axes, with_sharding_constraint only asserts on Explicit ones.
     if AxisType.Explicit in axis_types:
-        x = jax.reshard(x, P())
+        x = jax.reshard(x, sharding)
     if AxisType.Auto in axis_types:
-        x = jax.lax.with_sharding_constraint(x, P())
+        x = jax.lax.with_sharding_constraint(x, sharding)
     return x
+
+
+def _sharding_of(path: str, shardings: dict[str, Any]) -> Any:
+    if path not in shardings:
+        known = ", ".join(map(repr, shardings)) or "none"
+        raise ValueError(
+            f"param_shardings has no sharding for {path!r}, but for {known}. Pass a"
+            " tree of shardings with the structure of the parameters."
+        )
+    return shardings[path]
+
+
+def _axes(spec: P, ndim: int) -> Spec:
+    """Returns the mesh axes of each dimension, as tuples."""
+    entries = tuple(spec) + (None,) * (ndim - len(spec))
+    return tuple((e,) if isinstance(e, str) else tuple(e or ()) for e in entries)
