@@ -90,8 +90,8 @@ def precondition(
         col_mean = replicate(jnp.sum(_square(grad, dtype), axis=axis)) / active
     grad, col_mean = jax.lax.optimization_barrier((grad, col_mean))
 
-    row = replicate(moments.row + rate * (row_mean - moments.row))
-    col = replicate(moments.col + rate * (col_mean - moments.col))
+    row = replicate(moments.row - rate * moments.row + rate * row_mean)
+    col = replicate(moments.col - rate * moments.col + rate * col_mean)
     scale = jnp.mean(col if column_mean == "all" else row) * correction
     col_factor = col / jnp.maximum(scale, jnp.finfo(dtype).tiny)
 
