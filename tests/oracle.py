@@ -21,14 +21,14 @@ class Oracle:
 
     def __init__(
         self,
-        theta,
-        learning_rate=1.0,
-        b2=0.999,
-        eps=1e-8,
-        weight_decay=0.0,
-        column_mean="all",
-        vocab_axis=None,
-    ):
+        theta: np.ndarray,
+        learning_rate: float = 1.0,
+        b2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        column_mean: str = "all",
+        vocab_axis: int | None = None,
+    ) -> None:
         self.theta = np.array(theta, np.float64)
         self.update = np.zeros_like(self.theta)
         self.learning_rate = learning_rate
@@ -43,7 +43,7 @@ class Oracle:
         self.row = np.zeros(tokens_first[0])
         self.col = np.zeros(tokens_first[1:])
 
-    def step(self, grad):
+    def step(self, grad: np.ndarray) -> None:
         self.t += 1
         tokens_first = np.moveaxis(np.asarray(grad, np.float64), self.vocab_axis, 0)
         g = tokens_first.reshape(self.row.size, self.col.size)

@@ -1,0 +1,301 @@
+"""Ember inside the wrappers of Optax and the transformations of JAX."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ember_optax
+
+LEARNING_RATE = 1e-2
+LABELS = {"embed": "table", "head": "table", "mlp": "body", "scale": "body"}
+SHAPES = {"embed": (12, 4), "head": (4, 12), "mlp": (4, 4), "scale": (4,)}
+TABLES = ["embed", "head"]
+
+Tree = dict[str, Any]
+
+
+def make_tree(seed: int, dtype: Any = np.float32) -> Tree:
+    rng = np.random.default_rng(seed)
+    return {k: rng.standard_normal(v).astype(dtype) for k, v in SHAPES.items()}
+
+
+def make_tables(seed: int, dtype: Any = np.float32) -> Tree:
+    return {name: make_tree(seed, dtype)[name] for name in TABLES}
+
+
+def make_ember(**options: Any) -> optax.GradientTransformationExtraArgs:
+    return ember_optax.ember(LEARNING_RATE, weight_decay=0.1, **options)
+
+
+def run(tx: Any, params: Tree, grads: list[Tree]) -> tuple[list[Tree], Any]:
+    """Takes a jitted step for each gradient; returns all updates and the last state."""
+    update = jax.jit(tx.update)
+    state, all_updates = tx.init(params), []
+    for grad in grads:
+        updates, state = update(grad, state, params)
+        params = optax.apply_updates(params, updates)
+        all_updates.append(updates)
+    return all_updates, state
+
+
+PARAMS, TABLE_PARAMS = make_tree(0), make_tables(0)
+GRADS = [make_tree(seed) for seed in (1, 2, 3)]
+TABLE_GRADS = [make_tables(seed) for seed in (1, 2, 3)]
+
+
+# Wrappers of Optax
+
+
+def test_tables_do_not_see_each_other() -> None:
+    updates, _ = run(make_ember(), TABLE_PARAMS, TABLE_GRADS)
+    for name in TABLES:
+        grads = [{name: grad[name]} for grad in TABLE_GRADS]
+        alone, _ = run(make_ember(), {name: TABLE_PARAMS[name]}, grads)
+        chex.assert_trees_all_close([{name: u[name]} for u in updates], alone)
+
+
+def test_chain() -> None:
+    def clip(grads: Tree) -> Tree:
+        norm = np.sqrt(sum(np.sum(np.float64(g) ** 2) for g in grads.values()))
+        return {k: np.float32(g / norm) for k, g in grads.items()}
+
+    chained, _ = run(
+        optax.chain(optax.clip_by_global_norm(1.0), make_ember(), optax.scale(3.0)),
+        TABLE_PARAMS,
+        TABLE_GRADS[:1],
+    )
+    plain, _ = run(make_ember(), TABLE_PARAMS, [clip(TABLE_GRADS[0])])
+    expected = jax.tree.map(lambda u: 3 * u, plain)
+    chex.assert_trees_all_close(chained, expected, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("router", [optax.multi_transform, optax.partition])
+def test_multi_transform(router: Any) -> None:
+    tx = router({"table": make_ember(), "body": optax.adamw(1e-3)}, LABELS)
+    updates, _ = run(tx, PARAMS, GRADS)
+    tables, _ = run(make_ember(), TABLE_PARAMS, TABLE_GRADS)
+    body_of = lambda tree: {k: v for k, v in tree.items() if k not in TABLES}  # noqa: E731
+    body, _ = run(optax.adamw(1e-3), body_of(PARAMS), [body_of(g) for g in GRADS])
+    expected = [table | other for table, other in zip(tables, body, strict=True)]
+    chex.assert_trees_all_close(updates, expected)
+
+
+def test_masked() -> None:
+    mask = {name: name in TABLES for name in PARAMS}
+    updates, state = run(optax.masked(make_ember(), mask), PARAMS, GRADS)
+    tables, _ = run(make_ember(), TABLE_PARAMS, TABLE_GRADS)
+    expected = [grad | table for grad, table in zip(GRADS, tables, strict=True)]
+    chex.assert_trees_all_close(updates, expected)
+    assert set(optax.tree.get(state, "tables")) == set(TABLES)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_multi_steps_takes_the_step_of_the_mean_gradient() -> None:
+    updates, _ = run(optax.MultiSteps(make_ember(), 3), TABLE_PARAMS, TABLE_GRADS)
+    mean = jax.tree.map(lambda *g: np.mean(g, axis=0), *TABLE_GRADS)
+    expected, _ = run(make_ember(), TABLE_PARAMS, [mean])
+    chex.assert_trees_all_equal(updates[1], jax.tree.map(jnp.zeros_like, mean))
+    chex.assert_trees_all_close(updates[2], expected[0], rtol=1e-5)
+
+
+overflow = pytest.param(
+    1e30,
+    marks=pytest.mark.xfail(strict=True, reason="an infinite square is hidden as 0"),
+)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, overflow])
+def test_apply_if_finite_skips_a_bad_gradient(bad: float) -> None:
+    poison = {"embed": TABLE_GRADS[1]["embed"].copy(), "head": TABLE_GRADS[1]["head"]}
+    poison["embed"][3, 2] = bad
+    tx = optax.apply_if_finite(make_ember(), max_consecutive_errors=2)
+    first, last = TABLE_GRADS[0], TABLE_GRADS[2]
+    updates, state = run(tx, TABLE_PARAMS, [first, poison, last])
+    expected, clean = run(make_ember(), TABLE_PARAMS, [first, last])
+    chex.assert_trees_all_equal(updates[1], jax.tree.map(jnp.zeros_like, poison))
+    chex.assert_trees_all_equal(updates[2], expected[1])
+    chex.assert_trees_all_equal(state.inner_state, clean)
+
+
+@pytest.mark.xfail(strict=True, reason="a statistic of NaN is hidden as an update of 0")
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_a_poisoned_state_shows_in_the_next_updates(bad: float) -> None:
+    # As in optax.adam. Updates of zero would freeze the table and nobody would notice.
+    poison, grad = (np.copy(grad["embed"]) for grad in GRADS[:2])
+    poison[3, 2] = bad
+    updates, _ = run(ember_optax.scale_by_ember(), poison, [poison, grad])
+    assert not np.isfinite(updates[1]).all()
+
+
+def test_weight_decay_mask() -> None:
+    mask = {"embed": True, "head": False}
+    zero = jax.tree.map(np.zeros_like, TABLE_PARAMS)
+    expected = {"embed": -1e-3 * TABLE_PARAMS["embed"], "head": zero["head"]}
+    for either in (mask, lambda params: mask):
+        updates, _ = run(make_ember(weight_decay_mask=either), TABLE_PARAMS, [zero])
+        chex.assert_trees_all_close(updates[0], expected, rtol=1e-6)
+
+
+def test_learning_rate_schedule_starts_at_step_zero() -> None:
+    def schedule(count: jax.Array) -> jax.Array:
+        return jnp.array([0.5, 0.25, 0.125])[count]
+
+    grads = TABLE_GRADS[:1] * 3  # a constant gradient has a constant direction
+    updates, _ = run(ember_optax.ember(schedule), TABLE_PARAMS, grads)
+    unit, _ = run(ember_optax.ember(1.0), TABLE_PARAMS, grads[:1])
+    for update, learning_rate in zip(updates, [0.5, 0.25, 0.125], strict=True):
+        expected = jax.tree.map(lambda u, lr=learning_rate: lr * u, unit[0])
+        chex.assert_trees_all_close(update, expected, rtol=1e-5)
+
+
+# Injected hyperparameters
+
+
+def inject(dtype: Any = None, **options: Any) -> optax.GradientTransformationExtraArgs:
+    factory = optax.inject_hyperparams(ember_optax.ember, hyperparam_dtype=dtype)
+    return factory(LEARNING_RATE, weight_decay=0.1, **options)
+
+
+def test_an_injected_learning_rate_can_be_changed() -> None:
+    tx, plain = inject(), ember_optax.ember(0.5, weight_decay=0.1)
+    state = optax.tree.set(tx.init(TABLE_PARAMS), learning_rate=jnp.float32(0.5))
+    updates, _ = jax.jit(tx.update)(TABLE_GRADS[0], state, TABLE_PARAMS)
+    expected, _ = run(plain, TABLE_PARAMS, TABLE_GRADS[:1])
+    chex.assert_trees_all_close(updates, expected[0], rtol=2e-5)
+
+
+def test_injected_schedule_of_b2() -> None:
+    decays = [0.5, 0.9, 0.99]
+    tx = optax.inject_hyperparams(ember_optax.scale_by_ember)(
+        b2=lambda count: jnp.array(decays)[count]
+    )
+    updates, _ = run(tx, TABLE_PARAMS, TABLE_GRADS)
+    state = ember_optax.scale_by_ember().init(TABLE_PARAMS)
+    for b2, grad, update in zip(decays, TABLE_GRADS, updates, strict=True):
+        expected, state = ember_optax.scale_by_ember(b2).update(grad, state)
+        chex.assert_trees_all_close(update, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_injected_half_precision_is_refused_with_the_way_out(dtype: Any) -> None:
+    params = make_tables(0, dtype)
+    name = jnp.dtype(dtype).name
+    with pytest.raises(ValueError, match=f"b2 is {name}.*hyperparam_dtype=jnp.float32"):
+        inject().init(params)
+
+
+@pytest.mark.usefixtures("standard_promotion")  # float32 rate times bfloat16 update
+def test_injected_in_float32_beside_bfloat16_parameters() -> None:
+    params = make_tables(0, jnp.bfloat16)
+    grads = [make_tables(seed, jnp.bfloat16) for seed in (1, 2, 3)]
+    updates, state = run(inject(jnp.float32), params, grads)
+    expected, plain_state = run(make_ember(), params, grads)
+    widen = lambda tree: jax.tree.map(lambda x: np.asarray(x, np.float32), tree)  # noqa: E731
+    # The plain update is rounded to bfloat16 up to six times, each by up to 2^-8.
+    chex.assert_trees_all_close(widen(updates), widen(expected), rtol=6 * 2**-8)
+    chex.assert_trees_all_close(
+        state.inner_state[0].tables, plain_state[0].tables, rtol=2e-5
+    )
+
+
+# Transformations of JAX
+
+
+def step(tx: Any, params: Tree, state: Any, grads: Tree) -> tuple[Tree, Any]:
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+
+class TestVariants(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True, with_device=True)
+    def test_jit_changes_nothing(self) -> None:
+        tx = make_ember()
+        state = self.variant(tx.init)(TABLE_PARAMS)
+        updates, _ = self.variant(tx.update)(TABLE_GRADS[0], state, TABLE_PARAMS)
+        expected, _ = run(tx, TABLE_PARAMS, TABLE_GRADS[:1])
+        chex.assert_trees_all_close(updates, expected[0], rtol=1e-5)
+
+
+def test_scan_is_a_loop() -> None:
+    tx = make_ember()
+    stacked = jax.tree.map(lambda *g: np.stack(g), *TABLE_GRADS)
+
+    def scanned(carry: Any, grads: Tree) -> tuple[Any, None]:
+        return step(tx, *carry, grads), None
+
+    init = TABLE_PARAMS, tx.init(TABLE_PARAMS)
+    (_, state), _ = jax.lax.scan(scanned, init, stacked)
+    _, expected = run(tx, TABLE_PARAMS, TABLE_GRADS)
+    chex.assert_trees_all_close(state, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_cond_takes_the_step_or_not(skip: bool) -> None:
+    tx = make_ember()
+    before = TABLE_PARAMS, tx.init(TABLE_PARAMS)
+    after = jax.lax.cond(
+        skip, lambda: before, lambda: step(tx, *before, TABLE_GRADS[0])
+    )
+    expected = before if skip else step(tx, *before, TABLE_GRADS[0])
+    chex.assert_trees_all_close(after, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_vmap_over_seeds_is_a_loop() -> None:
+    tx = make_ember()
+    stack = lambda trees: jax.tree.map(lambda *x: np.stack(x), *trees)  # noqa: E731
+    params, grads = [make_tables(s) for s in (0, 1)], [make_tables(s) for s in (2, 3)]
+
+    def one_seed(params: Tree, grads: Tree) -> tuple[Tree, Any]:
+        new, state = step(tx, params, tx.init(params), grads)
+        return step(tx, new, state, grads)
+
+    together = jax.jit(jax.vmap(one_seed))(stack(params), stack(grads))
+    expected = stack([one_seed(p, g) for p, g in zip(params, grads, strict=True)])
+    chex.assert_trees_all_close(together, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_donated_buffers_are_reused() -> None:
+    tx = make_ember()
+    params = jax.tree.map(jnp.array, TABLE_PARAMS)
+    state = tx.init(params)
+    expected = step(tx, params, state, TABLE_GRADS[0])
+    jitted = jax.jit(
+        lambda params, state, grads: step(tx, params, state, grads),
+        donate_argnums=(0, 1),
+    )
+    after = jitted(params, state, TABLE_GRADS[0])
+    chex.assert_trees_all_close(after, expected, rtol=1e-5, atol=1e-6)
+    assert all(x.is_deleted() for x in jax.tree.leaves((params, state)))
+
+
+def test_float32_parameters_stay_float32_under_x64() -> None:
+    expected, state = run(make_ember(), TABLE_PARAMS, TABLE_GRADS)
+    with jax.enable_x64(True):
+        updates, state_64 = run(make_ember(), TABLE_PARAMS, TABLE_GRADS)
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        (updates, state_64), (expected, state)
+    )
+    chex.assert_trees_all_close(updates, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_state_is_float32_whatever_the_parameters_are(dtype: Any) -> None:
+    state = ember_optax.scale_by_ember().init(make_tables(0, dtype))
+    assert {x.dtype for x in jax.tree.leaves(state.tables)} == {jnp.dtype(jnp.float32)}
+
+
+def test_the_learning_rate_can_be_differentiated() -> None:
+    def loss(learning_rate: jax.Array) -> jax.Array:
+        tx = ember_optax.ember(learning_rate)
+        params, state = TABLE_PARAMS, tx.init(TABLE_PARAMS)
+        for _ in range(2):
+            params, state = step(tx, params, state, params)
+        return sum(jnp.sum(table**2) for table in params.values())
+
+    chex.assert_numerical_grads(jax.jit(loss), (jnp.array(0.1),), order=1)

@@ -1,0 +1,119 @@
+"""What the compiler says that a step takes: V + D numbers and no V x D temporary.
+
+Nothing is allocated here and nothing is timed: a step on one table of GPT-2's size is
+compiled from shapes, with the buffers of parameters and state donated.
+"""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ember_optax
+
+# Optax divides floats by integers, in Adam and in its schedules.
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+V, D = 50304, 768
+SCHEDULE = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 10, 100)
+
+
+def beside_a_body(
+    table: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    return optax.multi_transform(
+        {"table": table, "body": optax.adamw(1e-3)}, {"embed": "table", "norm": "body"}
+    )
+
+
+PLAIN = ember_optax.ember(1e-2)
+OPTIMIZERS = {
+    "plain": PLAIN,
+    "active": ember_optax.ember(1e-2, column_mean="active"),
+    "routed": beside_a_body(ember_optax.ember(SCHEDULE, weight_decay=0.1)),
+}
+
+
+def make_params(dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    return {"embed": jax.ShapeDtypeStruct((V, D), dtype)}
+
+
+def make_step(tx: optax.GradientTransformation) -> Any:
+    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return jax.jit(step, donate_argnums=(0, 1))
+
+
+def compile_step(tx: optax.GradientTransformation, params: Any) -> Any:
+    state = jax.eval_shape(tx.init, params)
+    return make_step(tx).lower(params, state, params).compile()
+
+
+def traffic(compiled: Any, params: Any) -> float:
+    """Bytes that a step reads and writes, in units of the table."""
+    return compiled.cost_analysis()["bytes accessed"] / bytes_of(params["embed"])
+
+
+def bytes_of(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_no_temporary_of_the_size_of_a_table(name: str, dtype: Any) -> None:
+    params = make_params(dtype)
+    if name == "routed":
+        params["norm"] = jax.ShapeDtypeStruct((D,), dtype)
+    compiled = compile_step(OPTIMIZERS[name], params)
+    assert compiled.memory_analysis().temp_size_in_bytes < 10**6
+    # Two passes for the statistics; then the gradient, the table, the new table.
+    assert traffic(compiled, params) <= 5.05
+
+
+def test_adam_takes_twice_the_traffic() -> None:
+    # So the numbers above can tell one optimizer from another.
+    params = make_params(jnp.float32)
+    assert traffic(compile_step(optax.adam(1e-2), params), params) >= 9
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_state_is_one_number_for_each_row_and_column(dtype: Any) -> None:
+    state = jax.eval_shape(ember_optax.scale_by_ember().init, make_params(dtype))
+    assert bytes_of(state.tables) == 4 * (V + D)
+    assert bytes_of(state) == 4 * (V + D) + 4  # and the count
+
+
+def test_nothing_else_of_a_routed_state_grows_with_the_table() -> None:
+    params = make_params(jnp.float32) | {
+        "norm": jax.ShapeDtypeStruct((D,), jnp.float32)
+    }
+    state = jax.eval_shape(OPTIMIZERS["routed"].init, params)
+    adam = 2 * 4 * D  # of the norm
+    counts = 3 * 4  # of Ember, of its schedule and of Adam
+    assert bytes_of(state) == 4 * (V + D) + adam + counts
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_second_step_is_not_compiled_again(
+    name: str, dtype: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    tx = OPTIMIZERS[name]
+    params = {"embed": jnp.ones((24, 8), dtype)}
+    if name == "routed":
+        params["norm"] = jnp.ones(8, dtype)
+    grads = jax.tree.map(np.ones_like, params)
+    step, state = make_step(tx), jax.jit(tx.init)(params)
+    with jax.log_compiles():
+        params, state = step(params, state, grads)
+        assert "Finished XLA compilation" in caplog.text
+        caplog.clear()
+        params, state = step(params, state, grads)
+    assert not caplog.records
+    chex.assert_tree_all_finite(params)
