@@ -76,8 +76,8 @@ def update_moments(
     # 1 - b2 and not b2 is what must be exact: float32(0.999) is off by 2e-5 of 0.001.
     rate = jnp.asarray(1 - b2, dtype)
     return TableMoments(
-        moments.row + rate * (sums.row.astype(dtype) / n_columns - moments.row),
-        moments.col + rate * (sums.col.astype(dtype) / n_rows - moments.col),
+        moments.row - rate * moments.row + rate * (sums.row.astype(dtype) / n_columns),
+        moments.col - rate * moments.col + rate * (sums.col.astype(dtype) / n_rows),
     )
 
 

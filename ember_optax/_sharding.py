@@ -61,7 +61,7 @@ def find_layout(
         return None
     if param_shardings is not None:
         shardings = dict(named_leaves(param_shardings))
-        given = [_sharding_of(path, shardings) for path, _ in leaves]
+        given = [sharding_of(path, leaf, shardings) for path, leaf in leaves]
         meshes = [s.mesh for s in given if isinstance(s, NamedSharding)]
         mesh = meshes[0] if meshes else mesh
         specs = [s.spec if isinstance(s, NamedSharding) else s for s in given]
@@ -98,14 +98,26 @@ def pin(x: jax.Array, spec: P, layout: Layout | None) -> jax.Array:
     return x
 
 
-def _sharding_of(path: str, shardings: dict[str, Any]) -> Any:
+def sharding_of(path: str, leaf: Any, shardings: dict[str, Any]) -> Any:
+    """Returns the sharding of a parameter.
+
+    Raises:
+      ValueError: there is none, or it has more dimensions than the parameter.
+    """
     if path not in shardings:
         known = ", ".join(map(repr, shardings)) or "none"
         raise ValueError(
             f"param_shardings has no sharding for {path!r}, but for {known}. Pass a"
             " tree of shardings with the structure of the parameters."
         )
-    return shardings[path]
+    sharding = shardings[path]
+    spec = sharding.spec if isinstance(sharding, NamedSharding) else sharding
+    if not isinstance(spec, P) or len(spec) > leaf.ndim:
+        raise ValueError(
+            f"param_shardings has {sharding} for {path!r} of shape {leaf.shape}, but"
+            " a NamedSharding of at most as many dimensions is needed."
+        )
+    return sharding
 
 
 def _axes(spec: P, ndim: int) -> Spec:

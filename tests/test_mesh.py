@@ -1,10 +1,12 @@
 """The state stays replicated on a mesh while the tables are sharded."""
 
+import functools
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from flax import linen as nn
@@ -20,18 +22,22 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 IDS = jnp.arange(8 * 9).reshape(8, 9) % 64
 MODES = [AxisType.Auto, AxisType.Explicit]
 LAYOUTS = [
-    P(),
-    P("x", None),
-    P(None, "x"),
-    P("x", "y"),
-    P("y", "x"),
-    P(("x", "y"), None),
-    P(None, ("x", "y")),
+    ((8,), P()),
+    ((8,), P("x", None)),
+    ((8,), P(None, "x")),
+    ((4, 2), P("x", "y")),
+    ((2, 4), P("y", "x")),
+    ((2, 4), P("x", None)),
+    ((4, 2), P(("x", "y"), None)),
+    ((4, 2), P(None, ("y", "x"))),
+    ((2, 2, 2), P(("x", "z"), "y")),
+    ((2, 2, 2), P("z", None)),
 ]
 
 
-def make_mesh(mode: AxisType) -> jax.sharding.Mesh:
-    return jax.make_mesh((4, 2), ("x", "y"), axis_types=(mode, mode))
+def make_mesh(mode: AxisType, shape: tuple[int, ...] = (4, 2)) -> jax.sharding.Mesh:
+    names = ("x", "y", "z")[: len(shape)]
+    return jax.make_mesh(shape, names, axis_types=(mode,) * len(shape))
 
 
 def make_tx() -> optax.GradientTransformationExtraArgs:
@@ -59,33 +65,78 @@ def assert_replicated(moments: list[jax.Array], mesh: jax.sharding.Mesh) -> None
         assert x.sharding.is_equivalent_to(NamedSharding(mesh, P()), x.ndim)
 
 
-@pytest.mark.parametrize("mode", MODES, ids=str)
-@pytest.mark.parametrize("spec", LAYOUTS, ids=str)
-@pytest.mark.parametrize("column_mean", ["all", "active"])
-def test_state_is_replicated_and_equal_to_one_device(
-    mode: AxisType, spec: P, column_mean: Any
-) -> None:
-    tx = ember_optax.ember(1e-2, weight_decay=0.1, column_mean=column_mean)
-    step = jax.jit(lambda g, s, p: tx.update(g, s, p))
-    table = {"embed": jax.random.normal(jax.random.key(0), (64, 16))}
-    grads = {"embed": jnp.sin(9 * table["embed"])}
-    expected, state = table, tx.init(table)
-    for _ in range(3):
-        updates, state = step(grads, state, expected)
-        expected = optax.apply_updates(expected, updates)
+def hundred_steps(tx: Any, tables: Any) -> Any:
+    """Trains on gradients in which every third row is absent from every batch."""
 
-    mesh = make_mesh(mode)
-    table, grads = jax.device_put((table, grads), NamedSharding(mesh, spec))
+    def step(carry: Any, seed: jax.Array) -> Any:
+        tables, state = carry
+        grads = jax.tree.map(lambda x: jnp.sin(9 * x + seed) * present(x), tables)
+        updates, state = tx.update(grads, state, tables)
+        return (optax.apply_updates(tables, updates), state), None
+
+    (tables, state), _ = jax.lax.scan(
+        step, (tables, tx.init(tables)), jnp.arange(100, dtype=jnp.float32)
+    )
+    return tables, state
+
+
+def present(table: jax.Array) -> jax.Array:
+    rows = jax.lax.broadcasted_iota(jnp.int32, table.shape, table.shape.index(64))
+    return (rows % 3 > 0).astype(table.dtype)
+
+
+TABLES = {
+    "embed": jax.random.normal(jax.random.key(0), (64, 16)),
+    "lm_head": jax.random.normal(jax.random.key(1), (16, 64)),
+}
+
+
+WAYS = {
+    "auto": (AxisType.Auto, False, {}),
+    "auto, shardings given": (AxisType.Auto, True, {}),
+    "auto, active": (AxisType.Auto, True, {"column_mean": "active"}),
+    "auto, rows sharded": (AxisType.Auto, True, {"row_state": "sharded"}),
+    "explicit": (AxisType.Explicit, False, {}),
+    "explicit, rows sharded": (AxisType.Explicit, False, {"row_state": "sharded"}),
+    "explicit, active": (
+        AxisType.Explicit,
+        False,
+        {"row_state": "sharded", "column_mean": "active"},
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("shape", "spec"), LAYOUTS, ids=str)
+def test_sharded_tables_equal_those_on_one_device(
+    way: str, shape: tuple[int, ...], spec: P
+) -> None:
+    mode, shardings_given, options = WAYS[way]
+    mesh = make_mesh(mode, shape)
+    sharding = NamedSharding(mesh, spec)
+    given = {"param_shardings": dict.fromkeys(TABLES, sharding)}
+    tx = ember_optax.ember(1e-2, **options, **(given if shardings_given else {}))
     with jax.set_mesh(mesh):
-        state = tx.init(table)
-        chex.clear_trace_counter()
-        step = jax.jit(chex.assert_max_traces(lambda g, s, p: tx.update(g, s, p), 1))
-        for _ in range(3):
-            updates, state = step(grads, state, table)
-            table = optax.apply_updates(table, updates)
-            assert_replicated(table_moments(state), mesh)
-    chex.assert_trees_all_close(table, expected, rtol=1e-6)
-    assert table["embed"].sharding.is_equivalent_to(NamedSharding(mesh, spec), 2)
+        tables = jax.device_put(TABLES, sharding)
+        train = jax.jit(hundred_steps, static_argnums=0)
+        result, state = train(tx, tables)
+        again, _ = train(tx, tables)
+    if "row_state" not in options:
+        assert_replicated(table_moments(state), mesh)
+    result, again = jax.device_get((result, again))
+    chex.assert_trees_all_equal(result, again)
+    expected = one_device(options.get("column_mean", "all"))
+    chex.assert_trees_all_close(result, expected, rtol=1e-6, atol=1e-6)
+    for name, table in TABLES.items():
+        absent = np.asarray(present(table) == 0)
+        chex.assert_trees_all_equal(result[name][absent], np.asarray(table)[absent])
+
+
+@functools.cache
+def one_device(column_mean: Any) -> Any:
+    tx = ember_optax.ember(1e-2, column_mean=column_mean)
+    tables, _ = jax.jit(hundred_steps, static_argnums=0)(tx, TABLES)
+    return jax.device_get(tables)
 
 
 class LanguageModel(nnx.Module):

@@ -1,0 +1,96 @@
+"""Shardings of a whole optimizer state, for creating it where it belongs."""
+
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ember_optax._checks import VocabAxis, vocab_axes
+from ember_optax._ember import EmberState, RowState
+from ember_optax._moments import TableMoments
+from ember_optax._paths import named_leaves
+from ember_optax._sharding import sharding_of
+
+
+def opt_state_shardings(
+    tx: optax.GradientTransformation,
+    params: Any,
+    param_shardings: Any,
+    *,
+    row_state: RowState = "replicated",
+    vocab_axis: VocabAxis = None,
+) -> Any:
+    """Returns the sharding of every leaf of an optimizer state.
+
+    Parts that mirror the parameters, such as Adam's moments, are sharded like them.
+    Everything else is replicated: counts, and the state of Ember.
+
+    Args:
+      tx: any optimizer, with Ember somewhere in it or not.
+      params: the parameters, as arrays or `jax.ShapeDtypeStruct`: a plain tree, linen
+        boxes or an `nnx.State`. An `nnx.State` with sharding metadata needs a mesh in
+        context (`jax.set_mesh`), here as anywhere.
+      param_shardings: a `NamedSharding` for each parameter, in a tree whose paths are
+        those of `params`; boxes may be missing.
+      row_state: as given to `ember`: with `"sharded"`, `row` is sharded as the rows.
+      vocab_axis: as given to `ember`.
+
+    Returns:
+      A tree of `NamedSharding` with the structure of `tx.init(params)`, to be used as
+      `jax.jit(tx.init, out_shardings=...)`.
+
+    Raises:
+      ValueError: a parameter has no sharding, or one of more dimensions than its own.
+        The message names the parameter.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, ember_optax
+      >>> from jax.sharding import NamedSharding, PartitionSpec as P
+      >>> params = {"embed": jnp.ones((8, 4))}
+      >>> mesh = jax.make_mesh((1,), ("fsdp",))
+      >>> shardings = {"embed": NamedSharding(mesh, P("fsdp", None))}
+      >>> tx = ember_optax.ember(1e-2)
+      >>> out = ember_optax.opt_state_shardings(tx, params, shardings)
+      >>> state = jax.jit(tx.init, out_shardings=out)(params)
+      >>> state[0].tables["embed"].row.sharding.spec
+      P()
+    """
+    by_path = dict(named_leaves(param_shardings))
+    leaves = named_leaves(params)
+    shardings = {path: sharding_of(path, leaf, by_path) for path, leaf in leaves}
+    replicated = NamedSharding(next(iter(shardings.values())).mesh, P())
+
+    state = jax.eval_shape(tx.init, params)
+    mapped = optax.tree.map_params(
+        tx,
+        lambda x, sharding: x if isinstance(x, optax.MaskedNode) else sharding,
+        state,
+        jax.tree.unflatten(
+            jax.tree.structure(params), [shardings[path] for path, _ in leaves]
+        ),
+        transform_non_params=lambda x: jax.tree.map(lambda _: replicated, x),
+        is_leaf=lambda x: isinstance(x, optax.MaskedNode),
+    )
+    if row_state == "replicated":
+        return mapped
+
+    def shard_rows(part: Any) -> Any:
+        if not isinstance(part, EmberState):
+            return part
+        tables = {path: leaf for path, leaf in leaves if path in part.tables}
+        rows = {
+            path: P(*shardings[path].spec[axis : axis + 1])
+            for path, axis in vocab_axes(list(tables.items()), vocab_axis).items()
+        }
+        return part._replace(
+            tables={
+                path: TableMoments(
+                    NamedSharding(replicated.mesh, rows[path]), moments.col
+                )
+                for path, moments in part.tables.items()
+            }
+        )
+
+    return jax.tree.map(shard_rows, mapped, is_leaf=lambda x: isinstance(x, EmberState))
