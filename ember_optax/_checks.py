@@ -16,7 +16,9 @@ VocabAxis = int | Mapping[str, int] | None
 """The token axis of every table, or of tables by path; None for the longest axis."""
 
 
-def check_hyperparameters(b2: Scalar, eps: Scalar, column_mean: str) -> None:
+def check_hyperparameters(
+    b2: Scalar, eps: Scalar, column_mean: str, row_state: str
+) -> None:
     """Raises ValueError for hyperparameters that `scale_by_ember` cannot use.
 
     Values that are being traced cannot be checked, their types can.
@@ -36,6 +38,27 @@ def check_hyperparameters(b2: Scalar, eps: Scalar, column_mean: str) -> None:
         raise ValueError(
             f"column_mean is {column_mean!r}, but it must be 'all' (every row, the"
             " default) or 'active' (rows with a gradient)."
+        )
+    if row_state not in ("replicated", "sharded"):
+        raise ValueError(
+            f"row_state is {row_state!r}, but it must be 'replicated' (the default) or"
+            " 'sharded' (as the rows of the tables)."
+        )
+
+
+def check_axis_names(axis_names: Any, vocab_axis: VocabAxis) -> None:
+    """Raises ValueError for `axis_names` that are no pair or lack a `vocab_axis`."""
+    if axis_names is None:
+        return
+    if not isinstance(axis_names, tuple) or len(axis_names) != 2:
+        raise ValueError(
+            f"axis_names is {axis_names!r}, but it must be a pair: mesh axes of the"
+            ' rows and of the columns, such as ("fsdp", None).'
+        )
+    if vocab_axis is None:
+        raise ValueError(
+            f"axis_names is {axis_names!r} without a vocab_axis, but the longest axis"
+            " of a shard need not be that of the tokens: pass vocab_axis as well."
         )
 
 

@@ -12,6 +12,7 @@ from ember_optax import _moments
 from ember_optax._checks import (
     Scalar,
     VocabAxis,
+    check_axis_names,
     check_gradients,
     check_hyperparameters,
     check_weight_decay,
@@ -79,6 +80,16 @@ def scale_by_ember(
       vocab_axis: the axis that holds the tokens, where it is not the longest one: an
         int for every table, or a mapping from the path of a table to an int. With
         `column_mean="all"` it makes no difference to a table of two axes.
+      row_state: on a mesh, whether `row` is `"replicated"` or `"sharded"` as the rows
+        are, which saves its part of the collective. `col` is always replicated.
+      param_shardings: on a mesh with Auto axes, a tree with the sharding of each table
+        (that of all parameters will do): all statistics are then added up in one
+        all-reduce, where XLA alone needs several collectives. Explicit axes need no
+        such help.
+      axis_names: for an update inside `jax.shard_map`, the names of the mesh axes that
+        rows and that columns of all tables are sharded over, as the two entries of a
+        `PartitionSpec`: `("fsdp", None)`. The state is then that of the device's own
+        rows and columns. Needs a `vocab_axis`.
 
     Returns:
       A transformation whose state is an :class:`EmberState`. Updates have the dtype of
@@ -86,7 +97,8 @@ def scale_by_ember(
 
     Raises:
       ValueError: when built, for `b2` outside [0, 1) or in a type that cannot hold it,
-        for a negative `eps`, and for an unknown `column_mean`. In `init`, for a leaf
+        for a negative `eps`, for an unknown `column_mean` or `row_state`, and for
+        `axis_names` without a `vocab_axis`. In `init`, for a leaf
         that is no table of floating numbers with at least two axes, none of them
         empty. In `update`, for gradients that do not fit the state. Messages name the
         path of the parameter.
@@ -109,7 +121,8 @@ def scale_by_ember(
     References:
       `Token Geometry <https://arxiv.org/abs/2607.01455>`_, 2026
     """
-    check_hyperparameters(b2, eps, column_mean)
+    check_hyperparameters(b2, eps, column_mean, row_state)
+    check_axis_names(axis_names, vocab_axis)
     rows_sharded = row_state == "sharded"
     names = AxisNames.of(axis_names) if axis_names is not None else None
 
@@ -243,8 +256,11 @@ def ember(
         multiplies, not negative. It moves all rows, those without gradient as well.
       weight_decay_mask: a tree of bools like the parameters, or a function from the
         parameters to one: where to decay. By default everywhere.
-      column_mean: see :func:`ember_optax.scale_by_ember`.
-      vocab_axis: see :func:`ember_optax.scale_by_ember`.
+      column_mean: see :func:`ember_optax.scale_by_ember`, as for all that follow.
+      vocab_axis: the axis that holds the tokens, where it is not the longest.
+      row_state: whether `row` is `"replicated"` or `"sharded"` as the rows on a mesh.
+      param_shardings: shardings of the tables, for a mesh with Auto axes.
+      axis_names: mesh axes of rows and columns, for updates inside `jax.shard_map`.
 
     Returns:
       The optimizer as an `optax.GradientTransformationExtraArgs`.

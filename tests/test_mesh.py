@@ -245,3 +245,47 @@ def test_map_params_gives_a_usable_sharding_tree(tx: Any) -> None:
     for adam in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "mu")):
         if hasattr(adam, "mu"):
             assert adam.mu["mid"].sharding.spec == P(None, "y")
+
+
+def ten_steps(tx: Any, tables: Any) -> Any:
+    state = tx.init(tables)
+    for seed in range(10):
+        grads = jax.tree.map(lambda x, seed=seed: jnp.sin(9 * x + seed), tables)
+        updates, state = tx.update(grads, state, tables)
+        tables = optax.apply_updates(tables, updates)
+    return tables
+
+
+@pytest.mark.parametrize("column_mean", ["all", "active"])
+@pytest.mark.parametrize("names", [("x", None), (None, "y"), ("x", "y")], ids=str)
+def test_inside_shard_map_statistics_are_those_of_all_shards(
+    names: Any, column_mean: Any
+) -> None:
+    tables = {"embed": TABLES["embed"], "other": jnp.cos(TABLES["embed"])}
+    options = {"vocab_axis": 0, "column_mean": column_mean}
+    tx = ember_optax.ember(1e-2, **options, axis_names=names)
+    sharded_steps = jax.shard_map(
+        lambda tables: ten_steps(tx, tables),
+        mesh=make_mesh(AxisType.Auto),
+        in_specs=P(*names),
+        out_specs=P(*names),
+    )
+    expected = ten_steps(ember_optax.ember(1e-2, **options), tables)
+    chex.assert_trees_all_close(
+        jax.jit(sharded_steps)(tables), expected, rtol=1e-6, atol=1e-6
+    )
+
+
+def test_inside_vmap_with_a_name() -> None:
+    tx = ember_optax.ember(1e-2, vocab_axis=0, axis_names=("shard", None))
+    shards = TABLES["embed"].reshape(4, 16, 16)
+    result = jax.vmap(lambda x: ten_steps(tx, [x])[0], axis_name="shard")(shards)
+    (expected,) = ten_steps(ember_optax.ember(1e-2), [TABLES["embed"]])
+    chex.assert_trees_all_close(
+        result.reshape(expected.shape), expected, rtol=1e-6, atol=1e-6
+    )
+
+
+def test_a_shard_does_not_tell_which_axis_holds_the_tokens() -> None:
+    with pytest.raises(ValueError, match="vocab_axis"):
+        ember_optax.ember(1e-2, axis_names=("x", None))
