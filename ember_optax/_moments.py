@@ -112,4 +112,4 @@ def _root(x: jax.Array) -> jax.Array:
     A row or column that has never seen a gradient then has the update 0, not 0 / 0,
     even with `eps = 0`.
     """
-    return jnp.where(x > 0, jnp.sqrt(x), jnp.inf)
+    return jnp.where(x == 0, jnp.inf, jnp.sqrt(x))
