@@ -61,8 +61,8 @@ def get_config() -> ConfigDict:
     config.body.tuned = ConfigDict({"adamw": 2e-3, "muon": 2e-3})
 
     # Both learning rates warm up linearly, then fall along a cosine.
-    config.warmup_steps = 40
-    config.final_learning_rate = 0.1  # as a fraction of the peak
+    config.warmup_fraction = 0.1  # of the steps
+    config.final_fraction = 0.1  # of the peak
     config.clip_norm = 1.0  # of the gradient of tables and body together
 
     config.eval_every = 50  # steps

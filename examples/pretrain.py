@@ -26,7 +26,10 @@ import ember_optax
 from examples.lm import Config, data, metrics, training
 from examples.lm.optimizer import table_state_bytes
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/pretrain_small.py")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="File with the configuration.", default=None
+)
+flags.mark_flag_as_required("config")
 _COMPARE = flags.DEFINE_bool(
     "compare", False, "Run a second arm with AdamW on the token tables."
 )

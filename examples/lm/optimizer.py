@@ -82,9 +82,9 @@ def schedule(config: Config, peak: float) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=peak,
-        warmup_steps=config.warmup_steps,
+        warmup_steps=round(config.warmup_fraction * config.steps),
         decay_steps=config.steps,
-        end_value=peak * config.final_learning_rate,
+        end_value=peak * config.final_fraction,
     )
 
 

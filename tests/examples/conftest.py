@@ -1,8 +1,22 @@
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from configs.pretrain_small import get_config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap_compilation(tmp_path_factory):
+    """Compiles with little effort, and each of the few programs once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    directory = str(tmp_path_factory.getbasetemp() / "jax")
+    jax.config.update("jax_compilation_cache_dir", directory)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture
@@ -20,7 +34,7 @@ def corpus(tmp_path):
 def config(tmp_path, corpus) -> ConfigDict:
     """The configuration of `make pretrain`, tiny."""
     config = get_config()
-    config.update(steps=6, batch_size=2, sequence_length=16, warmup_steps=2)
+    config.update(steps=6, batch_size=2, sequence_length=16)
     config.update(eval_every=3, eval_batches=2, checkpoint_every=2)
     config.data.update(path=str(corpus), cache_dir=str(tmp_path / "cache"))
     config.data.vocab_size = 300

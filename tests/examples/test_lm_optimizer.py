@@ -1,0 +1,181 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import ember_optax
+from examples.lm import optimizer, training
+
+pytestmark = pytest.mark.usefixtures("weak_promotion")
+
+TABLES = ["ember", "adam", "adam_no_momentum", "adafactor", "sm3", "sgd"]
+V, D = 300, 16
+
+
+@pytest.fixture
+def params():
+    """A model of one layer."""
+    layer = {"q_proj": {"kernel": jnp.ones((D, D))}, "norm": {"scale": jnp.ones(D)}}
+    return {
+        "embed": {"embedding": jnp.ones((V, D))},
+        "layers": [layer],
+        "lm_head": {"kernel": jnp.ones((D, V))},
+    }
+
+
+def random_like(tree, seed):
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    noise = [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, noise)
+
+
+def updates_of(tx, params, steps=3):
+    state, update = tx.init(params), jax.jit(tx.update)
+    for step in range(steps):
+        updates, state = update(random_like(params, step), state, params)
+    return updates
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_optimizer_moves_tables_and_leaves_the_body_alone(
+    name, config, params
+):
+    config.clip_norm = 1e9
+    body = updates_of(optimizer.make_optimizer(config), params)["layers"]
+    config.tables.optimizer = name
+    updates = updates_of(optimizer.make_optimizer(config), params)
+    assert all(jnp.all(u != 0) for u in jax.tree.leaves(updates["embed"]))
+    jax.tree.map(np.testing.assert_array_equal, updates["layers"], body)
+
+
+@pytest.mark.parametrize(
+    ("name", "alias"),
+    [
+        ("ember", lambda rate: ember_optax.ember(rate, 0.97)),
+        ("adam", lambda rate: optax.adam(rate, b2=0.97)),
+        ("adam_no_momentum", lambda rate: optax.adam(rate, b1=0.0, b2=0.97)),
+        ("adafactor", lambda rate: optax.adafactor(rate)),
+        ("sm3", lambda rate: optax.sm3(rate)),
+        ("sgd", lambda rate: optax.sgd(rate)),
+    ],
+)
+def test_table_optimizers_are_those_of_their_libraries(name, alias, config):
+    config.tables.update(optimizer=name, learning_rate=0.1, b2=0.97)
+    config.update(warmup_fraction=0.0, final_fraction=1.0)  # a constant
+    params = {"embedding": jax.random.normal(jax.random.key(0), (V, 128))}
+    ours = updates_of(optimizer.table_optimizer(config), params)
+    theirs = updates_of(alias(0.1), params)
+    np.testing.assert_allclose(ours["embedding"], theirs["embedding"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_weight_decay_of_the_tables_is_decoupled(name, config):
+    config.tables.update(optimizer=name, learning_rate=0.1)
+    params = {"embedding": jax.random.normal(jax.random.key(0), (V, D))}
+    plain = updates_of(optimizer.table_optimizer(config), params)["embedding"]
+    config.tables.weight_decay = 0.5
+    decayed = updates_of(optimizer.table_optimizer(config), params)["embedding"]
+    rate = optimizer.schedule(config, 0.1)(2)
+    expected = plain - rate * 0.5 * params["embedding"]
+    np.testing.assert_allclose(decayed, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "floats"),
+    [
+        ("ember", 2 * (V + D)),
+        ("adam", 4 * V * D),
+        ("adam_no_momentum", 2 * V * D),
+        ("sgd", 0),
+    ],
+)
+def test_state_bytes_of_the_tables(name, floats, config, params):
+    config.tables.optimizer = name
+    counts = {"sgd": 1}.get(name, 2)  # of the schedule, and of the optimizer itself
+    expected = 4 * floats + 4 * counts
+    assert optimizer.table_state_bytes(config, params) == expected
+    abstract = jax.eval_shape(lambda: params)
+    assert optimizer.table_state_bytes(config, abstract) == expected
+
+
+def test_state_bytes_are_those_that_training_allocates(config):
+    model = training.make_model(config)
+    params = nnx.state(model, nnx.Param)
+    trained = nnx.Optimizer(model, optimizer.make_optimizer(config), wrt=nnx.Param)
+    state = trained.opt_state[1].inner_states["table"]
+    found = sum(x.nbytes for x in jax.tree.leaves(state))
+    assert optimizer.table_state_bytes(config, params) == found
+
+
+def test_a_chosen_learning_rate_replaces_the_tuned_one(config):
+    config.tables.optimizer = "sgd"
+    params = {"embedding": jnp.ones((V, D))}
+    tuned = updates_of(optimizer.table_optimizer(config), params)["embedding"]
+    ratio = 3.0
+    config.tables.learning_rate = ratio * config.tables.tuned.sgd.learning_rate
+    chosen = updates_of(optimizer.table_optimizer(config), params)["embedding"]
+    np.testing.assert_allclose(chosen, ratio * tuned, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_body_decays_matrices_and_not_norms(name, config):
+    config.body.update(optimizer=name, learning_rate=0.1)
+    params = {"kernel": jnp.ones((D, D)), "scale": jnp.ones(D)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    tx = optimizer.body_optimizer(config)
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = jax.jit(tx.update)(zeros, state, params)
+    rate = optimizer.schedule(config, 0.1)(2)
+    expected = -rate * config.body.weight_decay
+    np.testing.assert_allclose(updates["kernel"], expected, rtol=1e-6)
+    np.testing.assert_array_equal(updates["scale"], 0)
+
+
+def test_muon_orthogonalises_hidden_matrices_and_no_table(config, params):
+    config.body.update(optimizer="muon", weight_decay=0.0)
+    config.clip_norm = 1e9
+    updates = updates_of(optimizer.make_optimizer(config), params)
+    q_proj = updates["layers"][0]["q_proj"]["kernel"]
+    values = jnp.linalg.svd(q_proj, compute_uv=False)
+    assert values[0] < 2 * values[-1]
+    ember = updates_of(
+        optimizer.table_optimizer(config), {k: params[k] for k in ("embed", "lm_head")}
+    )
+    np.testing.assert_array_equal(
+        updates["embed"]["embedding"], ember["embed"]["embedding"]
+    )
+
+
+def test_clipping_is_by_the_norm_of_tables_and_body_together(config, params):
+    config.tables.update(optimizer="sgd", learning_rate=1.0)
+    config.update(clip_norm=0.5, warmup_fraction=0.0)
+    grads = random_like(params, 0)
+    tx = optimizer.make_optimizer(config)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    scale = 0.5 / optax.tree.norm(grads)
+    expected = -scale * grads["embed"]["embedding"]
+    np.testing.assert_allclose(updates["embed"]["embedding"], expected, rtol=1e-5)
+
+
+def test_schedule_warms_up_and_falls_to_a_fraction(config):
+    config.update(steps=100, warmup_fraction=0.1, final_fraction=0.1)
+    schedule = optimizer.schedule(config, 2.0)
+    values = np.array([schedule(step) for step in range(101)])
+    np.testing.assert_allclose(values[:11], np.linspace(0, 2, 11), atol=1e-6)
+    assert (np.diff(values[10:]) < 0).all()
+    np.testing.assert_allclose(values[55], (2 + 0.2) / 2, rtol=1e-5)
+    np.testing.assert_allclose(values[100], 0.2, rtol=1e-5)
+
+
+def test_unknown_names_are_an_error_with_the_known_ones(config):
+    config.tables.optimizer = "lion"
+    with pytest.raises(ValueError, match=r"tables\.optimizer is 'lion'.* ember, adam"):
+        optimizer.make_optimizer(config)
+    config.tables.optimizer = "ember"
+    config.body.optimizer = "lion"
+    with pytest.raises(ValueError, match=r"body\.optimizer is 'lion'.* adamw, muon"):
+        optimizer.make_optimizer(config)

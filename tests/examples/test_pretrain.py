@@ -1,0 +1,252 @@
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+import examples.pretrain
+import examples.train_state
+from examples.lm import data, training
+
+pytestmark = pytest.mark.usefixtures("weak_promotion")
+
+ROOT = Path(__file__).parents[2]
+
+# How ml_collections reads a config file.
+LOAD_MODULE = "ignore:the load_module:DeprecationWarning"
+
+
+def train(config, **settings):
+    config.update(settings)
+    run_dir = Path(config.workdir) / config.tables.optimizer
+    return training.train(config, data.load(**config.data), run_dir)
+
+
+def losses(result):
+    """All that a run has measured, without the clock."""
+    return [{**record, "seconds": 0} for record in result.records]
+
+
+def at_step(monkeypatch, step, action):
+    """Runs the action in the given step of training."""
+    train_step, steps = training.train_step, itertools.count(1)
+
+    def wrapped(*args):
+        if next(steps) == step:
+            action()
+        return train_step(*args)
+
+    monkeypatch.setattr(training, "train_step", wrapped)
+
+
+def test_records_train_loss_each_step_and_validation_now_and_then(config):
+    result = train(config)
+    assert [r["step"] for r in result.records if "loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in result.records if "validation_loss" in r] == [3, 6]
+    file = Path(config.workdir, "ember", "metrics.jsonl")
+    lines = file.read_text().splitlines()
+    assert [json.loads(line) for line in lines] == result.records
+    assert result.validation_loss == result.records[-1]["validation_loss"]
+    assert result.seconds == result.records[-1]["seconds"]
+
+
+def test_same_seed_same_losses(config):
+    config.workdir += "/a"
+    first = train(config)
+    again = train(config)
+    other = train(config, seed=1)
+    assert losses(first) == losses(again) != losses(other)
+
+
+def test_training_learns(config):
+    result = train(config)
+    assert 5.6 < result.records[0]["loss"] < 5.8  # log(300) = 5.7
+    assert result.validation_loss < 5.2
+
+
+@pytest.mark.parametrize("name", ["ember", "adam"])
+def test_resume_after_ctrl_c_is_bitwise_equal(name, config, monkeypatch):
+    config.tables.optimizer = name
+    whole = train(config)
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda: signal.raise_signal(signal.SIGINT))
+        stopped = train(config)
+    assert stopped.step == 3
+    assert losses(stopped) == losses(whole)[:4]
+    resumed = train(config, resume=True)
+    assert losses(resumed) == losses(whole)
+
+
+def test_resume_after_a_crash_goes_back_to_the_last_checkpoint(config, monkeypatch):
+    def crash():
+        raise RuntimeError("crash")
+
+    whole = train(config)
+    with monkeypatch.context() as patch:
+        at_step(patch, 6, crash)
+        with pytest.raises(RuntimeError, match="crash"):
+            train(config)
+    resumed = train(config, resume=True)
+    assert losses(resumed) == losses(whole)
+    file = Path(config.workdir, "ember", "metrics.jsonl")
+    lines = file.read_text().splitlines()
+    assert [json.loads(line) for line in lines] == resumed.records
+
+
+def test_resume_of_a_finished_run_returns_what_it_found(config):
+    whole = train(config)
+    again = train(config, resume=True)
+    assert again == whole
+
+
+def test_resume_without_a_checkpoint_starts(config):
+    assert train(config, resume=True).step == config.steps
+
+
+def test_keeps_the_last_checkpoints_only(config):
+    train(config)
+    directory = Path(config.workdir, "ember", "checkpoints")
+    assert sorted(p.name for p in directory.iterdir() if p.name.isdigit()) == ["4", "6"]
+
+
+def test_a_new_run_replaces_the_old_one(config, monkeypatch):
+    train(config)
+    with monkeypatch.context() as patch:
+        at_step(patch, 1, lambda: signal.raise_signal(signal.SIGINT))
+        result = train(config)
+    assert len(result.records) == 1
+    directory = Path(config.workdir, "ember", "checkpoints")
+    assert [p.name for p in directory.iterdir() if p.name.isdigit()] == ["1"]
+
+
+def test_resume_with_another_config_is_an_error(config):
+    train(config)
+    config.model.width = 32
+    config.tables.learning_rate = 0.5
+    with pytest.raises(
+        ValueError,
+        match=r"another config: model\.width was 16 and is 32;"
+        r" tables\.learning_rate was None and is 0\.5",
+    ):
+        train(config, resume=True)
+
+
+def test_second_ctrl_c_stops_at_once():
+    with training.ctrl_c() as interrupted:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_compare_prints_both_arms(config, capsys):
+    results = examples.pretrain.run(config, compare=True)
+    out = capsys.readouterr().out
+    assert "embed/embedding" in out
+    ember, adam = (
+        next(line.split() for line in out.splitlines() if line.startswith(name))
+        for name in ("ember", "adam")
+    )
+    assert ember[1] == f"{results['ember'].validation_loss:.4f}"
+    assert adam[1] == f"{results['adam'].validation_loss:.4f}"
+    assert ember[2] == f"{4 * (2 * (300 + 16) + 2):,}"
+    assert adam[2] == f"{4 * (4 * 300 * 16 + 2):,}"
+    plot = Path(config.workdir, "loss.png")
+    assert f"Loss plot: {plot}" in out
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_adam_arm_uses_its_own_tuned_settings(config):
+    config.tables.update(learning_rate=0.5, b2=0.9, weight_decay=0.1)
+    adam = examples.pretrain.with_adam_tables(config)
+    assert adam.tables.optimizer == "adam"
+    assert adam.tables.learning_rate is adam.tables.b2 is None
+    assert adam.tables.weight_decay == 0.1
+    assert adam.body.to_dict() == config.body.to_dict()
+    assert config.tables.optimizer == "ember"
+
+
+def test_interrupted_comparison_says_how_to_go_on(config, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
+        results = examples.pretrain.run(config, compare=True)
+    assert list(results) == ["ember"]
+    assert "Interrupted at step 2" in (out := capsys.readouterr().out)
+    assert "--config.resume" in out
+    config.resume = True
+    assert list(examples.pretrain.run(config, compare=True)) == ["ember", "adam"]
+
+
+@pytest.mark.filterwarnings(LOAD_MODULE)
+def test_flags_override_the_config(monkeypatch):
+    def parse(*arguments):
+        values = flags.FlagValues()
+        file = str(ROOT / "configs/pretrain_small.py")
+        monkeypatch.setattr(sys, "argv", ["pretrain", f"--config={file}", *arguments])
+        config_flags.DEFINE_config_file("config", flag_values=values)
+        values(sys.argv)
+        return values["config"].value
+
+    config = parse(
+        "--config.steps=7",
+        "--config.tables.optimizer=adam",
+        "--config.tables.learning_rate=0.25",
+        "--config.body.optimizer=muon",
+        "--config.data.path=a.txt,b/*.txt",
+        "--config.model.tied",
+        "--config.resume",
+    )
+    assert config.steps == 7
+    assert config.tables.learning_rate == 0.25
+    assert config.tables.b2 is None
+    assert config.data.path == "a.txt,b/*.txt"
+    assert config.model.tied
+    assert config.resume
+    with pytest.raises(AttributeError, match="stepz"):
+        parse("--config.stepz=7")
+
+
+def test_the_program_ends_cleanly_on_ctrl_c(config):
+    """The one test of the real program: flags, signals, exit code, clean stderr."""
+    command = [sys.executable, "-W", "error", "-W", LOAD_MODULE]
+    command += ["-m", "examples.pretrain", "--config=configs/pretrain_small.py"]
+    command += [f"--config.workdir={config.workdir}", "--config.steps=100000"]
+    command += [f"--config.data.{k}={v}" for k, v in config.data.items()]
+    command += [f"--config.model.{k}={v}" for k, v in config.model.items()]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    metrics = Path(config.workdir, "ember", "metrics.jsonl")
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "To go on, repeat the command with --config.resume" in out
+    lines = [line for line in err.replace("\r", "\n").split("\n") if line]
+    assert all(line.startswith("ember:") for line in lines), err
+    steps = os.listdir(Path(config.workdir, "ember", "checkpoints"))
+    assert str(json.loads(metrics.read_text().splitlines()[-1])["step"]) in steps
+
+
+def test_train_state_example_learns(corpus, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where it puts its cache
+    examples.train_state.main(str(corpus), steps=20)
+    out = capsys.readouterr().out
+    assert "embed/embedding" in out
+    printed = [float(line.split()[-1]) for line in out.splitlines() if "loss" in line]
+    assert len(printed) == 2
+    assert printed[1] < printed[0] < 8.4
+
+
+def test_train_state_example_stays_short():
+    lines = Path(examples.train_state.__file__).read_text().splitlines()
+    assert len(lines) < 80
