@@ -99,7 +99,7 @@ def plot(measured: dict[str, dict[str, dict[str, float]]], title: str) -> None:
     """Draws state, memory traffic and time of each optimizer."""
     panels = {
         "state_bytes": "optimizer state, bytes",
-        "bytes_accessed": "bytes accessed in a step (XLA's count),\nin sizes of the table",
+        "bytes_accessed": "bytes accessed (XLA's count),\nin sizes of the table",
         "time_over_adam": "time of a step, Adam = 1",
     }
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), sharey=True, layout="tight")

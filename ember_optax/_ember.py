@@ -8,25 +8,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
-from ember_optax import _moments
-from ember_optax._checks import (
-    Scalar,
-    VocabAxis,
-    check_axis_names,
-    check_gradients,
-    check_hyperparameters,
-    check_weight_decay,
-    vocab_axes,
-)
+from ember_optax import _checks, _moments
+from ember_optax._checks import Scalar, VocabAxis
 from ember_optax._moments import ColumnMean, TableMoments
 from ember_optax._paths import named_leaves
 from ember_optax._sharding import AxisName, AxisNames, Layout, find_layout, pin
-from ember_optax._statistics import (
-    Sums,
-    sum_squares,
-    sum_squares_of_shards,
-    sum_squares_on_mesh,
-)
+from ember_optax._statistics import sum_all_squares
 
 RowState = Literal["replicated", "sharded"]
 
@@ -76,7 +63,7 @@ def scale_by_ember(
         reference does; or the `"active"` rows, those with a gradient that is not
         zero, as in the first versions of the paper, where the scale is mean(row)
         instead of mean(col). `"active"` takes steps smaller by
-        sqrt(active rows / V); on a dense LM-head gradient the two are the same.
+        sqrt(active rows / V); on a dense LM-head gradient it is the same.
       vocab_axis: the axis that holds the tokens, where it is not the longest one: an
         int for every table, or a mapping from the path of a table to an int. With
         `column_mean="all"` it makes no difference to a table of two axes.
@@ -98,10 +85,9 @@ def scale_by_ember(
     Raises:
       ValueError: when built, for `b2` outside [0, 1) or in a type that cannot hold it,
         for a negative `eps`, for an unknown `column_mean` or `row_state`, and for
-        `axis_names` without a `vocab_axis`. In `init`, for a leaf
-        that is no table of floating numbers with at least two axes, none of them
-        empty. In `update`, for gradients that do not fit the state. Messages name the
-        path of the parameter.
+        `axis_names` without a `vocab_axis`. In `init`, for a leaf that is no table of
+        floating numbers with at least two axes, none of them empty. In `update`, for
+        gradients that do not fit the state. Messages name the path of the parameter.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, ember_optax
@@ -121,8 +107,8 @@ def scale_by_ember(
     References:
       `Token Geometry <https://arxiv.org/abs/2607.01455>`_, 2026
     """
-    check_hyperparameters(b2, eps, column_mean, row_state)
-    check_axis_names(axis_names, vocab_axis)
+    _checks.check_hyperparameters(b2, eps, column_mean, row_state)
+    _checks.check_axis_names(axis_names, vocab_axis)
     rows_sharded = row_state == "sharded"
     names = AxisNames.of(axis_names) if axis_names is not None else None
 
@@ -137,19 +123,6 @@ def scale_by_ember(
             row = pin(row, P(layout.specs[i][axis]), layout)
         return TableMoments(row, pin(col, P(), layout))
 
-    def sum_all_squares(
-        grads: list[jax.Array], axes: list[int], layout: Layout | None, tables: Any
-    ) -> list[Sums]:
-        wide = any(moments.row.dtype == jnp.float64 for moments in tables.values())
-        dtype = jnp.float64 if wide else jnp.float32
-        if names:
-            return sum_squares_of_shards(grads, axes, dtype, names)
-        if layout:
-            return sum_squares_on_mesh(
-                grads, axes, dtype, layout, rows_sharded=rows_sharded
-            )
-        return [sum_squares(g, a, dtype) for g, a in zip(grads, axes, strict=True)]
-
     def init_fn(params: optax.Params) -> EmberState:
         count = jnp.zeros([], jnp.int32)
         if _is_placeholder(params):
@@ -157,7 +130,7 @@ def scale_by_ember(
             # `tables` makes optax.tree.map_params treat all of them as such.
             return EmberState(count, count)  # pyright: ignore[reportArgumentType]
         leaves = named_leaves(params)
-        axes = vocab_axes(leaves, vocab_axis)
+        axes = _checks.vocab_axes(leaves, vocab_axis)
         layout = find_layout(leaves, param_shardings)
         tables = {}
         for i, (path, leaf) in enumerate(leaves):
@@ -173,23 +146,29 @@ def scale_by_ember(
     ) -> tuple[optax.Updates, EmberState]:
         del params, extra_args
         leaves = named_leaves(updates)
-        axes = vocab_axes(leaves, vocab_axis)
-        check_gradients(leaves, axes, state.tables)
+        axes = _checks.vocab_axes(leaves, vocab_axis)
+        _checks.check_gradients(leaves, axes, state.tables)
         layout = find_layout(leaves, param_shardings)
-        grads = [grad for _, grad in leaves]
-        sums = sum_all_squares(grads, list(axes.values()), layout, state.tables)
-        # The third use of a gradient must not share a float32 copy with the others.
-        grads, sums = jax.lax.optimization_barrier((grads, sums))
-
+        all_sums = sum_all_squares(
+            [grad for _, grad in leaves],
+            list(axes.values()),
+            [state.tables[path].row.dtype for path, _ in leaves],
+            layout=layout,
+            names=names,
+            rows_sharded=rows_sharded,
+        )
         count = cast(jax.Array, optax.safe_increment(state.count))
         new_updates, tables = [], {}
-        for i, (path, axis) in enumerate(axes.items()):
+        for i, (path, grad) in enumerate(leaves):
+            axis = axes[path]
+            # The third use of a gradient must not share a float32 copy with the others.
+            grad, sums = jax.lax.optimization_barrier((grad, all_sums[i]))
             moments = _moments.update_moments(
-                state.tables[path], sums[i], b2=b2, column_mean=column_mean, names=names
+                state.tables[path], sums, b2=b2, column_mean=column_mean, names=names
             )
             tables[path] = pin_moments(moments, layout, i, axis)
             update = _moments.precondition(
-                grads[i],
+                grad,
                 tables[path],
                 count,
                 axis=axis,
@@ -292,7 +271,7 @@ def ember(
     References:
       `Token Geometry <https://arxiv.org/abs/2607.01455>`_, 2026
     """
-    check_weight_decay(weight_decay)
+    _checks.check_weight_decay(weight_decay)
     return optax.chain(
         scale_by_ember(
             b2,

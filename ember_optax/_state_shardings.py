@@ -9,7 +9,6 @@ from jax.sharding import PartitionSpec as P
 
 from ember_optax._checks import VocabAxis, vocab_axes
 from ember_optax._ember import EmberState, RowState
-from ember_optax._moments import TableMoments
 from ember_optax._paths import named_leaves
 from ember_optax._sharding import sharding_of
 
@@ -86,9 +85,7 @@ def opt_state_shardings(
         }
         return part._replace(
             tables={
-                path: TableMoments(
-                    NamedSharding(replicated.mesh, rows[path]), moments.col
-                )
+                path: moments._replace(row=NamedSharding(replicated.mesh, rows[path]))
                 for path, moments in part.tables.items()
             }
         )

@@ -1,7 +1,7 @@
 """Row and column sums of squared gradients, with as few collectives as can be."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,34 @@ class Sums(NamedTuple):
     col: jax.Array  # [*D], over the rows
 
 
-def sum_squares(grad: jax.Array, axis: int, dtype: DTypeLike) -> Sums:
+def sum_all_squares(
+    grads: Sequence[jax.Array],
+    axes: Sequence[int],
+    dtypes: Sequence[DTypeLike],
+    *,
+    layout: Layout | None,
+    names: AxisNames | None,
+    rows_sharded: bool,
+) -> list[Sums]:
+    """Sums the squares of all gradients, wherever they are.
+
+    Args:
+      grads: gradients of the tables.
+      axes: the axis of each that holds the tokens.
+      dtypes: the dtype of the statistics of each; sums have the widest of them.
+      layout: how tables are sharded on a mesh, where that is known.
+      names: inside `jax.shard_map`, the mesh axes of rows and columns.
+      rows_sharded: with a layout, leave row sums where the rows are.
+    """
+    dtype = jnp.float64 if jnp.float64 in dtypes else jnp.float32
+    if names:
+        return _sum_squares_of_shards(grads, axes, dtype, names)
+    if layout:
+        return _sum_squares_on_mesh(grads, axes, dtype, layout, rows_sharded)
+    return [_sum_squares(g, axis, dtype) for g, axis in zip(grads, axes, strict=True)]
+
+
+def _sum_squares(grad: jax.Array, axis: int, dtype: DTypeLike) -> Sums:
     """Sums the squares of a gradient over its columns and over its rows.
 
     Args:
@@ -34,7 +61,7 @@ def sum_squares(grad: jax.Array, axis: int, dtype: DTypeLike) -> Sums:
     return Sums(row, jnp.sum(jnp.square(grad.astype(dtype)), axis=axis))
 
 
-def sum_squares_of_shards(
+def _sum_squares_of_shards(
     shards: Sequence[jax.Array], axes: Sequence[int], dtype: DTypeLike, names: AxisNames
 ) -> list[Sums]:
     """Sums the squares of gradients inside `jax.shard_map`.
@@ -48,18 +75,17 @@ def sum_squares_of_shards(
     Returns:
       The sums that belong to this device's rows and columns.
     """
-    sums = [sum_squares(*table, dtype) for table in zip(shards, axes, strict=True)]
+    sums = [_sum_squares(*table, dtype) for table in zip(shards, axes, strict=True)]
     rows = _add_up([s.row for s in sums], names.columns)
     cols = _add_up([s.col for s in sums], names.rows)
     return [Sums(*table) for table in zip(rows, cols, strict=True)]
 
 
-def sum_squares_on_mesh(
+def _sum_squares_on_mesh(
     grads: Sequence[jax.Array],
     axes: Sequence[int],
     dtype: DTypeLike,
     layout: Layout,
-    *,
     rows_sharded: bool,
 ) -> list[Sums]:
     """Sums the squares of sharded gradients with one all-reduce for all tables.
@@ -84,7 +110,7 @@ def sum_squares_on_mesh(
     ]
 
     def local(*shards: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
-        sums = [sum_squares(*table, dtype) for table in zip(shards, axes, strict=True)]
+        sums = [_sum_squares(*table, dtype) for table in zip(shards, axes, strict=True)]
         rows, cols = [s.row for s in sums], [s.col for s in sums]
         cols = [
             _place(*c, layout) for c in zip(cols, col_specs, row_specs, strict=True)
@@ -108,7 +134,7 @@ def sum_squares_on_mesh(
     return [Sums(*table) for table in zip(rows, cols, strict=True)]
 
 
-def _add_up(tree, names):
+def _add_up(tree: Any, names: tuple[str, ...]) -> Any:
     """Adds arrays up over mesh axes, in one collective for all of them."""
     if not names:
         return tree

@@ -37,7 +37,12 @@ def collectives(hlo: str) -> list[tuple[str, int]]:
 
 
 def compile_step(
-    mode: AxisType, spec: P, shapes: list[tuple[int, int]], **kwargs: Any
+    mode: AxisType,
+    spec: P,
+    shapes: list[tuple[int, int]],
+    *,
+    shardings_given: bool = True,
+    **options: Any,
 ) -> jax.stages.Compiled:
     """Compiles update and apply of several tables on 4 x 2 devices."""
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(mode, mode))
@@ -47,11 +52,11 @@ def compile_step(
         for i, shape in enumerate(shapes)
     }
     shardings = jax.tree.map(lambda x: x.sharding, params)
-    if mode == AxisType.Auto:
-        kwargs["param_shardings"] = shardings
-    tx = ember_optax.ember(1e-2, **kwargs)
-    kwargs.pop("param_shardings", None)
-    state_shardings = ember_optax.opt_state_shardings(tx, params, shardings, **kwargs)
+    given = mode == AxisType.Auto and shardings_given
+    tx = ember_optax.ember(
+        1e-2, param_shardings=shardings if given else None, **options
+    )
+    state_shardings = ember_optax.opt_state_shardings(tx, params, shardings, **options)
     state = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         jax.eval_shape(tx.init, params),
@@ -76,6 +81,15 @@ def test_one_all_reduce_for_all_tables(
     shapes = SHAPES[:n_tables]
     compiled = compile_step(mode, LAYOUTS[layout], shapes)
     assert collectives(compiled.as_text()) == [("all-reduce", sum(map(sum, shapes)))]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_without_shardings_xla_needs_several_collectives(layout: str) -> None:
+    # So the numbers above are not what XLA would do anyway.
+    compiled = compile_step(
+        AxisType.Auto, LAYOUTS[layout], SHAPES[:2], shardings_given=False
+    )
+    assert len(collectives(compiled.as_text())) >= 3
 
 
 @pytest.mark.parametrize("mode", [AxisType.Auto, AxisType.Explicit], ids=str)
