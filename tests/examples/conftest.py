@@ -41,10 +41,3 @@ def config(tmp_path, corpus) -> ConfigDict:
     config.model.update(width=16, layers=1, heads=2, mlp_width=32)
     config.workdir = str(tmp_path / "run")
     return config
-
-
-@pytest.fixture
-def weak_promotion():
-    """Optax's Adam computes `float ** int32` and Flax's bfloat16 norm mixes types."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield

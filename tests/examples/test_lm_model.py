@@ -109,7 +109,7 @@ def test_loss_leaves_out_the_first_token():
     np.testing.assert_allclose(training.loss_fn(model, tokens), expected, rtol=1e-6)
 
 
-def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(weak_promotion):
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(standard_promotion):
     tokens = jnp.arange(16).reshape(2, 8)
     model = make(dtype="bfloat16")
     assert {x.dtype for x in jax.tree.leaves(nnx.state(model, nnx.Param))} == {
@@ -155,7 +155,7 @@ def test_parameters_are_sharded_on_a_mesh():
         assert found.is_equivalent_to(jax.NamedSharding(mesh, spec), param.ndim)
 
 
-def test_step_on_a_mesh_equals_step_on_one_device(config, weak_promotion):
+def test_step_on_a_mesh_equals_step_on_one_device(config, standard_promotion):
     tokens = jax.random.randint(jax.random.key(0), (2, 17), 0, 300)
 
     def two_losses():

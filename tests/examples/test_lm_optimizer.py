@@ -8,7 +8,7 @@ from flax import nnx
 import ember_optax
 from examples.lm import optimizer, training
 
-pytestmark = pytest.mark.usefixtures("weak_promotion")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 TABLES = ["ember", "adam", "adam_no_momentum", "adafactor", "sm3", "sgd"]
 V, D = 300, 16

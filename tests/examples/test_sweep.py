@@ -22,7 +22,7 @@ def test_every_run_is_a_config():
             config.update_from_flattened_dict(run)
 
 
-@pytest.mark.usefixtures("weak_promotion")
+@pytest.mark.usefixtures("standard_promotion")
 def test_a_finished_run_is_reported(config, monkeypatch, tmp_path):
     monkeypatch.setattr(
         sweep, "get_config", lambda: config.copy_and_resolve_references()
