@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import ember_optax
 
@@ -88,6 +90,29 @@ def test_unknown_column_mean(factory: Any, column_mean: Any) -> None:
     assert_says(error, f"column_mean is {column_mean!r}", "'all'", "'active'")
 
 
+@both
+@pytest.mark.parametrize("row_state", ["shard", None, True])
+def test_unknown_row_state(factory: Any, row_state: Any) -> None:
+    with pytest.raises(ValueError, match="row_state") as error:
+        factory(row_state=row_state)
+    assert_says(error, f"row_state is {row_state!r}", "'replicated'", "'sharded'")
+
+
+@both
+@pytest.mark.parametrize("axis_names", ["x", ("x",), ("x", "y", "z")])
+def test_axis_names_that_are_no_pair(factory: Any, axis_names: Any) -> None:
+    with pytest.raises(ValueError, match="axis_names") as error:
+        factory(axis_names=axis_names, vocab_axis=0)
+    assert_says(error, f"axis_names is {axis_names!r}", "must be a pair", "fsdp")
+
+
+@both
+def test_axis_names_without_vocab_axis(factory: Any) -> None:
+    with pytest.raises(ValueError, match="axis_names") as error:
+        factory(axis_names=("x", None))
+    assert_says(error, "('x', None)", "without a vocab_axis", "pass vocab_axis")
+
+
 # In init
 
 
@@ -143,6 +168,32 @@ def test_a_vocab_axis_for_an_unknown_path() -> None:
     with pytest.raises(ValueError, match="vocab_axis") as error:
         tx.init({"embed": {"table": TABLE}})
     assert_says(error, "names 'embed'", "'embed/table'", "summarize")
+
+
+@pytest.mark.parametrize(
+    ("shardings", "found", "way_out"),
+    [
+        ({}, "for none", "tree of shardings with the structure of the parameters"),
+        ({"head": P()}, "but for 'head'", "with the structure of the parameters"),
+        (
+            {"embed": P("x", None, None)},
+            "of shape (6, 3)",
+            "at most as many dimensions",
+        ),
+        ({"embed": "x"}, "has x for", "a NamedSharding of at most"),
+    ],
+    ids=["none", "another", "too_long", "no_sharding"],
+)
+def test_param_shardings_that_do_not_fit(
+    shardings: Any, found: str, way_out: str
+) -> None:
+    tx = ember_optax.scale_by_ember(param_shardings=shardings)
+    with (
+        jax.set_mesh(jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))),
+        pytest.raises(ValueError, match="param_shardings") as error,
+    ):
+        tx.init({"embed": TABLE})
+    assert_says(error, "'embed'", found, way_out)
 
 
 @pytest.mark.parametrize(

@@ -30,16 +30,26 @@ def beside_a_body(
     )
 
 
-PLAIN = ember_optax.ember(1e-2)
 OPTIMIZERS = {
-    "plain": PLAIN,
+    "plain": ember_optax.ember(1e-2),
     "active": ember_optax.ember(1e-2, column_mean="active"),
+    "two_tables": ember_optax.ember(1e-2),
     "routed": beside_a_body(ember_optax.ember(SCHEDULE, weight_decay=0.1)),
 }
 
+every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+both_dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 
-def make_params(dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    return {"embed": jax.ShapeDtypeStruct((V, D), dtype)}
+
+def make_params(
+    name: str, dtype: Any, v: int = V, d: int = D
+) -> dict[str, jax.ShapeDtypeStruct]:
+    shapes: dict[str, tuple[int, ...]] = {"embed": (v, d)}
+    if name == "two_tables":
+        shapes["head"] = (d, v)
+    if name == "routed":
+        shapes["norm"] = (d,)
+    return {k: jax.ShapeDtypeStruct(shape, dtype) for k, shape in shapes.items()}
 
 
 def make_step(tx: optax.GradientTransformation) -> Any:
@@ -55,21 +65,19 @@ def compile_step(tx: optax.GradientTransformation, params: Any) -> Any:
     return make_step(tx).lower(params, state, params).compile()
 
 
-def traffic(compiled: Any, params: Any) -> float:
-    """Bytes that a step reads and writes, in units of the table."""
-    return compiled.cost_analysis()["bytes accessed"] / bytes_of(params["embed"])
-
-
 def bytes_of(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+def traffic(compiled: Any, params: Any) -> float:
+    """Bytes that a step reads and writes, in units of the parameters."""
+    return compiled.cost_analysis()["bytes accessed"] / bytes_of(params)
+
+
+@both_dtypes
+@every_optimizer
 def test_no_temporary_of_the_size_of_a_table(name: str, dtype: Any) -> None:
-    params = make_params(dtype)
-    if name == "routed":
-        params["norm"] = jax.ShapeDtypeStruct((D,), dtype)
+    params = make_params(name, dtype)
     compiled = compile_step(OPTIMIZERS[name], params)
     assert compiled.memory_analysis().temp_size_in_bytes < 10**6
     # Two passes for the statistics; then the gradient, the table, the new table.
@@ -78,38 +86,36 @@ def test_no_temporary_of_the_size_of_a_table(name: str, dtype: Any) -> None:
 
 def test_adam_takes_twice_the_traffic() -> None:
     # So the numbers above can tell one optimizer from another.
-    params = make_params(jnp.float32)
+    params = make_params("plain", jnp.float32)
     assert traffic(compile_step(optax.adam(1e-2), params), params) >= 9
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@both_dtypes
 def test_state_is_one_number_for_each_row_and_column(dtype: Any) -> None:
-    state = jax.eval_shape(ember_optax.scale_by_ember().init, make_params(dtype))
+    params = make_params("plain", dtype)
+    state = jax.eval_shape(ember_optax.scale_by_ember().init, params)
     assert bytes_of(state.tables) == 4 * (V + D)
     assert bytes_of(state) == 4 * (V + D) + 4  # and the count
 
 
 def test_nothing_else_of_a_routed_state_grows_with_the_table() -> None:
-    params = make_params(jnp.float32) | {
-        "norm": jax.ShapeDtypeStruct((D,), jnp.float32)
-    }
+    params = make_params("routed", jnp.float32)
     state = jax.eval_shape(OPTIMIZERS["routed"].init, params)
     adam = 2 * 4 * D  # of the norm
     counts = 3 * 4  # of Ember, of its schedule and of Adam
     assert bytes_of(state) == 4 * (V + D) + adam + counts
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@both_dtypes
+@every_optimizer
 def test_the_second_step_is_not_compiled_again(
     name: str, dtype: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     tx = OPTIMIZERS[name]
-    params = {"embed": jnp.ones((24, 8), dtype)}
-    if name == "routed":
-        params["norm"] = jnp.ones(8, dtype)
+    shapes = make_params(name, dtype, v=24, d=8)
+    params = {k: jnp.ones(x.shape, dtype) for k, x in shapes.items()}
     grads = jax.tree.map(np.ones_like, params)
-    step, state = make_step(tx), jax.jit(tx.init)(params)
+    step, state = make_step(tx), tx.init(params)
     with jax.log_compiles():
         params, state = step(params, state, grads)
         assert "Finished XLA compilation" in caplog.text
