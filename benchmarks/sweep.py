@@ -71,7 +71,8 @@ def full_runs() -> Iterable[Run]:
     """The best of the short runs, and their neighbours, at full length."""
     for rate in (5e-3, 1e-2, 2e-2):
         yield _full("ember", rate, 0.999)
-    for rate in (3e-2, 5e-2, 1e-1):
+    yield _full("ember", 1e-2, 0.95)
+    for rate in (3e-2, 5e-2, 1e-1, 2e-1):
         yield _full("adam", rate, 0.95)
 
 

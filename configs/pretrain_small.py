@@ -44,9 +44,9 @@ def get_config() -> ConfigDict:
     # size of the parameters; it, sm3 and sgd have no b2.
     config.tables.tuned = ConfigDict(
         {
-            "ember": {"learning_rate": 3e-2, "b2": 0.999},
-            "adam": {"learning_rate": 3e-2, "b2": 0.999},
-            "adam_no_momentum": {"learning_rate": 3e-2, "b2": 0.999},
+            "ember": {"learning_rate": 1e-2, "b2": 0.999},
+            "adam": {"learning_rate": 1e-1, "b2": 0.95},
+            "adam_no_momentum": {"learning_rate": 1e-2, "b2": 0.999},
             "adafactor": {"learning_rate": 0.3, "b2": None},
             "sm3": {"learning_rate": 0.1, "b2": None},
             "sgd": {"learning_rate": 10.0, "b2": None},
