@@ -40,9 +40,6 @@ Run = dict[str, Any]  # settings that differ from the config, by dotted name
 def body_runs() -> Iterable[Run]:
     for rate, name in itertools.product((1e-3, 2e-3, 5e-3, 1e-2), ("ember", "adam")):
         yield _short(name, 3e-2, 0.999) | {"body.learning_rate": rate}
-    for rate in (2e-3, 5e-3, 1e-2):
-        muon = {"body.optimizer": "muon", "body.learning_rate": rate}
-        yield _short("ember", 1e-2, 0.999) | muon
 
 
 def table_runs() -> Iterable[Run]:
@@ -59,8 +56,7 @@ def table_runs() -> Iterable[Run]:
         yield _short("adam", rate, 0.95)
     for rate in (1e-2, 3e-2, 1e-1):
         yield _short("adam_no_momentum", rate, 0.999)
-    for rate in (3e-2, 1e-1, 3e-1, 1.0):
-        yield _short("sm3", rate)
+        yield _short("sm3", 10 * rate)
     for rate in (0.1, 0.3, 1.0):
         yield _short("adafactor", rate)
     for rate in (3.0, 10.0, 30.0, 100.0):
