@@ -210,10 +210,10 @@ def ember(
 
     **Learning rate.** The best one lies well above the default 1e-3 of the PyTorch
     reference: start a sweep at 1e-2, the best value of this project's own runs
-    (`benchmarks/results/sweep.jsonl`), and schedule it like that of the body. **b2.** A smaller `b2` (0.95 to 0.99) forgives a learning
-    rate that is too large, and bounds the step of a token that has not been seen for
-    long: it is up to 1 / sqrt(1 - b2) times the learning rate, 32 at the default and
-    4.5 at 0.95.
+    (`benchmarks/results/sweep.jsonl`), and schedule it like that of the body. **b2.**
+    A smaller `b2` (0.95 to 0.99) forgives a learning rate that is too large, and bounds
+    the step of a token that has not been seen for long: it is up to 1 / sqrt(1 - b2)
+    times the learning rate, 32 at the default and 4.5 at 0.95.
 
     .. warning::
       Ember is for parameters with one row (or column) per token, and for nothing
