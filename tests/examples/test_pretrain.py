@@ -68,7 +68,7 @@ def test_same_seed_same_losses(config):
 def test_training_learns(config):
     result = train(config)
     assert 5.6 < result.records[0]["loss"] < 5.8  # log(300) = 5.7
-    assert result.validation_loss < 5.2
+    assert result.validation_loss < 5.5
 
 
 @pytest.mark.parametrize("name", ["ember", "adam"])
