@@ -68,7 +68,8 @@ def scale_by_ember(
         int for every table, or a mapping from the path of a table to an int. With
         `column_mean="all"` it makes no difference to a table of two axes.
       row_state: on a mesh, whether `row` is `"replicated"` or `"sharded"` as the rows
-        are, which saves its part of the collective. `col` is always replicated.
+        are, which saves its part of the collective where only rows are sharded. `col`
+        is always replicated.
       param_shardings: on a mesh with Auto axes, a tree with the sharding of each table
         (that of all parameters will do): all statistics are then added up in one
         all-reduce, where XLA alone needs several collectives. Explicit axes need no
@@ -209,8 +210,8 @@ def ember(
     with the update of :func:`ember_optax.scale_by_ember`.
 
     **Learning rate.** The best one lies well above the default 1e-3 of the PyTorch
-    reference: start a sweep at 1e-2, the best value of this project's own runs
-    (`benchmarks/results/sweep.jsonl`), and schedule it like that of the body. **b2.**
+    reference: start a sweep at 1e-2, the best value of this project's own short runs,
+    and schedule it like that of the body. **b2.**
     A smaller `b2` (0.95 to 0.99) forgives a learning rate that is too large, and bounds
     the step of a token that has not been seen for long: it is up to 1 / sqrt(1 - b2)
     times the learning rate, 32 at the default and 4.5 at 0.95.
@@ -295,4 +296,4 @@ def _is_placeholder(params: optax.Params) -> bool:
     """
     structure = jax.tree.structure(params)
     opaque = structure.num_nodes == 1 and structure.num_leaves == 0
-    return opaque and not isinstance(params, Collection)
+    return opaque and params is not None and not isinstance(params, Collection)

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -19,24 +19,31 @@ _VETOES = {
     "pos posembed posemb position positions positional wpe rope": "place in a sequence",
     "rel relpos relative": "distance in a sequence",
     "seg segment segments type types": "segment, as in `token_type_embeddings`",
-    "patch patches pixel pixels x": "piece of an image (DiT's `x_embedder`)",
-    "time timestep timesteps step steps sigma t": "time or noise (`t_embedder`)",
+    "patch patches pixel pixels": "piece of an image",
+    "time timestep timesteps step steps sigma": "time or noise level",
     "codebook codebooks vq quantizer quantizers": "vector quantiser",
     "cls register mask latent latents query queries prompt prefix": "learned vectors"
     " that are no tokens of the text",
-    "class classes classifier label labels score pooler y": "category (`y_embedder`)",
+    "class classes classifier label labels score pooler": "category of an example",
     "speaker task action": "category of an example",
     "router routing gating": "choice of an expert",
     "bias biases": "one number for each token, or for each distance",
-    "norm layernorm rmsnorm batchnorm groupnorm scale gamma": "normalisation",
+    "norm layernorm rmsnorm batchnorm groupnorm gamma": "normalisation",
+    "scale scales zero zeros zeropoint": "quantisation or normalisation",
 }
 """Words that rule a token table out, by what the rows stand for instead."""
 
 _TOWER = set("vision visual image images img video vit siglip pixel patch".split())
 """A model part named so looks at images: nothing below it is a token table..."""
 
-_LANGUAGE = set("language lm llm text".split())
+_LANGUAGE = set("language lm llm text token tokens".split())
 """...unless the same name also speaks of language (`vision_language_model`)."""
+
+_INSIDE = set("lora dora router routing gating gate".split())
+"""Inside a part named so nothing is a token table: LoRA factors, choice of experts."""
+
+_DIT = ("x_embedder", "y_embedder", "t_embedder")
+"""What diffusion transformers call the embedders of patches, labels and time."""
 
 _ARRAY = set(
     "embedding embeddings embed emb weight weights w kernel table param var".split()
@@ -54,14 +61,24 @@ _EMBED_QUALIFIER = set(
     " in input inputs out output source src target tgt encoder decoder shared tied"
     " reverse scaled lookup layer table matrix linear weight weights var".split()
 )
+_OBJECT = set("layer table matrix linear weight weights var lookup".split())
+"""Qualifiers that do not tell what the rows are."""
+
 _EMBED_BARE = ({"wte"}, {"shared"})
 """Names of an input table that stand alone: GPT-2's and T5's."""
 
-_HEAD = set("logit logits logitdense unembed unembedding unembedder lmhead".split())
-"""A language-model head: one of these words, or one of each of the next two."""
+_LINEAR_ARRAY = set("weight weights w".split())
+_SIDE = set("encoder decoder audio speech".split())
+_TOKEN = set("token tokens tok word words vocab".split())
+"""An embedding named by one of the sides needs a token too if it may be linear."""
 
-_HEAD_NOUN = set("head heads proj projection projector".split())
+_HEAD = set("logit logits logitdense unembed unembedding unembedder lmhead".split())
+"""A language-model head: one of these words, or one of each of the next pairs."""
+
+_HEAD_NOUN = set("head heads".split())
 _HEAD_QUALIFIER = set("lm mtp vocab vocabulary token tokens codebook codebooks".split())
+_PROJECTION = set("proj projection projector".split())
+_PROJECTION_QUALIFIER = set("lm vocab vocabulary".split())
 _HEAD_FILLER = set("out output to decoder generator linear dense weight w".split())
 """What else may stand in the name of a head."""
 
@@ -79,7 +96,7 @@ _PAD_MULTIPLE = 256
 def label_token_tables(
     params: Any,
     *,
-    vocab_size: int | Sequence[int] | None = None,
+    vocab_size: int | Iterable[int] | None = None,
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
     table: str = "table",
@@ -95,9 +112,9 @@ def label_token_tables(
     2. Not floating point, not two or three axes, or an axis of size 1: body.
     3. A name that says what else the rows are (positions, segments, patches, LoRA
        factors, norms...), or a vision tower around it: body.
-    4. With `vocab_size`, shape decides: an axis of that size is the vocabulary. Where
-       the size is also a width of the model (byte vocabularies), or the axis is padded
-       to a multiple of 256, the name must agree.
+    4. With `vocab_size`, shape decides: an axis of that size is the vocabulary (the
+       first axis of three). Where the size is also a width of the model (byte
+       vocabularies), or the axis is padded to a multiple of 256, the name must agree.
     5. Without `vocab_size`, the exact name of the parameter or of its module.
 
     Give `vocab_size` where you can: heads called `output`, `head` or `Dense_0` cannot
@@ -140,7 +157,7 @@ def label_token_tables(
         tables = {
             path
             for path, shape in candidates
-            if decisive & set(shape)
+            if decisive & set(shape if len(shape) == 2 else shape[:1])
             or (path in named and _has_padded_vocab(shape, vocab_sizes))
         }
     else:
@@ -164,15 +181,21 @@ def _may_be(path: str, leaf: Any) -> bool:
     if not _is_floating(leaf) or not 2 <= len(leaf.shape) <= 3 or min(leaf.shape) < 2:
         return False
     segments = _segments(path)
-    in_tower = any(w & _TOWER and not w & _LANGUAGE for w in map(_words, segments))
+    words = [_words(segment) for segment in segments]
+    if any((w & _TOWER and not w & _LANGUAGE) or w & _INSIDE for w in words):
+        return False
     # A codebook's rows are no tokens, but a `codebook_head` predicts them.
-    own = [w for w in map(_words, _own_segments(segments)) if not _is_head(w)]
-    return not in_tower and not any(words & _VETO_WORDS for words in own)
+    own = [s for s in _own_segments(segments) if not _is_head(_words(s))]
+    return not any(_words(s) & _VETO_WORDS or s in _DIT for s in own)
 
 
 def _is_named(path: str) -> bool:
     """Rule 5: whether the parameter, or the module that it is the array of, says so."""
     *_, module, leaf = ["", "", *_segments(path)]
+    words = _words(module)
+    if leaf in _LINEAR_ARRAY and words & _SIDE and not words & _TOKEN:
+        # Equinox and Haiku call the array of a linear layer so as well.
+        return False
     if leaf not in _ARRAY:
         return _is_embed(_words(leaf)) or _is_head(_words(leaf))
     if leaf == "kernel":
@@ -193,17 +216,20 @@ def _is_embed(words: set[str]) -> bool:
 def _is_head(words: set[str]) -> bool:
     if words & {"out", "output"} and _is_embed(words):
         return True
-    named = words & _HEAD or (words & _HEAD_NOUN and words & _HEAD_QUALIFIER)
-    return bool(named) and words <= (
-        _HEAD | _HEAD_NOUN | _HEAD_QUALIFIER | _HEAD_FILLER
+    nouns = _HEAD_NOUN | _PROJECTION
+    named = (
+        words & _HEAD
+        or (words & _HEAD_NOUN and words & _HEAD_QUALIFIER)
+        or (words & _PROJECTION and words & _PROJECTION_QUALIFIER)
     )
+    return bool(named) and words <= _HEAD | nouns | _HEAD_QUALIFIER | _HEAD_FILLER
 
 
 def _is_width(size: int, leaves: list[tuple[str, Any]], named: set[str]) -> bool:
     """Whether a vocabulary size also occurs as a width of the model's own layers.
 
     It does if it is the size of an axis in an attention, MLP or norm, of two axes of
-    one matrix, or of the same matrix in two layers.
+    one matrix, or of the same matrix in two layers; several heads are no layers.
     """
     matches = [
         (path, leaf.shape)
@@ -211,7 +237,11 @@ def _is_width(size: int, leaves: list[tuple[str, Any]], named: set[str]) -> bool
         if path not in named and _is_floating(leaf) and size in leaf.shape
     ]
     matrices = [(path, shape) for path, shape in matches if len(shape) > 1]
-    layers = Counter(re.sub(r"\d+", "#", path) for path, _ in matrices)
+    layers = Counter(
+        re.sub(r"\d+", "#", path)
+        for path, _ in matrices
+        if not any(_words(s) & _HEAD_NOUN for s in _segments(path))
+    )
     return (
         any(_is_block(_words(s)) for path, _ in matches for s in _segments(path))
         or any(shape.count(size) > 1 for _, shape in matrices)
@@ -254,6 +284,8 @@ def _own_segments(segments: list[str]) -> list[str]:
         if not is_module and not _words(parent) & _EMBED:
             break
         own.append(parent)
+        if _words(parent) & _EMBED_QUALIFIER - _OBJECT and _is_embed(_words(parent)):
+            break  # it says itself what it is, whatever it is part of
     return own
 
 
@@ -262,10 +294,10 @@ def _matches(patterns: str | Sequence[str], path: str) -> bool:
     return any(re.search(pattern, path) for pattern in patterns)
 
 
-def _as_tuple(sizes: int | Sequence[int] | None) -> tuple[int, ...]:
+def _as_tuple(sizes: int | Iterable[int] | None) -> tuple[int, ...]:
     if sizes is None:
         return ()
-    return tuple(sizes) if isinstance(sizes, Sequence) else (sizes,)
+    return tuple(map(int, sizes)) if isinstance(sizes, Iterable) else (int(sizes),)
 
 
 def _no_table_message(

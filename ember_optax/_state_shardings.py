@@ -59,16 +59,29 @@ def opt_state_shardings(
     by_path = dict(named_leaves(param_shardings))
     leaves = named_leaves(params)
     shardings = {path: sharding_of(path, leaf, by_path) for path, leaf in leaves}
+    for path, sharding in shardings.items():
+        if not isinstance(sharding, NamedSharding):
+            raise ValueError(
+                f"param_shardings has {sharding} for {path!r}, but a NamedSharding is"
+                " needed, which has the mesh: NamedSharding(mesh, spec)."
+            )
     replicated = NamedSharding(next(iter(shardings.values())).mesh, P())
+
+    def of_leaf(x: Any, sharding: Any, param: Any) -> Any:
+        if isinstance(x, optax.MaskedNode):
+            return x
+        # Adafactor keeps statistics of other shapes in the places of parameters.
+        return sharding if x.shape == param.shape else replicated
 
     state = jax.eval_shape(tx.init, params)
     mapped = optax.tree.map_params(
         tx,
-        lambda x, sharding: x if isinstance(x, optax.MaskedNode) else sharding,
+        of_leaf,
         state,
         jax.tree.unflatten(
             jax.tree.structure(params), [shardings[path] for path, _ in leaves]
         ),
+        params,
         transform_non_params=lambda x: jax.tree.map(lambda _: replicated, x),
         is_leaf=lambda x: isinstance(x, optax.MaskedNode),
     )

@@ -96,7 +96,8 @@ def summarize(
       A :class:`Summary`: print it, or read its numbers.
 
     Raises:
-      ValueError: a parameter labelled as a table cannot be one, or there is none.
+      ValueError: a parameter labelled as a table cannot be one, or
+        `label_token_tables` finds none.
 
     Examples:
       >>> import jax.numpy as jnp, ember_optax

@@ -86,7 +86,8 @@ TABLE_NAMES = """
   embed_audio_tokens/embedding token_embd/weight LMHead_0/kernel mtp/0/lm_head/kernel
   TokenEmbedder_0/embedding prefix_lm/embedder/embedding shared/pytree/0/weight
   vision_language_model/language_model/embed_tokens/embedding mtp_heads/1/kernel
-  to_logits/kernel embeddings_table model/embedding
+  to_logits/kernel embeddings_table model/embedding decoder/embed_tokens/weight
+  token_and_position_embedding/token_embedding/embeddings
 """
 BODY_NAMES = """
   vision_model/embeddings/patch_embedding/kernel text_projection/kernel
@@ -100,7 +101,10 @@ BODY_NAMES = """
   query_embed/embedding attention/relative_bias/embedding timestep_embedder/weight
   rel_pos_emb/emb/weight prompt_embeddings embed_norm/scale token_type_embed/embedding
   posterior/kernel cls_head/kernel value_head/kernel reward_head/kernel critic/kernel
-  self_attention/embeddings lm_head/dense/kernel
+  self_attention/embeddings lm_head/dense/kernel mtp_block/mtp_1_projection/kernel
+  attn/token_proj/kernel moe/router/logits/kernel moe/gate/logits/kernel x_embedder/w
+  decoder_embed/weight audio_embed/weight lm_head/lora/b embed/scales lm_head/zeros
+  token_and_position_embedding/position_embedding/embeddings
 """
 MATRIX = jax.ShapeDtypeStruct((512, 64), jnp.float32)
 EMBED = {"embed": {"embedding": MATRIX}}
@@ -132,7 +136,7 @@ def test_vetoes_go_before_shapes(name: str) -> None:
         jax.ShapeDtypeStruct((16, 16, 3, 512), jnp.float32),
         jnp.tanh,
     ],
-    ids=str,
+    ids=["int8", "complex", "one axis", "axis of size 1", "four axes", "function"],
 )
 @pytest.mark.parametrize("vocab_size", [None, 512])
 def test_no_table_by_nature(leaf: Any, vocab_size: int | None) -> None:
@@ -165,6 +169,26 @@ def test_shape_decides_for_a_vocabulary_that_is_no_width() -> None:
     params = shapes(**{"a/b": (64, 300), "c": (300, 5, 20), "mlp/up": (64, 256)})
     labels = label_token_tables(params, vocab_size=300)
     assert labels == {"a/b": "table", "c": "table", "mlp/up": "body"}
+
+
+def test_several_unnamed_heads_are_no_width() -> None:
+    params = shapes(
+        **{"embed/embedding": (300, 64)} | {f"heads/{i}/w": (64, 300) for i in "01"}
+    )
+    labels = label_token_tables(params, vocab_size=300)
+    assert labels == dict.fromkeys(params, "table")
+
+
+def test_stacked_layers_as_wide_as_the_vocabulary_are_body() -> None:
+    params = shapes(**{"embed": (300, 64), "layers/up": (2, 64, 300)})
+    labels = label_token_tables(params, vocab_size=300)
+    assert labels == {"embed": "table", "layers/up": "body"}
+
+
+def test_vocab_sizes_in_any_collection() -> None:
+    params = shapes(src=(300, 64), tgt=(200, 64))
+    for sizes in ({200, 300}, np.array([200, 300]), [200, 300]):
+        assert set(label_token_tables(params, vocab_size=sizes).values()) == {"table"}
 
 
 def test_padded_vocabulary_needs_a_name() -> None:

@@ -324,3 +324,16 @@ def test_weight_decay_is_multiplied_by_the_learning_rate_alone() -> None:
     thetas, _, _ = run(ember(weight_decay=0.5), theta, GRAD[None])
     expected = 2 - 0.01 * (np.array(UPDATE["all"]) + 1)
     np.testing.assert_allclose(thetas[0], expected, rtol=1e-6)
+
+
+def test_it_is_the_factored_second_moment_of_adafactor_with_a_debiased_decay() -> None:
+    theta, grads = normal((48, 10)), gradients((48, 10), 50)
+    factored = optax.scale_by_factored_rms(
+        min_dim_size_to_factor=1,
+        decay_rate=0.999,
+        decay_rate_fn=lambda i, b: b * (1 - b**i) / (1 - b ** (i + 1)),
+    )
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        _, expected, _ = run(factored, theta, grads)
+    _, updates, _ = run(scale_by_ember(), theta, grads)
+    np.testing.assert_allclose(updates, expected, rtol=1e-3)
