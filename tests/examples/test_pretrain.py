@@ -138,6 +138,15 @@ def test_resume_with_another_config_is_an_error(config):
         train(config, resume=True)
 
 
+@pytest.fixture
+def python_handles_ctrl_c():
+    """A shell starts background jobs, this suite perhaps, with SIGINT ignored."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("python_handles_ctrl_c")
 def test_second_ctrl_c_stops_at_once():
     with training.ctrl_c() as interrupted:
         signal.raise_signal(signal.SIGINT)
