@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("jax", "optax", "flax", "tokenizers", "ember-optax")
 
 
 def provenance() -> dict[str, Any]:
@@ -26,7 +27,7 @@ def provenance() -> dict[str, Any]:
         },
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("jax", "optax", "ember-optax")},
+            **{name: version(name) for name in PACKAGES},
         },
     }
 

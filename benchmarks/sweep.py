@@ -11,25 +11,22 @@ Each finished run is a line in benchmarks/results/sweep.jsonl and is not run aga
 """
 
 import argparse
-import importlib.metadata
 import itertools
 import json
-import os
-import platform
 import statistics
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import jax
 from flax import nnx
 
+from benchmarks import results
 from configs.pretrain_small import get_config
 from examples.lm import Config, data, training
 from examples.lm.optimizer import table_state_bytes
 
-RESULTS = Path(__file__).parent / "results" / "sweep.jsonl"
+RESULTS = results.RESULTS / "sweep.jsonl"
 SHORT = {"steps": 150, "eval_every": 150}
 BODY_LEARNING_RATE = 2e-3  # what the stage `body` found
 SEEDS = (1, 2, 3)  # the sweep has seen seed 0
@@ -97,7 +94,6 @@ def execute(run: Run, tokens: data.Tokens) -> dict[str, Any]:
     if result.step < config.steps:
         raise SystemExit("Interrupted; the finished runs are kept.")
     last = [r["loss"] for r in result.records if "loss" in r][-20:]
-    packages = ("jax", "optax", "flax", "tokenizers")
     return {
         "run": run,
         "validation_loss": result.validation_loss,
@@ -106,10 +102,7 @@ def execute(run: Run, tokens: data.Tokens) -> dict[str, Any]:
         "table_state_bytes": table_state_bytes(config, params),
         "seed": config.seed,
         "config": config.to_dict(),
-        "versions": {name: importlib.metadata.version(name) for name in packages}
-        | {"python": platform.python_version()},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0]}",
-    }
+    } | results.provenance()
 
 
 def finished() -> list[dict[str, Any]]:

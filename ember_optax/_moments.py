@@ -73,7 +73,7 @@ def update_moments(
         if names and names.rows:
             n_rows = jax.lax.psum(n_rows, names.rows)
         n_rows = jnp.maximum(n_rows, 1).astype(dtype)
-    # 1 - b2 and not b2 is what must be exact: float32(0.999) is off by 2e-5 of 0.001.
+    # 1 - b2 and not b2 is what must be exact: float32(0.999) is off by 1.3e-5 of 0.001.
     rate = jnp.asarray(1 - b2, dtype)
     return TableMoments(
         moments.row - rate * moments.row + rate * (sums.row.astype(dtype) / n_columns),
