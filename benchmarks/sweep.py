@@ -25,6 +25,7 @@ from benchmarks import results
 from configs.pretrain_small import get_config
 from examples.lm import Config, data, training
 from examples.lm.optimizer import table_state_bytes
+from examples.lm.program import make_model
 
 RESULTS = results.RESULTS / "sweep.jsonl"
 SHORT = {"steps": 150, "eval_every": 150}
@@ -88,7 +89,7 @@ def execute(run: Run, tokens: data.Tokens) -> dict[str, Any]:
     """Trains one model and returns what is kept of it."""
     config: Config = get_config()
     config.update_from_flattened_dict(run)
-    params = nnx.state(nnx.eval_shape(lambda: training.make_model(config)), nnx.Param)
+    params = nnx.state(nnx.eval_shape(lambda: make_model(config)), nnx.Param)
     with tempfile.TemporaryDirectory() as workdir:
         result = training.train(config, tokens, Path(workdir, config.tables.optimizer))
     if result.step < config.steps:

@@ -30,8 +30,31 @@ def get_config() -> ConfigDict:
     config.model.layers = 2
     config.model.heads = 4
     config.model.mlp_width = 384
+    config.model.kv_heads = placeholder(int)  # by default as many as heads
+    config.model.rope_base = 1e4
     config.model.tied = False  # one table for embedding and head
+    config.model.vocab_multiple = 128  # rows of the tables are padded to a multiple
+    config.model.scan = False  # over the blocks: a deep model compiles faster
+    config.model.remat = "none"  # or "dots" or "full": saves memory, costs time
     config.model.dtype = "float32"  # or "bfloat16": to compute in, not of parameters
+    config.loss_chunks = 1  # parts of a sequence whose logits are in memory at a time
+
+    # Devices along each axis of the mesh, -1 for all that remain.
+    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+    # Mesh axes that each logical axis is sharded over: several with commas, or none.
+    config.axis_rules = ConfigDict(
+        {
+            "batch": "data,fsdp",
+            "vocab": "tensor",  # rows of the token tables
+            "table_width": "fsdp",  # columns of the token tables
+            "logits": "tensor",  # the vocabulary's axis in them
+            "embed": "fsdp",
+            "heads": "tensor",
+            "mlp": "tensor",
+            "layers": "",
+            "norm": "",
+        }
+    )
 
     # Token tables: embed and lm_head.
     config.tables = ConfigDict()
@@ -70,6 +93,9 @@ def get_config() -> ConfigDict:
     config.eval_batches = 32
     config.checkpoint_every = 100  # steps
     config.keep_checkpoints = 2
+
+    # Compile a step for a TPU pod such as v5p:4x4x4, say what it costs, and end.
+    config.compile_topology = placeholder(str)
 
     # A run replaces what an earlier one left here, unless it resumes it.
     config.workdir = "runs/pretrain_small"

@@ -75,7 +75,8 @@ def opt_state_shardings(
 
     state = jax.eval_shape(tx.init, params)
     mapped = optax.tree.map_params(
-        tx,
+        # Abstractly, for the devices of the mesh in context may not be here.
+        lambda placeholder: jax.eval_shape(tx.init, placeholder),
         of_leaf,
         state,
         jax.tree.unflatten(

@@ -12,8 +12,13 @@ Useful flags (all of them are in the config file, with comments):
     --config.steps=1000 --config.model.width=256 --config.model.tied
     --config.workdir=runs/mine
     --config.resume                    go on from the last checkpoint in workdir
+    --config.mesh.tensor=2             shard over 2 devices this way, fsdp over the rest
+    --config.compile_topology=v5p:4x4x4  no run: what a step costs on that TPU pod
 
-Ctrl-C saves a checkpoint and ends the run; a second Ctrl-C ends it at once.
+The same program runs on one device, on one host with several and on a pod: start it
+once on every host. See docs/pods.md.
+
+Ctrl-C or SIGTERM saves a checkpoint and ends the run; a second one ends it at once.
 """
 
 from pathlib import Path
@@ -23,8 +28,9 @@ from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
 import ember_optax
-from examples.lm import Config, data, metrics, training
+from examples.lm import Config, data, metrics, processes, report, training
 from examples.lm.optimizer import table_state_bytes
+from examples.lm.program import make_model
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="File with the configuration.", default=None
@@ -39,16 +45,22 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}")
     logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint at length
-    run(_CONFIG.value, _COMPARE.value)
+    config = _CONFIG.value
+    if config.compile_topology:
+        print(report.compile_for(config))
+        return
+    processes.initialize()
+    run(config, _COMPARE.value)
 
 
 def run(config: Config, compare: bool = False) -> dict[str, training.Result]:
     """Trains one or two arms, prints what came out and returns it by arm."""
     workdir = Path(config.workdir)
-    params = nnx.state(nnx.eval_shape(lambda: training.make_model(config)), nnx.Param)
-    print(ember_optax.summarize(params), end="\n\n", flush=True)
-    tokens = data.load(**config.data)
-    print(
+    params = nnx.state(nnx.eval_shape(lambda: make_model(config)), nnx.Param)
+    say = print if processes.is_primary() else lambda *_, **__: None
+    say(ember_optax.summarize(params), end="\n\n", flush=True)
+    tokens = load(config)
+    say(
         f"{tokens.train.size:,} tokens to train on,"
         f" {tokens.validation.size:,} to validate on\n",
         flush=True,
@@ -61,21 +73,30 @@ def run(config: Config, compare: bool = False) -> dict[str, training.Result]:
     for name, arm in arms.items():
         results[name] = training.train(arm, tokens, workdir / name)
         if results[name].step < config.steps:
-            print(
+            say(
                 f"\nInterrupted at step {results[name].step}; a checkpoint is saved."
                 " To go on, repeat the command with --config.resume"
             )
             return results
 
     plot = workdir / "loss.png"
-    metrics.plot(plot, {name: r.records for name, r in results.items()})
-    print(f"\n{'tables':<18}{'validation loss':>16}{'table state':>20}{'time':>9}")
+    if processes.is_primary():
+        metrics.plot(plot, {name: r.records for name, r in results.items()})
+    say(f"\n{'tables':<18}{'validation loss':>16}{'table state':>20}{'time':>9}")
     for name, result in results.items():
         state = f"{table_state_bytes(arms[name], params):,} bytes"
         loss, seconds = result.validation_loss, result.seconds
-        print(f"{name:<18}{loss:>16.4f}{state:>20}{seconds:>7.0f} s")
-    print(f"\nLoss plot: {plot}")
+        say(f"{name:<18}{loss:>16.4f}{state:>20}{seconds:>7.0f} s")
+    say(f"\nLoss plot: {plot}")
     return results
+
+
+def load(config: Config) -> data.Tokens:
+    """Returns the tokens; the primary process reads the corpus before the others."""
+    if processes.is_primary():
+        data.load(**config.data)
+    processes.wait_for_all("the corpus is in the cache")
+    return data.load(**config.data)
 
 
 def with_adam_tables(config: Config) -> Config:

@@ -1,16 +1,24 @@
-"""Checkpoints of all that a run needs to go on as if it had not stopped."""
+"""Checkpoints of all that a run needs to go on as if it had not stopped.
 
+They are written in the background and count once they are complete. They may be read on
+another mesh and by another number of processes.
+"""
+
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
-from flax import nnx
 
-from examples.lm import Config
+from examples.lm import Config, processes
+from examples.lm.program import State
 
-_MAY_CHANGE = {
+_MAY_CHANGE = (
     "steps",
     "eval_every",
     "eval_batches",
@@ -19,89 +27,204 @@ _MAY_CHANGE = {
     "workdir",
     "resume",
     "data.cache_dir",
-}
+    "mesh",
+    "axis_rules",
+    "loss_chunks",
+    "model.remat",
+    "compile_topology",
+)
 """What of a config may differ when a run is resumed."""
+
+
+_JSON = ("config", "batches", "fingerprints")
+"""Parts of a checkpoint beside its arrays."""
+
+
+class Unusable(ValueError):
+    """A checkpoint is of another run: the way out is not an earlier one."""
 
 
 def open_manager(directory: Path, keep: int) -> ocp.CheckpointManager:
     """Returns a manager, to be used in a `with`, that keeps the last checkpoints."""
     latest = ocp.checkpoint_managers.LatestN(keep)
     options = ocp.CheckpointManagerOptions(preservation_policy=latest)
-    return ocp.CheckpointManager(directory.absolute(), options=options)
+    handlers: dict[str, Any] = dict.fromkeys(_JSON, ocp.JsonCheckpointHandler())
+    handlers["state"] = ocp.StandardCheckpointHandler()
+    return ocp.CheckpointManager(
+        directory.absolute(), options=options, item_handlers=handlers
+    )
 
 
 def save(
     manager: ocp.CheckpointManager,
     step: int,
-    model: nnx.Module,
-    optimizer: nnx.Optimizer,
+    state: State,
     batches: grain.DatasetIterator,
     config: Config,
 ) -> None:
     """Starts writing a checkpoint; it counts only once it is complete."""
     args = ocp.args.Composite(
-        state=ocp.args.StandardSave(_state(model, optimizer)),
-        batches=grain.checkpoint.CheckpointSave(batches),
+        state=ocp.args.StandardSave(state),
         config=ocp.args.JsonSave(config.to_dict()),
+        batches=ocp.args.JsonSave(batches.get_state()),
+        fingerprints=ocp.args.JsonSave(fingerprints(state)),
     )
     manager.save(step, args=args)
 
 
 def restore(
     manager: ocp.CheckpointManager,
-    model: nnx.Module,
-    optimizer: nnx.Optimizer,
+    target: State,
     batches: grain.DatasetIterator,
     config: Config,
-) -> int:
-    """Brings model, optimizer and batches to the last checkpoint.
+) -> tuple[State, int] | None:
+    """Returns the state and step of the last good checkpoint, None if there is none.
 
-    Returns:
-      The step of the checkpoint, 0 if there is none.
+    Brings `batches` to that step as well. A damaged checkpoint is set aside, and the
+    one before it used, with a message.
+
+    Args:
+      manager: of the run's directory.
+      target: shapes, dtypes and shardings to restore to.
+      batches: iterator over the training batches.
+      config: of the run that is to go on.
 
     Raises:
-      ValueError: the checkpoint is of another config.
+      Unusable: the checkpoint is of another model, optimizer or config.
+      RuntimeError: there are checkpoints, but none can be read.
     """
-    step = manager.latest_step()
-    if step is None:
-        return 0
-    args = ocp.args.Composite(config=ocp.args.JsonRestore())
-    _check_config(manager.restore(step, args=args)["config"], config)
-    target = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-        _state(model, optimizer),
-    )
-    args = ocp.args.Composite(
-        state=ocp.args.StandardRestore(target),
-        batches=grain.checkpoint.CheckpointRestore(batches),
-    )
-    state = manager.restore(step, args=args)["state"]
-    nnx.update(model, state["model"])
-    nnx.update(optimizer, state["optimizer"])
-    return step
+    damaged = {}
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            state, position = _read(manager, step, target, config)
+        except Unusable:
+            raise
+        except Exception as error:  # Orbax has no type of its own for damage
+            damaged[step] = error
+            continue
+        _set_aside(manager, damaged)
+        batches.set_state(position)
+        return state, step
+    if damaged:
+        raise RuntimeError(
+            f"No checkpoint in {manager.directory} can be read, the last one because of"
+            " the error above. To start again, leave out --config.resume."
+        ) from damaged[max(damaged)]
+    return None
 
 
-def _state(model: nnx.Module, optimizer: nnx.Optimizer) -> dict[str, Any]:
-    parts = {"model": model, "optimizer": optimizer}
-    return {name: nnx.to_pure_dict(nnx.state(part)) for name, part in parts.items()}
+def fingerprints(state: State) -> dict[str, int]:
+    """Returns a number for each array, by path, that any damaged word changes.
+
+    It depends on the values alone, not on where they are.
+    """
+    numbers = np.asarray(_fingerprints(state))
+    return dict(zip(_paths(state), numbers.tolist(), strict=True))
+
+
+@jax.jit
+def _fingerprints(state: State) -> jax.Array:
+    def of(x: jax.Array) -> jax.Array:
+        unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+        words = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+        position = functools.reduce(
+            lambda p, axis: (
+                p * jnp.uint32(x.shape[axis])
+                + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+            ),
+            range(x.ndim),
+            jnp.uint32(0),
+        )
+        # An odd factor loses no bit of a word, and tells places apart.
+        return jnp.sum(words * (2 * position + jnp.uint32(1)), dtype=jnp.uint32)
+
+    return jnp.stack([of(x) for x in jax.tree.leaves(state)])
+
+
+def _read(
+    manager: ocp.CheckpointManager, step: int, target: State, config: Config
+) -> tuple[State, dict[str, Any]]:
+    _check_arrays(manager, step, target)
+    arrays = ocp.args.StandardRestore(target)
+    json = dict.fromkeys(_JSON, ocp.args.JsonRestore())
+    found = manager.restore(step, args=ocp.args.Composite(state=arrays, **json))
+    _check_config(found["config"], config)
+    state = found["state"]
+    now = fingerprints(state)
+    if damaged := [p for p, n in found["fingerprints"].items() if now[p] != n]:
+        raise ValueError(f"{_some(damaged)} has other values than were saved")
+    return state, found["batches"]
+
+
+def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, Exception]) -> None:
+    """Renames damaged checkpoints, so that their steps can be saved again."""
+    if not damaged:
+        return
+    for step, error in damaged.items():
+        path = Path(manager.directory, str(step))
+        aside = path.with_name(f"damaged-{step}")
+        if processes.is_primary():
+            reason = str(error).splitlines()[0]
+            print(
+                f"The checkpoint of step {step} is damaged ({reason:.200}); going on"
+                f" from the one before it. The damaged one is kept as {aside}.",
+                flush=True,
+            )
+            path.rename(aside)
+    processes.wait_for_all("damaged checkpoints are set aside")
+    manager.reload()
+
+
+def _check_arrays(manager: ocp.CheckpointManager, step: int, target: State) -> None:
+    """Raises Unusable if the arrays of a checkpoint are not those of the run."""
+    metadata = manager.item_metadata(step)["state"].tree
+    old = {x.name: tuple(x.shape) for x in jax.tree.leaves(metadata)}
+    shapes = [x.shape for x in jax.tree.leaves(target)]
+    new = dict(zip(_paths(target), shapes, strict=True))
+    # Parameters come first: what differs there explains the rest.
+    paths = sorted(old | new, key=lambda path: (not path.startswith("params"), path))
+    listed = [
+        f"{path} is {old.get(path, 'missing')} there, {new.get(path, 'missing')} here"
+        for path in paths
+        if old.get(path) != new.get(path)
+    ]
+    if listed:
+        raise Unusable(
+            f"The checkpoint of step {step} in {manager.directory} is of another model"
+            f" or optimizer: {_some(listed, '; ')}. Resume with the flags of that run,"
+            " or start a new one in another --config.workdir."
+        )
 
 
 def _check_config(saved: dict[str, Any], config: Config) -> None:
     old, new = _flat(saved), _flat(config.to_dict())
     changes = [
         f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
-        for name in sorted((old.keys() | new.keys()) - _MAY_CHANGE)
+        for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
+        and not f"{name}.".startswith(tuple(f"{may}." for may in _MAY_CHANGE))
     ]
     if changes:
-        raise ValueError(
+        raise Unusable(
             f"The checkpoint in {config.workdir} is of another config:"
             f" {'; '.join(changes)}. Resume with the flags of that run, or start a new"
             " one with another workdir or without resume."
         )
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _paths(state: State) -> list[str]:
+    """Names of the leaves, as Orbax writes them."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return [jax.tree_util.keystr(p, simple=True, separator=".") for p, _ in leaves]
+
+
+def _some(items: list[str], separator: str = ", ") -> str:
+    """Lists the first few."""
+    more = [f"and {len(items) - 5} more"] if len(items) > 5 else []
+    return separator.join(items[:5] + more)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns the values of nested dicts by dotted name."""
     values = {}
     for key, value in config.items():

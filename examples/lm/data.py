@@ -24,6 +24,9 @@ _CACHE_VERSION = 1
 _NO_THREADS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 
+ALL = slice(None)
+
+
 class Tokens(NamedTuple):
     """Packed token ids of both sides of the split."""
 
@@ -94,42 +97,56 @@ def pack(tokenizer: Tokenizer, documents: list[str]) -> np.ndarray:
 
 
 def train_batches(
-    tokens: np.ndarray, sequence_length: int, batch_size: int, seed: int
+    tokens: np.ndarray,
+    sequence_length: int,
+    batch_size: int,
+    seed: int,
+    rows: slice = ALL,
 ) -> grain.DatasetIterator:
-    """Returns an endless iterator over int32[batch_size, sequence_length + 1].
+    """Returns an endless iterator over the given rows of batches.
 
-    Inputs are all but the last token of a window, targets all but the first. Every
-    epoch has another order. The position is `get_state()` of the iterator.
+    A batch is int32[batch_size, sequence_length + 1]: inputs are all but the last token
+    of a window, targets all but the first. Every epoch has another order. The position
+    is `get_state()` of the iterator, the same for every number of processes.
     """
-    batches = _windows(tokens, sequence_length).seed(seed).shuffle().repeat()
-    batches = batches.batch(batch_size, drop_remainder=True)
+    order = grain.MapDataset.range(_n_windows(tokens, sequence_length)).seed(seed)
+    batches = order.shuffle().repeat().batch(batch_size, drop_remainder=True)
+    batches = batches.map(lambda ids: _windows(tokens, sequence_length, ids[rows]))
     return iter(batches.to_iter_dataset(_NO_THREADS))
 
 
 def validation_batches(
-    tokens: np.ndarray, sequence_length: int, batch_size: int, n_batches: int
+    tokens: np.ndarray,
+    sequence_length: int,
+    batch_size: int,
+    n_batches: int,
+    rows: slice = ALL,
 ) -> list[np.ndarray]:
-    """Returns the same (up to) `n_batches` every time, drawn from all documents."""
-    windows = _windows(tokens, sequence_length).seed(0).shuffle()
-    batches = windows.batch(min(batch_size, len(windows)), drop_remainder=True)
-    batches = batches[: min(n_batches, len(batches))]
-    return list(batches.to_iter_dataset(_NO_THREADS))
+    """Returns rows of the same `n_batches` every time, drawn from all documents.
+
+    A side too small for that many batches has fewer of them; one too small for a batch
+    repeats itself.
+    """
+    order = grain.MapDataset.range(_n_windows(tokens, sequence_length)).seed(0)
+    n_batches = min(n_batches, max(1, len(order) // batch_size))
+    ids = np.resize(list(order.shuffle()), (n_batches, batch_size))
+    return [_windows(tokens, sequence_length, batch[rows]) for batch in ids]
 
 
-def _windows(tokens: np.ndarray, sequence_length: int) -> grain.MapDataset:
-    """Cuts tokens into windows: consecutive ones share a token, target then input."""
+def _n_windows(tokens: np.ndarray, sequence_length: int) -> int:
     n_windows = (len(tokens) - 1) // sequence_length
     if n_windows < 1:
         raise ValueError(
             f"One side of the corpus has {len(tokens)} tokens, too few for a window of"
             f" {sequence_length} + 1: give more text or a smaller sequence_length."
         )
+    return n_windows
 
-    def window(i: int) -> np.ndarray:
-        start = i * sequence_length
-        return tokens[start : start + sequence_length + 1].astype(np.int32)
 
-    return grain.MapDataset.range(n_windows).map(window)
+def _windows(tokens: np.ndarray, sequence_length: int, ids: np.ndarray) -> np.ndarray:
+    """Cuts windows: consecutive ones share a token, target then input."""
+    starts = ids[:, None] * sequence_length
+    return tokens[starts + np.arange(sequence_length + 1)].astype(np.int32)
 
 
 def _key(documents: list[str], settings: list) -> str:

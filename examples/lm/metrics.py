@@ -11,25 +11,37 @@ matplotlib.use("Agg")  # to files only: no display is needed
 import numpy as np
 from matplotlib import pyplot as plt
 
+from examples.lm.processes import is_primary
+
 Record = dict[str, float]
 
 
 class MetricsLog:
-    """Records of a run, in memory and as JSON Lines; each has a "step"."""
+    """Records of a run, in memory and as JSON Lines; each has a "step".
+
+    Only the primary process has a file.
+    """
 
     def __init__(self, path: Path, step: int = 0):
         """Opens a log at a step: what an earlier run wrote after it is dropped."""
-        lines = path.read_text().splitlines() if step else []
-        records: list[Record] = [json.loads(line) for line in lines]
-        self.records = [r for r in records if r["step"] <= step]
+        self.records: list[Record] = []
         self._path = path
+        if not is_primary():
+            return
+        if step and path.exists():
+            records = [_parse(line) for line in path.read_text().splitlines()]
+            self.records = [r for r in records if r and r["step"] <= step]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(r) + "\n" for r in self.records))
+        # A process killed between these two lines leaves the old log.
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text("".join(json.dumps(r) + "\n" for r in self.records))
+        scratch.replace(path)
 
     def write(self, **record: float) -> None:
         self.records.append(record)
-        with self._path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        if is_primary():
+            with self._path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
 
     def last(self, name: str) -> float:
         """Returns the last value of a metric, 0 if there is none."""
@@ -52,6 +64,14 @@ def plot(path: Path, runs: Mapping[str, Sequence[Record]]) -> None:
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _parse(line: str) -> Record | None:
+    """Reads a line, None for one that a killed process has not finished."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
 
 
 def _series(records: Sequence[Record], name: str) -> tuple[list[float], list[float]]:

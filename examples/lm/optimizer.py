@@ -10,19 +10,32 @@ import ember_optax
 from examples.lm import Config
 
 
-def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
-    """Returns the optimizer of the whole model."""
+def make_optimizer(
+    config: Config, param_shardings: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the optimizer of the whole model.
+
+    Args:
+      config: which one.
+      param_shardings: shardings of the parameters on a mesh; Ember then adds up the
+        statistics of all tables in one collective.
+    """
     return optax.chain(
         # Outside multi_transform, so that the norm is that of the whole gradient.
         optax.clip_by_global_norm(config.clip_norm),
         optax.multi_transform(
-            {"table": table_optimizer(config), "body": body_optimizer(config)},
+            {
+                "table": table_optimizer(config, param_shardings),
+                "body": body_optimizer(config),
+            },
             ember_optax.label_token_tables,
         ),
     )
 
 
-def table_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
+def table_optimizer(
+    config: Config, param_shardings: Any = None
+) -> optax.GradientTransformationExtraArgs:
     """Returns `config.tables.optimizer`, at its tuned settings unless told otherwise.
 
     All have decoupled weight decay and the same schedule, so that they differ in how
@@ -34,26 +47,28 @@ def table_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
     tuned = config.tables.tuned[name]
     learning_rate = _first(config.tables.learning_rate, tuned.learning_rate)
     return optax.chain(
-        scale_by(_first(config.tables.b2, tuned.b2)),
+        scale_by(_first(config.tables.b2, tuned.b2), param_shardings),
         optax.add_decayed_weights(config.tables.weight_decay),
         optax.scale_by_learning_rate(schedule(config, learning_rate)),
     )
 
 
 _TABLES = {
-    "ember": lambda b2: ember_optax.scale_by_ember(b2),
-    "adam": lambda b2: optax.scale_by_adam(b2=b2),
+    "ember": lambda b2, shardings: ember_optax.scale_by_ember(
+        b2, param_shardings=shardings
+    ),
+    "adam": lambda b2, _: optax.scale_by_adam(b2=b2),
     # scale_by_adam(b1=0) would keep a first moment that it does not need.
-    "adam_no_momentum": lambda b2: optax.scale_by_rms(
+    "adam_no_momentum": lambda b2, _: optax.scale_by_rms(
         b2, eps_in_sqrt=False, bias_correction=True
     ),
-    "adafactor": lambda _: optax.chain(
+    "adafactor": lambda *_: optax.chain(
         optax.scale_by_factored_rms(),
         optax.clip_by_block_rms(1.0),
         optax.scale_by_param_block_rms(),
     ),
-    "sm3": lambda _: optax.scale_by_sm3(),
-    "sgd": lambda _: optax.identity(),
+    "sm3": lambda *_: optax.scale_by_sm3(),
+    "sgd": lambda *_: optax.identity(),
 }
 
 
@@ -103,7 +118,10 @@ def table_state_bytes(config: Config, params: Any) -> int:
 
 
 def _is_matrix(params: Any) -> Any:
-    return jax.tree.map(lambda x: x.ndim > 1, params)
+    """Which parameters are kernels, stacked or not, and no scales of norms."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1] == jax.tree_util.DictKey("kernel"), params
+    )
 
 
 def _choice(options: Mapping[str, Any], name: str, where: str) -> Any:

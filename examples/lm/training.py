@@ -1,25 +1,19 @@
 """The training loop."""
 
-import contextlib
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
+from jax.sharding import Mesh
 from tqdm import tqdm
 
-from examples.lm import Config, checkpoints, data
+from examples.lm import Config, checkpoints, data, processes, report
+from examples.lm.mesh import global_batch, local_rows, use_mesh
 from examples.lm.metrics import MetricsLog, Record
-from examples.lm.model import Decoder
-from examples.lm.optimizer import make_optimizer
+from examples.lm.program import Program, make_program
 
 
 class Result(NamedTuple):
@@ -31,30 +25,54 @@ class Result(NamedTuple):
     records: list[Record]
 
 
-def make_model(config: Config) -> Decoder:
-    return Decoder(config.data.vocab_size, **config.model, rngs=nnx.Rngs(config.seed))
-
-
 def train(config: Config, tokens: data.Tokens, run_dir: Path) -> Result:
     """Trains a model, from the start or from the last checkpoint in `run_dir`.
 
-    Ctrl-C ends it early, after a last checkpoint.
+    SIGTERM or Ctrl-C ends it early, after a last checkpoint.
+
+    Args:
+      config: what to train, and on what mesh.
+      tokens: what to train on.
+      run_dir: where metrics and checkpoints go; all processes must see it.
     """
-    sizes = config.sequence_length, config.batch_size
-    batches = data.train_batches(tokens.train, *sizes, config.seed)
+    with use_mesh(config) as mesh:
+        return _train(config, make_program(config, mesh), mesh, tokens, run_dir)
+
+
+def _train(
+    config: Config, program: Program, mesh: Mesh, tokens: data.Tokens, run_dir: Path
+) -> Result:
+    batch_size = config.batch_size
+    sizes = config.sequence_length, batch_size
+    rows = local_rows(mesh, batch_size)
+    batches = data.train_batches(tokens.train, *sizes, config.seed, rows)
     validation = data.validation_batches(
-        tokens.validation, *sizes, n_batches=config.eval_batches
+        tokens.validation, *sizes, config.eval_batches, rows
     )
-    model = make_model(config)
-    optimizer = nnx.Optimizer(model, make_optimizer(config), wrt=nnx.Param)
+
+    def place(rows: np.ndarray) -> jax.Array:
+        return global_batch(mesh, rows, batch_size)
+
+    def evaluate(params: Any) -> float:
+        losses = [program.eval_step(params, place(b)) for b in validation]
+        return float(np.mean(losses))
+
+    train_step = program.train_step
+    if mesh.size > 1:
+        train_step = train_step.lower(program.state, program.tokens).compile()
+        if processes.is_primary():
+            print(report.collectives_of_step(config, program, train_step), flush=True)
+
     directory = run_dir / "checkpoints"
-    if not config.resume:
+    if not config.resume and processes.is_primary():
         shutil.rmtree(directory, ignore_errors=True)
+    processes.wait_for_all("old checkpoints are gone")
     with (
         checkpoints.open_manager(directory, config.keep_checkpoints) as manager,
-        ctrl_c() as interrupted,
+        processes.stop_signals() as is_to_stop,
     ):
-        step = checkpoints.restore(manager, model, optimizer, batches, config)
+        restored = checkpoints.restore(manager, program.state, batches, config)
+        state, step = restored or (program.init(), 0)
         log = MetricsLog(run_dir / "metrics.jsonl", step)
         start = time.perf_counter() - log.last("seconds")
 
@@ -62,43 +80,19 @@ def train(config: Config, tokens: data.Tokens, run_dir: Path) -> Result:
             log.write(step=step, **values, seconds=time.perf_counter() - start)
 
         with progress_bar(config, run_dir.name, step) as bar:
-            while step < config.steps and not interrupted.is_set():
-                loss = float(train_step(model, optimizer, jnp.asarray(next(batches))))
+            while step < config.steps and not is_to_stop(step):
+                state, loss = train_step(state, place(next(batches)))
                 step += 1
-                record(loss=loss)
-                bar.set_postfix(step=step, loss=f"{loss:.3f}", refresh=False)
-                bar.update(config.batch_size * config.sequence_length)
+                record(loss=float(loss))
+                bar.set_postfix(step=step, loss=f"{float(loss):.3f}", refresh=False)
+                bar.update(batch_size * config.sequence_length)
                 if step % config.eval_every == 0 or step == config.steps:
-                    record(validation_loss=evaluate(model, validation))
+                    record(validation_loss=evaluate(state.params))
                 if step % config.checkpoint_every == 0 or step == config.steps:
-                    checkpoints.save(manager, step, model, optimizer, batches, config)
+                    checkpoints.save(manager, step, state, batches, config)
         if manager.latest_step() != step:
-            checkpoints.save(manager, step, model, optimizer, batches, config)
+            checkpoints.save(manager, step, state, batches, config)
     return Result(step, log.last("validation_loss"), log.last("seconds"), log.records)
-
-
-def loss_fn(model: Decoder, tokens: jax.Array) -> jax.Array:
-    """Returns the mean cross-entropy of the tokens after the first of each window."""
-    logits = model(tokens[:, :-1])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
-
-
-@nnx.jit(donate_argnums=(0, 1))
-def train_step(
-    model: Decoder, optimizer: nnx.Optimizer, tokens: jax.Array
-) -> jax.Array:
-    """Updates the model and the optimizer in place and returns the loss before."""
-    loss, grads = nnx.value_and_grad(loss_fn)(model, tokens)
-    optimizer.update(model, grads)
-    return loss
-
-
-eval_step = nnx.jit(loss_fn)
-
-
-def evaluate(model: Decoder, batches: list[np.ndarray]) -> float:
-    """Returns the mean loss over batches of equal size."""
-    return float(np.mean([eval_step(model, jnp.asarray(b)) for b in batches]))
 
 
 def progress_bar(config: Config, name: str, step: int) -> tqdm:
@@ -110,20 +104,5 @@ def progress_bar(config: Config, name: str, step: int) -> tqdm:
         unit=" tokens",
         unit_scale=True,
         mininterval=0.5,
+        disable=not processes.is_primary(),
     )
-
-
-@contextlib.contextmanager
-def ctrl_c() -> Iterator[threading.Event]:
-    """Turns the first Ctrl-C into an event; a second one stops the program."""
-    event = threading.Event()
-
-    def handle(*_: object) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, previous)
-
-    previous = signal.signal(signal.SIGINT, handle)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, previous)

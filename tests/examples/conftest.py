@@ -38,6 +38,7 @@ def config(tmp_path, corpus) -> ConfigDict:
     config.update(eval_every=3, eval_batches=2, checkpoint_every=2)
     config.data.update(path=str(corpus), cache_dir=str(tmp_path / "cache"))
     config.data.vocab_size = 300
-    config.model.update(width=16, layers=1, heads=2, mlp_width=32)
+    config.model.update(width=16, layers=1, heads=2, mlp_width=32, vocab_multiple=1)
+    config.mesh.fsdp = 1  # of the eight devices
     config.workdir = str(tmp_path / "run")
     return config

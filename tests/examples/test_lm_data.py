@@ -154,10 +154,27 @@ def test_validation_batches_are_always_the_same():
     assert np.shape(first) == (2, 4, 4)
 
 
-def test_validation_uses_what_there_is():
+def test_validation_repeats_what_is_less_than_a_batch():
     tokens = np.arange(10, dtype=np.uint16)
-    batches = data.validation_batches(tokens, 3, batch_size=8, n_batches=5)
-    assert np.shape(batches) == (1, 3, 4)
+    (batch,) = data.validation_batches(tokens, 3, batch_size=8, n_batches=5)
+    assert batch.shape == (8, 4)
+    assert sorted(batch[:3, 0]) == [0, 3, 6]
+    np.testing.assert_array_equal(batch[3:6], batch[:3])
+
+
+@pytest.mark.parametrize("n_processes", [1, 2, 4])
+def test_rows_of_all_processes_make_the_same_batches(n_processes):
+    tokens = np.arange(100, dtype=np.uint16)
+    whole = data.train_batches(tokens, 3, batch_size=8, seed=0)
+    n = 8 // n_processes
+    parts = [
+        data.train_batches(tokens, 3, 8, seed=0, rows=slice(i * n, (i + 1) * n))
+        for i in range(n_processes)
+    ]
+    for _ in range(10):
+        rows = np.concatenate([next(part) for part in parts])
+        np.testing.assert_array_equal(rows, next(whole))
+    assert all(part.get_state() == whole.get_state() for part in parts)
 
 
 def test_too_few_tokens_are_an_error():

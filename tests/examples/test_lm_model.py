@@ -3,11 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 
 import ember_optax
-from examples.lm import training
 from examples.lm.model import Decoder, rotate
+from examples.lm.program import loss_fn
 
 SIZES = {"vocab_size": 64, "width": 16, "layers": 2, "heads": 2, "mlp_width": 32}
 
@@ -106,7 +105,7 @@ def test_loss_leaves_out_the_first_token():
     expected = -np.mean(
         [log_probs[b, t, tokens[b, t + 1]] for b in range(2) for t in range(7)]
     )
-    np.testing.assert_allclose(training.loss_fn(model, tokens), expected, rtol=1e-6)
+    np.testing.assert_allclose(loss_fn(model, tokens), expected, rtol=1e-6)
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(standard_promotion):
@@ -120,7 +119,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(standard_pro
     logits = forward(model, tokens)
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, forward(make(), tokens), atol=0.05)
-    grads = nnx.jit(nnx.grad(training.loss_fn))(model, tokens)
+    grads = nnx.jit(nnx.grad(loss_fn))(model, tokens)
     assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
 
 
@@ -136,42 +135,65 @@ def test_labels_find_the_tables_and_nothing_else():
     assert tables == ["embed/embedding", "lm_head/kernel"]
 
 
-def test_parameters_are_sharded_on_a_mesh():
-    auto = (jax.sharding.AxisType.Auto,) * 2
-    mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=auto)
-    with jax.set_mesh(mesh):
-        model = make()
-    attention, mlp = model.layers[0].attention, model.layers[0].mlp
-    for param, spec in [
-        (model.embed.embedding, P("tensor", "fsdp")),
-        (model.lm_head.kernel, P("fsdp", "tensor")),
-        (attention.q_proj.kernel, P("fsdp", "tensor")),
-        (attention.o_proj.kernel, P("tensor", "fsdp")),
-        (mlp.up_proj.kernel, P("fsdp", "tensor")),
-        (mlp.down_proj.kernel, P("tensor", "fsdp")),
-        (model.norm.scale, P()),
-    ]:
-        found = param.get_value().sharding
-        assert found.is_equivalent_to(jax.NamedSharding(mesh, spec), param.ndim)
+@pytest.mark.parametrize("chunks", [2, 4])
+def test_loss_in_chunks_is_the_same(chunks):
+    model = make()
+    tokens = jax.random.randint(jax.random.key(0), (2, 9), 0, 64)
+    whole = nnx.jit(nnx.value_and_grad(loss_fn))(model, tokens)
+    parts = nnx.jit(nnx.value_and_grad(lambda *a: loss_fn(*a, chunks)))(model, tokens)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        nnx.to_pure_dict(parts[1]),
+        nnx.to_pure_dict(whole[1]),
+    )
+    np.testing.assert_allclose(parts[0], whole[0], rtol=1e-6)
 
 
-def test_step_on_a_mesh_equals_step_on_one_device(config, standard_promotion):
-    tokens = jax.random.randint(jax.random.key(0), (2, 17), 0, 300)
+def test_chunks_that_do_not_divide_are_an_error():
+    with pytest.raises(ValueError, match="loss_chunks is 3"):
+        loss_fn(make(), jnp.ones((2, 9), jnp.int32), 3)
 
-    def two_losses():
-        model = training.make_model(config)
-        tx = training.make_optimizer(config)
-        optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
-        for _ in range(3):
-            loss = training.train_step(model, optimizer, tokens)
-        return loss, optimizer
 
-    expected, _ = two_losses()
-    auto = (jax.sharding.AxisType.Auto,) * 2
-    mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=auto)
-    with jax.set_mesh(mesh):
-        loss, optimizer = two_losses()
-        np.testing.assert_allclose(loss, expected, rtol=1e-5)
-        state = optimizer.opt_state[1].inner_states["table"].inner_state[0]
-        for moments in jax.tree.leaves(nnx.to_pure_dict(nnx.state(state.tables))):
-            assert moments.sharding.is_fully_replicated
+def test_padding_is_never_predicted_and_gets_no_gradient():
+    model = make(vocab_size=60, vocab_multiple=32)
+    tokens = jax.random.randint(jax.random.key(0), (2, 9), 0, 60)
+    logits = forward(model, tokens)
+    assert logits.shape == (2, 9, 64)
+    assert np.all(np.isneginf(logits[..., 60:]))
+    assert np.all(np.isfinite(logits[..., :60]))
+    loss, grads = nnx.jit(nnx.value_and_grad(loss_fn))(model, tokens)
+    assert np.isfinite(loss)
+    np.testing.assert_array_equal(grads.lm_head.kernel[:, 60:], 0)
+    assert np.all(grads.lm_head.kernel[:, :60] != 0)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_scan_and_remat_change_memory_and_not_the_model(remat):
+    model, scanned = make(), make(scan=True, remat=remat)
+    # Of the same parameters: those of the blocks are stacked.
+    stacked = jax.tree.map(
+        lambda *layers: jnp.stack(layers),
+        *(nnx.to_pure_dict(nnx.state(layer)) for layer in model.layers),
+    )
+    nnx.update(scanned, nnx.to_pure_dict(nnx.state(model)) | {"layers": stacked})
+    tokens = jax.random.randint(jax.random.key(0), (2, 9), 0, 64)
+    expected, grads = nnx.jit(nnx.value_and_grad(loss_fn))(model, tokens)
+    found, scanned_grads = nnx.jit(nnx.value_and_grad(loss_fn))(scanned, tokens)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        scanned_grads.layers.mlp.up_proj.kernel[1],
+        grads.layers[1].mlp.up_proj.kernel,
+        atol=1e-6,
+    )
+
+
+def test_unknown_remat_is_an_error():
+    with pytest.raises(ValueError, match=r"model\.remat is 'all'"):
+        make(remat="all")
+
+
+def test_grouped_queries_share_keys_and_values():
+    attention = make(kv_heads=1).layers[0].attention
+    assert attention.k_proj.kernel.shape == attention.v_proj.kernel.shape == (16, 8)
+    with pytest.raises(ValueError, match="4 heads of keys and values do not divide 2"):
+        make(heads=2, kv_heads=4)

@@ -3,10 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 import ember_optax
-from examples.lm import optimizer, training
+from examples.lm import optimizer
+from examples.lm.mesh import use_mesh
+from examples.lm.program import make_program
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -102,10 +103,9 @@ def test_state_bytes_of_the_tables(name, floats, config, params):
 
 
 def test_state_bytes_are_those_that_training_allocates(config):
-    model = training.make_model(config)
-    params = nnx.state(model, nnx.Param)
-    trained = nnx.Optimizer(model, optimizer.make_optimizer(config), wrt=nnx.Param)
-    state = trained.opt_state[1].inner_states["table"]
+    with use_mesh(config) as mesh:
+        params, opt_state = make_program(config, mesh).init()
+    state = opt_state[1].inner_states["table"]
     found = sum(x.nbytes for x in jax.tree.leaves(state))
     assert optimizer.table_state_bytes(config, params) == found
 

@@ -1,6 +1,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from ml_collections import config_flags
 
 import examples.pretrain
 import examples.train_state
-from examples.lm import data, training
+from examples.lm import data, processes, training
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -36,14 +37,19 @@ def losses(result):
 
 def at_step(monkeypatch, step, action):
     """Runs the action in the given step of training."""
-    train_step, steps = training.train_step, itertools.count(1)
+    make_program, steps = training.make_program, itertools.count(1)
 
-    def wrapped(*args):
-        if next(steps) == step:
-            action()
-        return train_step(*args)
+    def make_wrapped(*args):
+        program = make_program(*args)
 
-    monkeypatch.setattr(training, "train_step", wrapped)
+        def train_step(*args):
+            if next(steps) == step:
+                action()
+            return program.train_step(*args)
+
+        return program._replace(train_step=train_step)
+
+    monkeypatch.setattr(training, "make_program", make_wrapped)
 
 
 def test_records_train_loss_each_step_and_validation_now_and_then(config):
@@ -128,14 +134,36 @@ def test_a_new_run_replaces_the_old_one(config, monkeypatch):
 
 def test_resume_with_another_config_is_an_error(config):
     train(config)
-    config.model.width = 32
+    config.model.heads = 1
     config.tables.learning_rate = 0.5
     with pytest.raises(
         ValueError,
-        match=r"another config: model\.width was 16 and is 32;"
+        match=r"another config: model\.heads was 2 and is 1;"
         r" tables\.learning_rate was None and is 0\.5",
     ):
         train(config, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "path", "old", "new"),
+    [
+        ("model.width", 32, "params.embed.embedding", (300, 16), (300, 32)),
+        ("model.layers", 2, "params.layers.1.attention_norm.scale", "missing", (16,)),
+        ("data.vocab_size", 280, "params.lm_head.kernel", (16, 300), (16, 280)),
+        ("tables.optimizer", "sgd", "embed/embedding.col", (16,), "missing"),
+    ],
+)
+def test_resume_of_another_model_or_optimizer_names_the_paths(
+    config, setting, value, path, old, new
+):
+    train(config)
+    group, name = setting.split(".")
+    config[group][name] = value
+    directory = Path(config.workdir, "ember")
+    config.resume = True
+    message = re.escape(f"{path} is {old} there, {new} here")
+    with pytest.raises(ValueError, match=message):
+        training.train(config, data.load(**config.data), directory)
 
 
 @pytest.fixture
@@ -148,9 +176,10 @@ def python_handles_ctrl_c():
 
 @pytest.mark.usefixtures("python_handles_ctrl_c")
 def test_second_ctrl_c_stops_at_once():
-    with training.ctrl_c() as interrupted:
+    with processes.stop_signals() as is_to_stop:
+        assert not is_to_stop(1)
         signal.raise_signal(signal.SIGINT)
-        assert interrupted.is_set()
+        assert is_to_stop(1)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -228,8 +257,9 @@ def test_the_program_ends_cleanly_on_ctrl_c(config):
     command = [sys.executable, "-W", "error", "-W", LOAD_MODULE]
     command += ["-m", "examples.pretrain", "--config=configs/pretrain_small.py"]
     command += [f"--config.workdir={config.workdir}", "--config.steps=100000"]
+    command += ["--config.mesh.fsdp=1"]
     command += [f"--config.data.{k}={v}" for k, v in config.data.items()]
-    command += [f"--config.model.{k}={v}" for k, v in config.model.items()]
+    command += [f"--config.model.{k}={v}" for k, v in config.model.items() if v]
     process = subprocess.Popen(
         command,
         cwd=ROOT,

@@ -1,0 +1,35 @@
+"""GPT-2 small's size, 124 million parameters, on one host of GPUs or TPUs.
+
+The learning rates are those of the small config: sweep them at this size.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import pretrain_small
+
+
+def get_config() -> ConfigDict:
+    config = pretrain_small.get_config()
+    config.update(
+        {
+            "steps": 10_000,
+            "batch_size": 256,
+            "sequence_length": 1024,
+            "data": {"vocab_size": 50_257},  # padded to 50,304
+            "model": {
+                "width": 768,
+                "layers": 12,
+                "heads": 12,
+                "mlp_width": 2048,
+                "tied": True,
+                "scan": True,
+                "remat": "full",
+                "dtype": "bfloat16",
+            },
+            "loss_chunks": 8,
+            "eval_every": 250,
+            "checkpoint_every": 500,
+            "workdir": "runs/pretrain_124m",
+        }
+    )
+    return config

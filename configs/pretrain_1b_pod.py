@@ -1,0 +1,41 @@
+"""1.5 billion parameters, two tables of 131,072 tokens, for 64 chips of v5p.
+
+    python -m examples.pretrain --config=configs/pretrain_1b_pod.py \\
+        --config.data.path='/mnt/texts/*.jsonl' --config.workdir=/mnt/runs/1b
+
+Without a TPU, --config.compile_topology=v5p:4x4x4 says what a step costs each chip.
+The learning rates are those of the small config: sweep them at this size.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import pretrain_small
+
+
+def get_config() -> ConfigDict:
+    config = pretrain_small.get_config()
+    config.update(
+        {
+            "steps": 50_000,
+            "batch_size": 512,
+            "sequence_length": 2048,
+            "data": {"vocab_size": 131_072},
+            "model": {
+                "width": 2048,
+                "layers": 16,
+                "heads": 16,
+                "kv_heads": 8,
+                "mlp_width": 8192,
+                "rope_base": 5e5,
+                "scan": True,
+                "remat": "full",
+                "dtype": "bfloat16",
+            },
+            "loss_chunks": 8,
+            "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
+            "eval_every": 500,
+            "checkpoint_every": 500,
+            "workdir": "runs/pretrain_1b_pod",
+        }
+    )
+    return config

@@ -1,0 +1,73 @@
+"""One program on many hosts: finding each other, and stopping together."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+import jax
+from jax.experimental import multihost_utils
+
+
+def initialize() -> None:
+    """Joins the processes of a cluster, where the environment tells of one.
+
+    JAX finds TPU pods, SLURM, Open MPI and Kubernetes by itself. Anywhere else, set
+    JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    """
+    if count := os.environ.get("JAX_NUM_PROCESSES"):
+        index = int(os.environ["JAX_PROCESS_ID"])
+        jax.distributed.initialize(num_processes=int(count), process_id=index)
+        return
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        if "coordinator_address" not in str(error):
+            raise
+        # There is no cluster: this is the only process.
+
+
+def is_primary() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Returns once every process has come here."""
+    multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[int], bool]]:
+    """Turns SIGTERM and the first Ctrl-C into a request to save and end.
+
+    A second Ctrl-C stops the program at once.
+
+    Yields:
+      A function to be called with every step, in every process: whether all of them
+      are to stop at this step.
+    """
+    if jax.process_count() > 1:
+        # JAX watches for SIGTERM in all processes and agrees on a step.
+        with _handle(signal.SIGINT, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+            yield multihost_utils.reached_preemption_sync_point
+        return
+    event = threading.Event()
+    with _handle(signal.SIGINT, event.set), _handle(signal.SIGTERM, event.set):
+        yield lambda step: event.is_set()
+
+
+@contextlib.contextmanager
+def _handle(number: signal.Signals, action: Callable[[], object]) -> Iterator[None]:
+    """Runs the action at the first such signal; a second one acts as before."""
+
+    def handle(*_: object) -> None:
+        signal.signal(number, previous)
+        action()
+
+    previous = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        signal.signal(number, previous)

@@ -1,0 +1,164 @@
+"""What a compiled training step costs a device, before or without running it."""
+
+import math
+import time
+from collections import Counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+import ember_optax
+from examples.lm import Config, hlo, topology
+from examples.lm.mesh import use_mesh
+from examples.lm.optimizer import table_optimizer
+from examples.lm.program import Program, make_program
+
+
+def compile_for(config: Config) -> str:
+    """Compiles a step for `config.compile_topology` and returns what it costs.
+
+    The real TPU compiler runs, on any machine; no TPU is needed and nothing is trained.
+    """
+    name = config.compile_topology
+    devices = topology.devices(name)
+    with use_mesh(config, devices) as mesh:
+        program = make_program(config, mesh)
+        start = time.perf_counter()
+        step = program.train_step.lower(program.state, program.tokens).compile()
+        seconds = time.perf_counter() - start
+        collectives = collectives_of_step(config, program, step)
+        adam = make_program(_changed(config, tables={"optimizer": "adam"}), mesh)
+        estimate = _estimated_seconds(config, mesh)
+
+    memory = step.memory_analysis()
+    parameters = bytes_per_device(program.state.params)
+    state, adam_state = table_state(program), table_state(adam)
+    body_state = bytes_per_device(program.state.opt_state) - state
+    peak = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+    hbm = topology.hbm_bytes(name)
+    fits = "fits" if peak <= hbm else "DOES NOT FIT"
+    tokens = config.batch_size * config.sequence_length
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(program.state.params))
+    axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    rows = [
+        ("parameters", _readable(parameters)),
+        ("state of the body's optimizer", _readable(body_state)),
+        ("state of the tables' optimizer", _readable(state)),
+        ("  with AdamW instead", _readable(adam_state)),
+        ("temporaries", _readable(memory.temp_size_in_bytes)),
+        ("  of which gradients, at least", _readable(parameters)),
+        ("in all", f"{_readable(peak)} of {hbm / 1e9:.0f} GB: {fits}"),
+    ]
+    lines = [
+        f"{name}: {mesh.size} chips, {axes}",
+        f"{count / 1e6:,.0f} million parameters, {tokens:,} tokens a step\n",
+        "On each chip",
+        *(f"  {label:<34}{value:>14}" for label, value in rows),
+        f"\n{collectives}",
+        f"\nEstimated by the compiler: {estimate:.2f} s a step",
+        f"Compiled in {seconds:.0f} s",
+    ]
+    return "\n".join(lines)
+
+
+def _estimated_seconds(config: Config, mesh: Mesh) -> float:
+    """Returns the compiler's estimate of the time of a step, NaN where it has none.
+
+    It counts the body of a loop once. So this compiles models of one and of two layers
+    without loops: each further layer takes as long as the second.
+    """
+    seconds = []
+    for layers in (1, 2):
+        model = {"layers": layers, "scan": False}
+        program = make_program(_changed(config, loss_chunks=1, model=model), mesh)
+        step = program.train_step.lower(program.state, program.tokens).compile()
+        estimate = (step.cost_analysis() or {}).get("optimal_seconds", math.nan)
+        seconds.append(estimate if estimate > 0 else math.nan)
+    return seconds[0] + (config.model.layers - 1) * (seconds[1] - seconds[0])
+
+
+def _changed(config: Config, **changes: Any) -> Config:
+    config = ConfigDict(config.to_dict())
+    config.update(changes)
+    return config
+
+
+def collectives_of_step(
+    config: Config, program: Program, step: jax.stages.Compiled
+) -> str:
+    """Returns what a step communicates, and what of it is for the token tables."""
+    return (
+        "Collectives of a step (those in a loop counted once)\n"
+        f"  {_listed(step)}\n"
+        "Those of the token tables' optimizer\n"
+        f"  {_listed(compile_tables(config, program))}\n"
+    )
+
+
+def compile_tables(config: Config, program: Program) -> jax.stages.Compiled:
+    """Compiles what a step does to the token tables, once their gradients are there."""
+    leaves, structure = jax.tree.flatten(program.state.params)
+    labels = jax.tree.leaves(ember_optax.label_token_tables(program.state.params))
+    tables = jax.tree.unflatten(
+        structure,
+        [
+            x if label == "table" else None
+            for x, label in zip(leaves, labels, strict=True)
+        ],
+    )
+    shardings = jax.tree.map(lambda x: x.sharding, tables)
+    tx = table_optimizer(config, shardings)
+    state_shardings = ember_optax.opt_state_shardings(tx, tables, shardings)
+    state = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        jax.eval_shape(tx.init, tables),
+        state_shardings,
+    )
+
+    def step(tables: Any, state: Any, grads: Any) -> Any:
+        updates, state = tx.update(grads, state, tables)
+        return optax.apply_updates(tables, updates), state
+
+    out = shardings, state_shardings
+    jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=out)
+    return jitted.lower(tables, state, tables).compile()
+
+
+def _listed(compiled: jax.stages.Compiled) -> str:
+    """Returns how many collectives of each kind there are, and their bytes."""
+    found = hlo.collectives(compiled.as_text() or "")
+    parts = [
+        f"{n} {op} ({_readable(sum(c.bytes for c in found if c.op == op))})"
+        for op, n in sorted(Counter(c.op for c in found).items())
+    ]
+    return ", ".join(parts) or "none"
+
+
+def table_state(program: Program) -> int:
+    """Returns the bytes on each device of the state of the tables' optimizer."""
+    partition = program.state.opt_state[1]
+    return bytes_per_device(partition.inner_states["table"])
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Returns the bytes of an abstract tree's part on each device."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize
+        for x in jax.tree.leaves(tree)
+    )
+
+
+def _readable(n: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if n >= size:
+            return f"{n / size:,.2f} {unit}"
+    return f"{n / 1e3:,.2f} kB"

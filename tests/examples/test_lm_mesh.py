@@ -1,0 +1,157 @@
+"""Training of the language model on meshes of eight devices, in one process."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from examples.lm import Config, data, training
+from examples.lm.mesh import global_batch, local_rows, use_mesh
+from examples.lm.program import make_program
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+MESHES = {
+    "rows and columns": ({"data": 2, "fsdp": 2, "tensor": 2}, {}),
+    "rows": ({"data": 1, "fsdp": 1, "tensor": 8}, {}),
+    "columns": ({"data": 1, "fsdp": 8, "tensor": 1}, {}),
+    "copies": ({"data": 8, "fsdp": 1, "tensor": 1}, {}),
+    "rows over two axes": (
+        {"data": 1, "fsdp": 4, "tensor": 2},
+        {"vocab": "fsdp,tensor", "table_width": ""},
+    ),
+}
+
+
+@pytest.fixture
+def config(config: Config) -> Config:
+    config.update(batch_size=8, steps=4)
+    config.data.vocab_size = 400
+    config.model.update(vocab_multiple=128, layers=2, width=32)
+    return config
+
+
+def windows(n_steps: int) -> list[np.ndarray]:
+    """Batches without the upper half of the vocabulary."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 200, (8, 17), dtype=np.int32) for _ in range(n_steps)]
+
+
+def run(config: Config) -> tuple[list[float], jax.Array, jax.Array]:
+    """Returns the losses, and the embedding at first and at last."""
+    with use_mesh(config) as mesh:
+        program = make_program(config, mesh)
+        state = program.init()
+        assert_placed(state, program.state)
+        first = jax.device_get(state.params["embed"]["embedding"])
+        losses = []
+        for batch in windows(4):
+            tokens = global_batch(mesh, batch[local_rows(mesh, 8)], 8)
+            state, loss = program.train_step(state, tokens)
+            losses.append(float(loss))
+        assert_placed(state, program.state)
+        for moments in jax.tree.leaves(state.opt_state[1].inner_states["table"]):
+            assert moments.sharding.is_fully_replicated
+        return losses, first, jax.device_get(state.params["embed"]["embedding"])
+
+
+def assert_placed(state: object, target: object) -> None:
+    """Everything is where the program says, before and after steps."""
+
+    def check(x: jax.Array, s: jax.ShapeDtypeStruct) -> None:
+        assert x.sharding.is_equivalent_to(s.sharding, x.ndim)
+
+    jax.tree.map(check, state, target)
+
+
+@pytest.mark.parametrize(
+    ("name", "tied", "scan"),
+    [
+        *((name, False, False) for name in MESHES),
+        ("rows and columns", True, True),
+        ("rows over two axes", True, False),
+    ],
+)
+def test_losses_on_a_mesh_are_those_of_one_device(
+    config: Config, name: str, tied: bool, scan: bool
+) -> None:
+    config.model.update(tied=tied, scan=scan, remat="full" if scan else "none")
+    expected, _, _ = run(config)
+    sizes, rules = MESHES[name]
+    config.mesh.update(sizes)
+    config.axis_rules.update(rules)
+    config.loss_chunks = 4
+    losses, first, last = run(config)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    if not tied:  # tokens that are in no batch
+        np.testing.assert_array_equal(first[200:], last[200:])
+        assert np.any(first[:200] != last[:200])
+
+
+def test_parameters_are_sharded_by_the_rules(config: Config) -> None:
+    config.mesh.update(data=1, fsdp=4, tensor=2)
+    config.model.scan = True
+    with use_mesh(config) as mesh:
+        params = make_program(config, mesh).state.params
+    attention, mlp = params["layers"]["attention"], params["layers"]["mlp"]
+    for param, spec in [
+        (params["embed"]["embedding"], P("tensor", "fsdp")),
+        (params["lm_head"]["kernel"], P("fsdp", "tensor")),
+        (attention["q_proj"]["kernel"], P(None, "fsdp", "tensor")),
+        (attention["o_proj"]["kernel"], P(None, "tensor", "fsdp")),
+        (mlp["up_proj"]["kernel"], P(None, "fsdp", "tensor")),
+        (mlp["down_proj"]["kernel"], P(None, "tensor", "fsdp")),
+        (params["norm"]["scale"], P()),
+    ]:
+        expected = jax.NamedSharding(mesh, spec)
+        assert param.sharding.is_equivalent_to(expected, param.ndim)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_norms_have_no_weight_decay(config: Config, scan: bool) -> None:
+    config.model.scan = scan
+    config.body.weight_decay = 0.5
+    config.clip_norm = 1e-12  # the gradients are gone, the decay is left
+    with use_mesh(config) as mesh:
+        program = make_program(config, mesh)
+        state = program.init()
+        first = jax.device_get(state.params)
+        for batch in windows(4):
+            state, _ = program.train_step(state, global_batch(mesh, batch, 8))
+    for path, old in jax.tree_util.tree_leaves_with_path(first["layers"]):
+        new = dict(jax.tree_util.tree_leaves_with_path(state.params["layers"]))[path]
+        shrunk = np.abs(new).sum() < np.abs(old).sum() * (1 - 1e-4)
+        assert shrunk == ("kernel" in jax.tree_util.keystr(path)), path
+
+
+def test_a_run_on_a_mesh_says_what_it_communicates(
+    config: Config, capsys: pytest.CaptureFixture
+) -> None:
+    config.mesh.fsdp = 8
+    tokens = data.load(**config.data)
+    result = training.train(config, tokens, Path(config.workdir, "ember"))
+    assert result.step == 4
+    out = capsys.readouterr().out
+    # A number for each of 512 rows and 32 columns, of two tables, in float32.
+    assert "token tables' optimizer\n  1 all-reduce (4.35 kB)" in out
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch_size", "message"),
+    [
+        ({"fsdp": 3, "tensor": 3}, 9, "does not fit 8 devices"),
+        ({"fsdp": -1, "tensor": 3}, 9, "does not fit 8 devices"),
+        ({"fsdp": -1, "tensor": -1}, 8, "does not fit 8 devices"),
+        ({"fsdp": 0}, 8, "does not fit 8 devices"),
+        ({"fsdp": -1}, 12, "batch_size is 12, but the 8 shards"),
+    ],
+)
+def test_meshes_that_do_not_fit_are_an_error(
+    config: Config, sizes: dict[str, int], batch_size: int, message: str
+) -> None:
+    config.mesh.update(sizes)
+    config.batch_size = batch_size
+    with pytest.raises(ValueError, match=message), use_mesh(config):
+        pass
