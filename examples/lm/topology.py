@@ -1,0 +1,59 @@
+"""TPU slices to compile for on a machine that has no TPU."""
+
+import importlib.util
+import os
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+# Of one chip; https://cloud.google.com/tpu/docs/v6e (v5e as well) and /tpu/docs/v5p.
+_HBM_BYTES = {"v5e": 16 * 10**9, "v5p": 95 * 10**9, "v6e": 32 * 10**9}
+# What libtpu would look for on a TPU machine. One type serves slices of all families.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5p-128",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a second process is refused
+}
+
+
+class Topology(NamedTuple):
+    """The chips of a TPU slice, for `jax.make_mesh(..., devices=...)`."""
+
+    devices: list[Any]  # jax.Device
+    hbm_bytes: int  # memory of one chip
+
+
+def describe(name: str) -> Topology:
+    """Describes a TPU slice, for compiling and not for running.
+
+    Args:
+      name: family and shape, such as "v5e:8x8", "v5p:4x4x4" or "v6e:4x4".
+
+    Raises:
+      ModuleNotFoundError: libtpu, which holds the compiler, is not installed.
+      ValueError: there is no such slice.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise ModuleNotFoundError(
+            "The TPU compiler is missing; on Linux on x86_64,"
+            " `pip install 'ember-optax[tpu]'` brings it."
+        )
+    family = name.partition(":")[0]
+    if family not in _HBM_BYTES:
+        known = ", ".join(_HBM_BYTES)
+        raise ValueError(
+            f"The topology is {name!r}, but it must be one of the families {known} and"
+            " a shape: 'v5p:4x4x4'."
+        )
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    try:
+        slice_ = topologies.get_topology_desc(platform="tpu", topology_name=name)
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(
+            f"The topology is {name!r}, but libtpu knows no such slice ({error})."
+            " Examples are 'v5e:8x8', 'v5p:4x4x4' and 'v6e:4x4'."
+        ) from error
+    return Topology(list(slice_.devices), _HBM_BYTES[family])
