@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -18,15 +18,10 @@ _ENVIRONMENT = {
 }
 
 
-class Topology(NamedTuple):
-    """The chips of a TPU slice, for `jax.make_mesh(..., devices=...)`."""
+def devices(name: str) -> list[Any]:
+    """Returns the chips of a TPU slice, for `jax.make_mesh(..., devices=...)`.
 
-    devices: list[Any]  # jax.Device
-    hbm_bytes: int  # memory of one chip
-
-
-def describe(name: str) -> Topology:
-    """Describes a TPU slice, for compiling and not for running.
+    Programs are compiled for them and cannot run.
 
     Args:
       name: family and shape, such as "v5e:8x8", "v5p:4x4x4" or "v6e:4x4".
@@ -35,25 +30,37 @@ def describe(name: str) -> Topology:
       ModuleNotFoundError: libtpu, which holds the compiler, is not installed.
       ValueError: there is no such slice.
     """
+    _check_family(name)
     if importlib.util.find_spec("libtpu") is None:
         raise ModuleNotFoundError(
             "The TPU compiler is missing; on Linux on x86_64,"
             " `pip install 'ember-optax[tpu]'` brings it."
         )
-    family = name.partition(":")[0]
-    if family not in _HBM_BYTES:
-        known = ", ".join(_HBM_BYTES)
-        raise ValueError(
-            f"The topology is {name!r}, but it must be one of the families {known} and"
-            " a shape: 'v5p:4x4x4'."
-        )
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     try:
-        slice_ = topologies.get_topology_desc(platform="tpu", topology_name=name)
+        return list(topologies.get_topology_desc(name, platform="tpu").devices)
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(
             f"The topology is {name!r}, but libtpu knows no such slice ({error})."
             " Examples are 'v5e:8x8', 'v5p:4x4x4' and 'v6e:4x4'."
         ) from error
-    return Topology(list(slice_.devices), _HBM_BYTES[family])
+
+
+def hbm_bytes(name: str) -> int:
+    """Returns the memory of one chip of a slice.
+
+    Raises:
+      ValueError: the family is unknown.
+    """
+    return _HBM_BYTES[_check_family(name)]
+
+
+def _check_family(name: str) -> str:
+    family = name.partition(":")[0]
+    if family not in _HBM_BYTES:
+        raise ValueError(
+            f"The topology is {name!r}, but it must be one of the families"
+            f" {', '.join(_HBM_BYTES)} and a shape: 'v5p:4x4x4'."
+        )
+    return family

@@ -24,22 +24,27 @@ needs_libtpu = pytest.mark.skipif(
     ],
 )
 def test_chips_and_their_memory(name: str, chips: int, gigabytes: int) -> None:
-    devices, hbm_bytes = topology.describe(name)
-    assert (len(devices), hbm_bytes) == (chips, gigabytes * 10**9)
-    assert {device.platform for device in devices} == {"tpu"}
+    devices = topology.devices(name)
+    assert [device.platform for device in devices] == ["tpu"] * chips
+    assert topology.hbm_bytes(name) == gigabytes * 10**9
 
 
 @needs_libtpu
 @pytest.mark.parametrize("name", ["v9:4x4", "v5p", "v5p:", "v5p:3x3x3", "v5e:big"])
 def test_unknown_slice(name: str) -> None:
     with pytest.raises(ValueError, match=f"The topology is '{name}'"):
-        topology.describe(name)
+        topology.devices(name)
+
+
+def test_memory_of_an_unknown_family() -> None:
+    with pytest.raises(ValueError, match="one of the families v5e, v5p, v6e"):
+        topology.hbm_bytes("v9:4x4")
 
 
 @needs_libtpu
 def test_another_process_may_do_the_same_and_nothing_is_printed() -> None:
-    topology.describe("v6e:4x4")
-    program = "from examples.lm import topology; topology.describe('v6e:4x4')"
+    topology.devices("v6e:4x4")
+    program = "from examples.lm import topology; topology.devices('v6e:4x4')"
     other = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
@@ -49,4 +54,4 @@ def test_another_process_may_do_the_same_and_nothing_is_printed() -> None:
 def test_without_libtpu_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"ember-optax\[tpu\]"):
-        topology.describe("v6e:4x4")
+        topology.devices("v6e:4x4")
