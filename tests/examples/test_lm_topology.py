@@ -1,5 +1,6 @@
 """TPU slices described on a machine without a TPU."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 from examples.lm import topology
 
 needs_libtpu = pytest.mark.skipif(
-    topology.importlib.util.find_spec("libtpu") is None,
+    importlib.util.find_spec("libtpu") is None,
     reason="libtpu is not installed: pip install 'ember-optax[tpu]'",
 )
 
@@ -52,6 +53,6 @@ def test_another_process_may_do_the_same_and_nothing_is_printed() -> None:
 
 
 def test_without_libtpu_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"ember-optax\[tpu\]"):
         topology.devices("v6e:4x4")
