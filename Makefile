@@ -27,8 +27,9 @@ lint: $(READY)  ## Check style and formatting
 types: $(READY)  ## Check types
 	$(BIN)/pyright
 
-bench: $(READY)  ## Measure memory traffic and time of a step against other optimizers
+bench: $(READY)  ## Measure traffic, time and collectives of a step against other optimizers
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.collectives
 
 clean:  ## Remove the virtual environment, caches and runs
 	rm -rf $(VENV) runs .cache .pytest_cache .ruff_cache .hypothesis

@@ -1,9 +1,12 @@
 """Python blocks of README and docs run as printed; those with prompts as doctests."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+
+from benchmarks import collectives, results
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -31,3 +34,9 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
 def test_files_named_in_the_text_exist(page: Path) -> None:
     names = re.findall(r"`((?:tests|docs|examples|configs)/[\w/.]+)`", page.read_text())
     assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+def test_table_of_collectives_is_that_of_the_results() -> None:
+    content = json.loads((results.RESULTS / "collectives.json").read_text())
+    table = collectives.markdown(content["measured"])
+    assert table in (ROOT / "docs" / "sharding.md").read_text()

@@ -1,17 +1,66 @@
-"""stub until the helper's lands"""
+"""TPU slices to compile for on a machine that has no TPU."""
 
+import importlib.util
 import os
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+# Of one chip; https://cloud.google.com/tpu/docs/v6e (v5e as well) and /tpu/docs/v5p.
+_HBM_BYTES = {"v5e": 16 * 10**9, "v5p": 95 * 10**9, "v6e": 32 * 10**9}
+# What libtpu would look for on a TPU machine. One type serves slices of all families.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5p-128",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a second process is refused
+}
 
 
-def devices(name):
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-128")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    from jax.experimental import topologies
+def devices(name: str) -> list[Any]:
+    """Returns the chips of a TPU slice, for `jax.make_mesh(..., devices=...)`.
 
-    return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    Programs are compiled for them and cannot run.
+
+    Args:
+      name: family and shape, such as "v5e:8x8", "v5p:4x4x4" or "v6e:4x4".
+
+    Raises:
+      ModuleNotFoundError: libtpu, which holds the compiler, is not installed.
+      ValueError: there is no such slice.
+    """
+    _check_family(name)
+    if importlib.util.find_spec("libtpu") is None:
+        raise ModuleNotFoundError(
+            "The TPU compiler is missing; on Linux on x86_64,"
+            " `pip install 'ember-optax[tpu]'` brings it."
+        )
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    try:
+        return list(topologies.get_topology_desc(name, platform="tpu").devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(
+            f"The topology is {name!r}, but libtpu knows no such slice ({error})."
+            " Examples are 'v5e:8x8', 'v5p:4x4x4' and 'v6e:4x4'."
+        ) from error
 
 
-def hbm_bytes(name):
-    return {"v5e": 16e9, "v5p": 95e9, "v6e": 32e9}[name.split(":")[0]]
+def hbm_bytes(name: str) -> int:
+    """Returns the memory of one chip of a slice.
+
+    Raises:
+      ValueError: the family is unknown.
+    """
+    return _HBM_BYTES[_check_family(name)]
+
+
+def _check_family(name: str) -> str:
+    family = name.partition(":")[0]
+    if family not in _HBM_BYTES:
+        raise ValueError(
+            f"The topology is {name!r}, but it must be one of the families"
+            f" {', '.join(_HBM_BYTES)} and a shape: 'v5p:4x4x4'."
+        )
+    return family

@@ -1,0 +1,228 @@
+"""What a step on sharded token tables communicates, on CPU devices and on TPU pods.
+
+    python -m benchmarks.collectives
+
+Compiles one step (update and apply) on an embedding and a head and reads the HLO; the
+real TPU compiler needs no TPU (`pip install 'ember-optax[tpu]'`). Nothing is run or
+timed, so the numbers are exact. Takes about six minutes on two cores, most of them
+for Muon. Writes `benchmarks/results/collectives.json` and `collectives.png` and
+prints the table of docs/sharding.md.
+"""
+
+import argparse
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import optax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from matplotlib.patches import Patch
+from optax import contrib
+from tqdm import tqdm
+
+import ember_optax
+from benchmarks import results
+from examples.lm import topology
+from examples.lm.hlo import collectives
+
+MESHES = {"CPU": (4, 2), "v5e:8x8": (8, 8), "v5p:4x4x4": (16, 4), "v6e:4x4": (4, 4)}
+# Mesh axes of the tokens and of the features.
+LAYOUTS = {
+    "rows": (("x", "y"), None),
+    "columns": (None, ("x", "y")),
+    "both": ("x", "y"),
+}
+OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
+    "Ember": lambda s: ember_optax.ember(1e-2, param_shardings=s),
+    "Ember, sharded rows": lambda s: ember_optax.ember(
+        1e-2, param_shardings=s, row_state="sharded"
+    ),
+    "Ember, no shardings given": lambda _: ember_optax.ember(1e-2),
+    "Adafactor": lambda _: optax.adafactor(1e-2),
+    "Adam": lambda _: optax.adam(1e-3),
+    "Muon": lambda _: contrib.muon(1e-2),
+}
+SHOWN = "v5p:4x4x4"  # in the figure
+ABBREVIATIONS = {
+    "all-reduce": "AR",
+    "all-gather": "AG",
+    "all-to-all": "A2A",
+    "reduce-scatter": "RS",
+    "collective-permute": "CP",
+}
+
+
+def devices_of(name: str) -> list[Any]:
+    """Returns the devices of a mesh in MESHES."""
+    return jax.devices("cpu")[:8] if name == "CPU" else topology.devices(name)
+
+
+def sharded_state(tx: optax.GradientTransformation, params: Any, **options: Any) -> Any:
+    """Returns the state of an optimizer as shapes with shardings.
+
+    Args:
+      tx: any optimizer.
+      params: `jax.ShapeDtypeStruct` with shardings.
+      **options: of `opt_state_shardings`.
+    """
+    shardings = jax.tree.map(lambda x: x.sharding, params)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        jax.eval_shape(tx.init, params),
+        ember_optax.opt_state_shardings(tx, params, shardings, **options),
+    )
+
+
+def compile_step(tx: optax.GradientTransformation, params: Any, state: Any) -> Any:
+    """Compiles update and apply on a mesh, with parameters and state donated.
+
+    Args:
+      tx: the optimizer.
+      params: `jax.ShapeDtypeStruct` with shardings, which are those of the gradients.
+      state: likewise.
+    """
+
+    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    out_shardings = jax.tree.map(lambda x: x.sharding, (params, state))
+    jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=out_shardings)
+    with jax.set_mesh(jax.tree.leaves(params)[0].sharding.mesh):
+        return jitted.lower(params, state, params).compile()
+
+
+def measure(
+    mesh: jax.sharding.Mesh, layout: str, optimizer: str, shape: tuple[int, int]
+) -> dict[str, Any]:
+    """Compiles a step on an embedding and a head and reads what it takes.
+
+    Returns:
+      `collectives`, for each kind its number and the bytes of their results on one
+      device, and on one device `state_bytes` and `temp_bytes`.
+    """
+    tokens, features = LAYOUTS[layout]
+    shardings = {
+        "embed": NamedSharding(mesh, P(tokens, features)),
+        "head": NamedSharding(mesh, P(features, tokens)),
+    }
+    params = {
+        "embed": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=shardings["embed"]),
+        "head": jax.ShapeDtypeStruct(
+            shape[::-1], jnp.float32, sharding=shardings["head"]
+        ),
+    }
+    tx = OPTIMIZERS[optimizer](shardings)
+    row_state = "sharded" if optimizer == "Ember, sharded rows" else "replicated"
+    state = sharded_state(tx, params, row_state=row_state)
+    compiled = compile_step(tx, params, state)
+    found = collectives(compiled.as_text())
+    numbers = Counter(c.op for c in found)
+    return {
+        "collectives": {
+            op: {"number": n, "bytes": sum(c.bytes for c in found if c.op == op)}
+            for op, n in sorted(numbers.items())
+        },
+        "state_bytes": sum(map(_shard_bytes, jax.tree.leaves(state))),
+        "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    }
+
+
+def _shard_bytes(x: jax.ShapeDtypeStruct) -> int:
+    assert x.sharding is not None
+    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+
+
+def markdown(measured: dict[str, Any]) -> str:
+    """Returns the table of docs/sharding.md."""
+    lines = [
+        ["optimizer", "tables sharded by", f"state, {SHOWN}", *MESHES],
+        ["---", "---", "---:", *["---"] * len(MESHES)],
+    ]
+    for optimizer, layout in itertools.product(OPTIMIZERS, LAYOUTS):
+        by_mesh = {mesh: measured[mesh][optimizer][layout] for mesh in MESHES}
+        state = _megabytes(by_mesh[SHOWN]["state_bytes"])
+        cells = [_cell(m["collectives"]) for m in by_mesh.values()]
+        lines.append([optimizer, layout, state, *cells])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cell(by_kind: dict[str, dict[str, int]]) -> str:
+    """Returns `1 AR + 2 AG, 1.23 MB`."""
+    if not by_kind:
+        return "none"
+    numbers = [f"{x['number']} {ABBREVIATIONS[op]}" for op, x in by_kind.items()]
+    return f"{' + '.join(numbers)}, {_megabytes(_total(by_kind))}"
+
+
+def _total(by_kind: dict[str, dict[str, int]]) -> int:
+    return sum(x["bytes"] for x in by_kind.values())
+
+
+def _megabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.2f} MB"
+
+
+def plot(by_optimizer: dict[str, Any], shape: tuple[int, int]) -> None:
+    """Draws bytes communicated and bytes of state by optimizer and layout."""
+    rows, columns = shape
+    panels = {
+        "communicated in a step, bytes": lambda m: _total(m["collectives"]),
+        "optimizer state on a chip, bytes": lambda m: m["state_bytes"],
+    }
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="tight")
+    for axis, (label, value_of) in zip(axes, panels.items(), strict=True):
+        for i, (optimizer, by_layout) in enumerate(by_optimizer.items()):
+            for j, m in enumerate(by_layout.values()):
+                y, value = i + 0.27 * (j - 1), value_of(m)
+                color = "C1" if optimizer.startswith("Ember") else "C0"
+                axis.barh(y, value, 0.24, color=color, alpha=1 - 0.3 * j)
+                text = _megabytes(value)
+                if axis is axes[0]:
+                    n = sum(x["number"] for x in m["collectives"].values())
+                    text = f"{n} collective{'s' * (n > 1)}, {text}" if n else "none"
+                axis.text(max(1.2 * value, 1.2e4), y, text, va="center", fontsize=7)
+        axis.set(xscale="log", xlim=(1e4, 1e13), xlabel=label)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(by_optimizer)), by_optimizer)
+    axes[0].invert_yaxis()
+    shades = [Patch(color="k", alpha=1 - 0.3 * j) for j in range(len(LAYOUTS))]
+    axes[1].legend(shades, [f"sharded by {x}" for x in LAYOUTS], frameon=False)
+    title = f"One step on an embedding and a head of {rows:,} x {columns:,}"
+    figure.suptitle(f"{title}, TPU {SHOWN}", fontsize=11)
+    figure.savefig(results.RESULTS / "collectives.png", dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=131072, help="tokens in a table")
+    parser.add_argument("--columns", type=int, default=4096, help="width of a table")
+    args = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", 8)
+    shape = (args.rows, args.columns)
+    measured: dict[str, Any] = {mesh: {x: {} for x in OPTIMIZERS} for mesh in MESHES}
+    cases = list(itertools.product(MESHES, OPTIMIZERS, LAYOUTS))
+    for name, optimizer, layout in (progress := tqdm(cases)):
+        progress.set_description(f"{name}, {optimizer}, {layout}")
+        mesh = jax.make_mesh(
+            MESHES[name], ("x", "y"), (AxisType.Auto,) * 2, devices=devices_of(name)
+        )
+        measured[name][optimizer][layout] = measure(mesh, layout, optimizer, shape)
+    content = {"libtpu": version("libtpu"), "tables": [shape, shape[::-1]]}
+    path = results.write("collectives", content | {"measured": measured})
+    plot(measured[SHOWN], shape)
+    print(markdown(measured))
+    print(f"\nWrote {path} and {path.with_suffix('.png').name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The budget of test_collectives.py in what the real TPU compiler makes for pods.
+
+No TPU is needed: libtpu compiles for slices that are only described.
+"""
+
+from typing import Any
+
+import jax
+import pytest
+from compiling import all_reduce, compile_ember
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from benchmarks.collectives import MESHES
+from examples.lm import topology
+from examples.lm.hlo import collectives
+
+pytest.importorskip(
+    "libtpu", reason="libtpu is not installed: pip install 'ember-optax[tpu]'"
+)
+
+SHAPES = [(131072, 4096), (4096, 131072), (131072, 2048), (65536, 4096)]
+LAYOUTS = {"rows": P("x", None), "columns": P(None, "x"), "both": P("x", "y")}
+
+each_slice = pytest.mark.parametrize("name", [n for n in MESHES if n != "CPU"])
+each_layout = pytest.mark.parametrize("layout", LAYOUTS)
+# Each compilation takes seconds, so the number of tables varies with the mode.
+each_mode = pytest.mark.parametrize(
+    ("mode", "n_tables"), [(AxisType.Auto, 2), (AxisType.Explicit, 4)], ids=str
+)
+
+
+def make_mesh(name: str, mode: AxisType) -> jax.sharding.Mesh:
+    devices = topology.devices(name)
+    return jax.make_mesh(MESHES[name], ("x", "y"), (mode, mode), devices=devices)
+
+
+def assert_no_large_temporary(compiled: Any, shapes: list[tuple[int, int]]) -> None:
+    """No shard is stored, of which the smallest takes 17 MB; only statistics are."""
+    state_bytes = 4 * sum(map(sum, shapes))
+    temporaries = compiled.memory_analysis().temp_size_in_bytes
+    assert temporaries < state_bytes + 5e5 * len(shapes)
+
+
+@each_slice
+@each_mode
+@each_layout
+def test_one_all_reduce_for_all_tables(
+    name: str, mode: AxisType, n_tables: int, layout: str
+) -> None:
+    shapes = SHAPES[:n_tables]
+    compiled = compile_ember(make_mesh(name, mode), LAYOUTS[layout], shapes)
+    assert collectives(compiled.as_text()) == [all_reduce(sum(map(sum, shapes)))]
+    assert_no_large_temporary(compiled, shapes)
+
+
+@each_slice
+@each_mode
+def test_sharded_rows_need_no_collective_of_their_own(
+    name: str, mode: AxisType, n_tables: int
+) -> None:
+    shapes = [(131072, 4096), (65536, 2048), (32768, 4096), (131072, 2048)][:n_tables]
+    compiled = compile_ember(
+        make_mesh(name, mode), LAYOUTS["rows"], shapes, row_state="sharded"
+    )
+    columns = sum(d for _, d in shapes)
+    assert collectives(compiled.as_text()) == [all_reduce(columns)]
+    assert_no_large_temporary(compiled, shapes)
+
+
+@each_slice
+def test_without_shardings_xla_needs_several_collectives(name: str) -> None:
+    # So the numbers above are not what the compiler would do anyway.
+    compiled = compile_ember(
+        make_mesh(name, AxisType.Auto),
+        LAYOUTS["both"],
+        SHAPES[:2],
+        shardings_given=False,
+    )
+    assert len(collectives(compiled.as_text())) >= 3
