@@ -39,6 +39,9 @@ flags.mark_flag_as_required("config")
 _COMPARE = flags.DEFINE_bool(
     "compare", False, "Run a second arm with AdamW on the token tables."
 )
+_BESIDE = flags.DEFINE_string(
+    "beside", None, "Directory of an earlier run to show beside this one."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -50,10 +53,12 @@ def main(argv: list[str]) -> None:
         print(report.compile_for(config))
         return
     processes.initialize()
-    run(config, _COMPARE.value)
+    run(config, _COMPARE.value, _BESIDE.value)
 
 
-def run(config: Config, compare: bool = False) -> dict[str, training.Result]:
+def run(
+    config: Config, compare: bool = False, beside: str | None = None
+) -> dict[str, training.Result]:
     """Trains one or two arms, prints what came out and returns it by arm."""
     workdir = Path(config.workdir)
     params = nnx.state(nnx.eval_shape(lambda: make_model(config)), nnx.Param)
@@ -80,13 +85,18 @@ def run(config: Config, compare: bool = False) -> dict[str, training.Result]:
             return results
 
     plot = workdir / "loss.png"
+    runs = {name: result.records for name, result in results.items()}
+    if beside:
+        runs[beside] = metrics.read(Path(beside, "metrics.jsonl"))
     if processes.is_primary():
-        metrics.plot(plot, {name: r.records for name, r in results.items()})
+        metrics.plot(plot, runs)
     say(f"\n{'tables':<18}{'validation loss':>16}{'table state':>20}{'time':>9}")
     for name, result in results.items():
         state = f"{table_state_bytes(arms[name], params):,} bytes"
         loss, seconds = result.validation_loss, result.seconds
         say(f"{name:<18}{loss:>16.4f}{state:>20}{seconds:>7.0f} s")
+    if beside:
+        say(f"{beside:<18}{metrics.last(runs[beside], 'validation_loss'):>16.4f}")
     say(f"\nLoss plot: {plot}")
     return results
 

@@ -28,9 +28,8 @@ class MetricsLog:
         self._path = path
         if not is_primary():
             return
-        if step and path.exists():
-            records = [_parse(line) for line in path.read_text().splitlines()]
-            self.records = [r for r in records if r and r["step"] <= step]
+        if step:
+            self.records = [r for r in read(path) if r["step"] <= step]
         path.parent.mkdir(parents=True, exist_ok=True)
         # A process killed between these two lines leaves the old log.
         scratch = path.with_suffix(".tmp")
@@ -43,9 +42,21 @@ class MetricsLog:
             with self._path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
 
-    def last(self, name: str) -> float:
-        """Returns the last value of a metric, 0 if there is none."""
-        return next((r[name] for r in reversed(self.records) if name in r), 0.0)
+
+def read(path: Path) -> list[Record]:
+    """Returns the records of a log; a line that was cut off ends it."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def last(records: Sequence[Record], name: str) -> float:
+    """Returns the last value of a metric, 0 if there is none."""
+    return next((r[name] for r in reversed(records) if name in r), 0.0)
 
 
 def plot(path: Path, runs: Mapping[str, Sequence[Record]]) -> None:
@@ -64,14 +75,6 @@ def plot(path: Path, runs: Mapping[str, Sequence[Record]]) -> None:
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
     plt.close(figure)
-
-
-def _parse(line: str) -> Record | None:
-    """Reads a line, None for one that a killed process has not finished."""
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
 
 
 def _series(records: Sequence[Record], name: str) -> tuple[list[float], list[float]]:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from examples.lm import Config, checkpoints, data, processes, report
 from examples.lm.mesh import global_batch, local_rows, use_mesh
-from examples.lm.metrics import MetricsLog, Record
+from examples.lm.metrics import MetricsLog, Record, last
 from examples.lm.program import Program, make_program
 
 
@@ -74,7 +74,7 @@ def _train(
         restored = checkpoints.restore(manager, program.state, batches, config)
         state, step = restored or (program.init(), 0)
         log = MetricsLog(run_dir / "metrics.jsonl", step)
-        start = time.perf_counter() - log.last("seconds")
+        start = time.perf_counter() - last(log.records, "seconds")
 
         def record(**values: float) -> None:
             log.write(step=step, **values, seconds=time.perf_counter() - start)
@@ -92,7 +92,8 @@ def _train(
                     checkpoints.save(manager, step, state, batches, config)
         if manager.latest_step() != step:
             checkpoints.save(manager, step, state, batches, config)
-    return Result(step, log.last("validation_loss"), log.last("seconds"), log.records)
+    loss, seconds = (last(log.records, name) for name in ("validation_loss", "seconds"))
+    return Result(step, loss, seconds, log.records)
 
 
 def progress_bar(config: Config, name: str, step: int) -> tqdm:
