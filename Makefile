@@ -2,11 +2,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+MESH_STEPS := 200
 
-.PHONY: help pretrain test lint types bench clean
+.PHONY: help pretrain pretrain-mesh test lint types bench clean
 
 help:  ## Show this text
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +17,14 @@ $(READY): pyproject.toml
 
 pretrain: $(READY)  ## Train a small language model on real text: Ember against AdamW on the tables
 	$(BIN)/python -m examples.pretrain --config=configs/pretrain_small.py --compare
+
+pretrain-mesh: $(READY)  ## The same in 2 processes with 4 devices each, beside one device
+	$(BIN)/python -m examples.pretrain --config=configs/pretrain_small.py \
+	  --config.workdir=runs/one_device --config.mesh.fsdp=1 --config.steps=$(MESH_STEPS)
+	$(BIN)/python -m examples.launch --processes=2 --devices=4 -- \
+	  -m examples.pretrain --config=configs/pretrain_small.py \
+	  --config.workdir=runs/mesh --config.mesh.tensor=2 --config.steps=$(MESH_STEPS) \
+	  --beside=runs/one_device/ember
 
 test: $(READY)  ## Run all tests and doctests
 	$(BIN)/python -m pytest -n 2

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 
@@ -72,12 +73,23 @@ def main() -> int:
     parser.add_argument("--devices", type=int, default=4, help="of each process")
     parser.add_argument("arguments", nargs="+", help="of Python, after --")
     options = parser.parse_args()
-    with launch(options.arguments, options.processes, options.devices) as started:
+    sizes = options.processes, options.devices
+    with launch(options.arguments, *sizes, stdout=subprocess.PIPE) as started:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(
                 number, lambda n, _: [process.send_signal(n) for process in started]
             )
+        for process in started:
+            threading.Thread(target=_pass_on, args=(process,)).start()
         return wait(started)
+
+
+def _pass_on(process: subprocess.Popen) -> None:
+    """Prints what a process prints, but for Gloo's report of each connection."""
+    for line in process.stdout or ():
+        if not line.startswith(b"[Gloo]"):
+            sys.stdout.buffer.write(line)
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":
