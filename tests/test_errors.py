@@ -4,13 +4,15 @@ Each message says where (the path of the parameter), what was found, what was ex
 and the way out.
 """
 
+import contextlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import ember_optax
@@ -83,6 +85,26 @@ def test_negative_weight_decay(weight_decay: Any) -> None:
 
 
 @both
+@pytest.mark.parametrize("name", ["b2", "eps"])
+@pytest.mark.parametrize(
+    "value",
+    [None, "0.9", [0.9], jnp.array([0.9, 0.9]), jnp.sqrt],
+    ids=["none", "text", "list", "array", "schedule"],
+)
+def test_a_hyperparameter_that_is_no_number(
+    factory: Any, name: str, value: Any
+) -> None:
+    with pytest.raises(ValueError, match=name) as error:
+        factory(**{name: value})
+    assert_says(error, f"{name} is {value!r}", "one number", "inject_hyperparams")
+
+
+def test_a_weight_decay_that_is_no_number() -> None:
+    with pytest.raises(ValueError, match=r"weight_decay is None.*one number"):
+        ember_optax.ember(1e-2, weight_decay=None)  # pyright: ignore
+
+
+@both
 @pytest.mark.parametrize("column_mean", ["mean", "All", None, True])
 def test_unknown_column_mean(factory: Any, column_mean: Any) -> None:
     with pytest.raises(ValueError, match="column_mean") as error:
@@ -96,6 +118,36 @@ def test_unknown_row_state(factory: Any, row_state: Any) -> None:
     with pytest.raises(ValueError, match="row_state") as error:
         factory(row_state=row_state)
     assert_says(error, f"row_state is {row_state!r}", "'replicated'", "'sharded'")
+
+
+@both
+@pytest.mark.parametrize(
+    "vocab_axis",
+    [0.5, "0", True, [0], jnp.array(0), {"embed": 0.5}, {"a": 0, "b": True}],
+    ids=str,
+)
+def test_a_vocab_axis_that_is_no_int(factory: Any, vocab_axis: Any) -> None:
+    with pytest.raises(ValueError, match="vocab_axis") as error:
+        factory(vocab_axis=vocab_axis)
+    assert_says(error, f"vocab_axis is {vocab_axis!r}", "must be an int", "mapping")
+
+
+def test_any_kind_of_int_is_a_vocab_axis() -> None:
+    tables = ember_optax.scale_by_ember(vocab_axis=np.int64(1)).init([TABLE]).tables
+    assert tables["0"].row.shape == (3,)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_an_injected_vocab_axis(jitted: bool) -> None:
+    options = {"learning_rate": 1e-2, "vocab_axis": 0}
+    factory = optax.inject_hyperparams(ember_optax.ember)
+    with pytest.raises(ValueError, match="vocab_axis") as error:
+        (jax.jit if jitted else lambda f: f)(factory(**options).init)(TABLE)
+    assert_says(error, "static_args=('vocab_axis',)")
+    tx = optax.inject_hyperparams(ember_optax.ember, static_args=("vocab_axis",))(
+        **options
+    )
+    jax.jit(tx.update)(TABLE, tx.init(TABLE), TABLE)
 
 
 @both
@@ -163,37 +215,107 @@ def test_a_vocab_axis_that_the_table_does_not_have(
     assert_says(error, f"vocab_axis is {axis}", "'embed/table'", "(6, 3)", "its 2 axes")
 
 
-def test_a_vocab_axis_for_an_unknown_path() -> None:
-    tx = ember_optax.scale_by_ember(vocab_axis={"embed": 0})
+def test_vocab_axes_for_unknown_paths() -> None:
+    tx = ember_optax.scale_by_ember(
+        vocab_axis=dict.fromkeys(["wte", "embed", "head", "mtp"], 0)
+    )
     with pytest.raises(ValueError, match="vocab_axis") as error:
-        tx.init({"embed": {"table": TABLE}})
-    assert_says(error, "names 'embed'", "'embed/table'", "summarize")
+        tx.init({"embed": {"table": TABLE}, "head": TABLE})
+    assert_says(
+        error, "names 'embed', 'mtp', 'wte'", "'embed/table', 'head'", "summarize"
+    )
+
+
+def auto_mesh(*shape: int) -> Mesh:
+    return jax.make_mesh(shape, ("x", "y")[: len(shape)], (AxisType.Auto,) * len(shape))
+
+
+MESH = auto_mesh(2, 4)
 
 
 @pytest.mark.parametrize(
     ("shardings", "found", "way_out"),
     [
         ({}, "for none", "tree of shardings with the structure of the parameters"),
-        ({"head": P()}, "but for 'head'", "with the structure of the parameters"),
         (
-            {"embed": P("x", None, None)},
-            "of shape (6, 3)",
-            "at most as many dimensions",
+            {"wte": P(), "head": P()},
+            "but for 'head', 'wte'",
+            "with the structure of the parameters",
         ),
-        ({"embed": "x"}, "has x for", "a NamedSharding of at most"),
+        ({"embed": P("x")}, "has P('x',) for", "NamedSharding(mesh, spec)"),
+        ({"embed": "x"}, "has x for", "NamedSharding(mesh, spec)"),
+        (
+            {"embed": NamedSharding(MESH, P("x", None, None))},
+            "of shape (6, 3)",
+            "at most 2 dimensions can be sharded: shorten the spec",
+        ),
+        (
+            {"embed": NamedSharding(MESH, P("y"))},
+            "6 cannot be divided evenly among 4 shards",
+            "pad the parameter, or shard another axis",
+        ),
+        (
+            {"embed": NamedSharding(MESH, P(None, ("x", "y")))},
+            "3 cannot be divided evenly among 8 shards",
+            "pad the parameter, or shard another axis",
+        ),
     ],
-    ids=["none", "another", "too_long", "no_sharding"],
+    ids=["none", "another", "spec", "text", "too_long", "rows", "columns"],
 )
+@pytest.mark.parametrize("mesh_in_context", [False, True])
 def test_param_shardings_that_do_not_fit(
-    shardings: Any, found: str, way_out: str
+    shardings: Any, found: str, way_out: str, mesh_in_context: bool
 ) -> None:
     tx = ember_optax.scale_by_ember(param_shardings=shardings)
+    with jax.set_mesh(MESH) if mesh_in_context else contextlib.nullcontext():
+        state = ember_optax.scale_by_ember().init({"embed": TABLE})
+        for call in (tx.init, lambda params: tx.update(params, state)):
+            with pytest.raises(ValueError, match="param_shardings has") as error:
+                call({"embed": TABLE})
+            assert_says(error, "'embed'", found, way_out)
+
+
+def test_param_shardings_on_two_meshes() -> None:
+    meshes = {"embed": MESH, "head": auto_mesh(2)}
+    shardings = {path: NamedSharding(mesh, P("x")) for path, mesh in meshes.items()}
+    tx = ember_optax.scale_by_ember(param_shardings=shardings)
+    with pytest.raises(ValueError, match="param_shardings") as error:
+        tx.init({"embed": TABLE, "head": TABLE})
+    assert_says(error, "'x': 2, 'y': 4", "'embed'", "'x': 2,", "'head'", "on one mesh")
+
+
+def test_param_shardings_on_another_mesh_than_that_of_the_context() -> None:
+    shardings = {"embed": NamedSharding(auto_mesh(2), P("x"))}
+    tx = ember_optax.scale_by_ember(param_shardings=shardings)
     with (
-        jax.set_mesh(jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))),
+        jax.set_mesh(MESH),
         pytest.raises(ValueError, match="param_shardings") as error,
     ):
         tx.init({"embed": TABLE})
-    assert_says(error, "'embed'", found, way_out)
+    assert_says(error, "'x': 2,", "'embed'", "'x': 2, 'y': 4", "one mesh for both")
+
+
+def test_sharded_rows_that_only_xla_knows() -> None:
+    tx = ember_optax.scale_by_ember(row_state="sharded")
+    with jax.set_mesh(MESH), pytest.raises(ValueError, match="row_state") as error:
+        tx.init({"embed": TABLE})
+    assert_says(error, "is 'sharded'", "rows of 'embed'", "pass param_shardings")
+
+
+def test_sharded_rows_without_anything_to_pin() -> None:
+    tx = ember_optax.scale_by_ember(row_state="sharded")
+    for mesh in (None, auto_mesh(1, 1), MESH):
+        with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+            tx.init({} if mesh is MESH else {"embed": TABLE})
+
+
+@pytest.mark.parametrize("shardings", [None, {"embed": NamedSharding(MESH, P("x"))}])
+def test_sharded_rows_on_a_mesh_of_both_kinds_of_axes(shardings: Any) -> None:
+    tx = ember_optax.scale_by_ember(row_state="sharded", param_shardings=shardings)
+    mesh = jax.make_mesh((2, 4), ("x", "y"), (AxisType.Auto, AxisType.Explicit))
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="row_state") as error:
+        tx.init({"embed": TABLE})
+    assert_says(error, "is 'sharded'", "'x': 2, 'y': 4", "row_state='replicated'")
 
 
 @pytest.mark.parametrize(
@@ -208,6 +330,29 @@ def test_two_tables_of_one_name(params: Any) -> None:
     with pytest.raises(ValueError, match="embed/table") as error:
         ember_optax.scale_by_ember().init(params)
     assert_says(error, "Two tables", "a name for each", "Rename one")
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        lambda: ember_optax.scale_by_ember().init(jnp.ones(3)),
+        lambda: ember_optax.scale_by_ember().init(jnp.ones((3, 0))),
+        lambda: ember_optax.scale_by_ember().init(jnp.ones((3, 3), jnp.int32)),
+        lambda: ember_optax.scale_by_ember().init("text"),
+        lambda: ember_optax.scale_by_ember(vocab_axis=5).init(TABLE),
+        lambda: ember_optax.scale_by_ember(vocab_axis={"x": 0}).init(TABLE),
+        lambda: update(TABLE, {"embed": TABLE}),
+        lambda: update({"embed": TABLE}, TABLE),
+        lambda: update(TABLE, jnp.ones((6, 4))),
+        lambda: ember_optax.opt_state_shardings(optax.identity(), TABLE, {}),
+        lambda: ember_optax.opt_state_shardings(optax.identity(), TABLE, "x"),
+        lambda: ember_optax.label_token_tables(TABLE),
+    ],
+)
+def test_a_bare_array_has_no_path(fail: Any) -> None:
+    with pytest.raises(ValueError, match="the bare array") as error:
+        fail()
+    assert "''" not in str(error.value)
 
 
 # In update, when it is traced
@@ -240,7 +385,7 @@ def test_a_gradient_of_another_shape(
     ("grads", "parts"),
     [
         ({"embed": shaped(6, 3)}, ["'head'", "gradients are of 'embed'"]),
-        ({}, ["gradients are of no table"]),
+        ({}, ["moments of 'embed', 'head'", "gradients are of no table"]),
         ({"embed": shaped(6, 3), "head": None}, ["'head'", "'embed'"]),
         (
             {"embed": shaped(6, 3), "head": shaped(3, 6), "new": shaped(6, 3)},
@@ -268,3 +413,19 @@ def test_a_gradient_that_is_no_table(grad: Any, found: str) -> None:
     with pytest.raises(ValueError, match="embed") as error:
         update({"embed": grad}, {"embed": shaped(6, 3)})
     assert_says(error, "'embed'", found, "optax.multi_transform")
+
+
+@pytest.mark.parametrize(
+    ("state", "found"),
+    [
+        (ember_optax.ember(1e-2).init(TABLE), "tuple"),
+        (optax.EmptyState(), "EmptyState"),
+        ({"count": 0, "tables": {}}, "dict"),
+        (None, "NoneType"),
+    ],
+    ids=["ember", "empty", "dict", "none"],
+)
+def test_the_state_of_another_transformation(state: Any, found: str) -> None:
+    with pytest.raises(ValueError, match="state of type") as error:
+        ember_optax.scale_by_ember().update(TABLE, state)
+    assert_says(error, found, "an EmberState is needed", "what init or the last update")
