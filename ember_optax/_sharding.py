@@ -1,6 +1,5 @@
 """Where tables and their state lie on a device mesh."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +26,19 @@ class AxisNames(NamedTuple):
     def of(cls, names: tuple[AxisName, AxisName]) -> "AxisNames":
         """Reads the entries of a PartitionSpec of two dimensions."""
         return cls(*_axes(P(*names), 2))
+
+
+def check_bound(names: AxisNames) -> None:
+    """Raises ValueError for names that are no manual axes where this is called."""
+    for name in names.rows + names.columns:
+        try:
+            jax.lax.axis_size(name)
+        except NameError as error:
+            raise ValueError(
+                f"axis_names has {name!r}, but update is not inside a jax.shard_map"
+                " over that axis: name the axes that it is over, and outside of one"
+                " none."
+            ) from error
 
 
 class Layout(NamedTuple):
@@ -72,7 +84,13 @@ def find_layout(
     elif param_shardings is not None:
         by_path = dict(named_leaves(param_shardings))
         shardings = {path: sharding_of(path, leaf, by_path) for path, leaf in leaves}
-        mesh = _common_mesh(shardings, mesh)
+        given = common_mesh(shardings)
+        if not mesh.empty and given.abstract_mesh != mesh:
+            raise ValueError(
+                f"param_shardings has {given} for {quoted(leaves[0][0])}, but the mesh"
+                f" in context is {mesh}: pass the same to jax.set_mesh."
+            )
+        mesh = given
         specs = [sharding.spec for sharding in shardings.values()]
     elif rows_sharded and mesh.size > 1:
         raise ValueError(
@@ -135,34 +153,29 @@ def sharding_of(path: str, leaf: Any, shardings: dict[str, Any]) -> NamedShardin
             f"{found}, but at most {leaf.ndim} dimensions can be sharded: shorten the"
             " spec."
         )
-    for size, names in zip(leaf.shape, _axes(sharding.spec, leaf.ndim), strict=True):
-        n_shards = math.prod(sharding.mesh.shape[name] for name in names)
-        if size % n_shards:
-            raise ValueError(
-                f"{found}, but {size} cannot be divided evenly among {n_shards} shards:"
-                " pad the parameter, or shard another axis of it."
-            )
+    try:
+        sharding.shard_shape(leaf.shape)
+    except ValueError as error:
+        raise ValueError(
+            f"{found}, but all shards must have the same size: pad the parameter, or"
+            " shard another axis of it."
+        ) from error
     return sharding
 
 
-def _common_mesh(shardings: dict[str, NamedSharding], context: Any) -> Any:
-    """Returns the mesh of all shardings, which has to be that of the context, if any.
+def common_mesh(shardings: dict[str, NamedSharding]) -> Any:
+    """Returns the mesh of the shardings of all parameters.
 
     Raises:
-      ValueError: there are two meshes.
+      ValueError: there are two.
     """
     (first, one), *others = shardings.items()
     for path, other in others:
         if other.mesh != one.mesh:
             raise ValueError(
                 f"param_shardings has {one.mesh} for {quoted(first)}, but {other.mesh}"
-                f" for {quoted(path)}: put all tables on one mesh."
+                f" for {quoted(path)}: put all parameters on one mesh."
             )
-    if not context.empty and one.mesh.abstract_mesh != context:
-        raise ValueError(
-            f"param_shardings has {one.mesh} for {quoted(first)}, but jax.set_mesh set"
-            f" {context}: use one mesh for both."
-        )
     return one.mesh
 
 

@@ -15,7 +15,7 @@ from ember_optax._checks import (
 )
 from ember_optax._ember import EmberState, RowState
 from ember_optax._paths import named_leaves
-from ember_optax._sharding import sharding_of
+from ember_optax._sharding import common_mesh, sharding_of
 
 
 def opt_state_shardings(
@@ -66,7 +66,7 @@ def opt_state_shardings(
     by_path = dict(named_leaves(param_shardings))
     leaves = named_leaves(params)
     shardings = {path: sharding_of(path, leaf, by_path) for path, leaf in leaves}
-    replicated = NamedSharding(next(iter(shardings.values())).mesh, P())
+    replicated = NamedSharding(common_mesh(shardings), P())
 
     def of_leaf(x: Any, sharding: Any, param: Any) -> Any:
         if isinstance(x, optax.MaskedNode):

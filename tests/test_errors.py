@@ -251,13 +251,13 @@ MESH = auto_mesh(2, 4)
         ),
         (
             {"embed": NamedSharding(MESH, P("y"))},
-            "6 cannot be divided evenly among 4 shards",
-            "pad the parameter, or shard another axis",
+            "P('y',)",
+            "same size: pad the parameter, or shard another axis",
         ),
         (
             {"embed": NamedSharding(MESH, P(None, ("x", "y")))},
-            "3 cannot be divided evenly among 8 shards",
-            "pad the parameter, or shard another axis",
+            "P(None, ('x', 'y'))",
+            "same size: pad the parameter, or shard another axis",
         ),
     ],
     ids=["none", "another", "spec", "text", "too_long", "rows", "columns"],
@@ -282,6 +282,8 @@ def test_param_shardings_on_two_meshes() -> None:
     with pytest.raises(ValueError, match="param_shardings") as error:
         tx.init({"embed": TABLE, "head": TABLE})
     assert_says(error, "'x': 2, 'y': 4", "'embed'", "'x': 2,", "'head'", "on one mesh")
+    with pytest.raises(ValueError, match="on one mesh"):
+        ember_optax.opt_state_shardings(tx, dict.fromkeys(meshes, TABLE), shardings)
 
 
 def test_param_shardings_on_another_mesh_than_that_of_the_context() -> None:
@@ -292,7 +294,9 @@ def test_param_shardings_on_another_mesh_than_that_of_the_context() -> None:
         pytest.raises(ValueError, match="param_shardings") as error,
     ):
         tx.init({"embed": TABLE})
-    assert_says(error, "'x': 2,", "'embed'", "'x': 2, 'y': 4", "one mesh for both")
+    assert_says(
+        error, "'x': 2,", "'embed'", "'x': 2, 'y': 4", "the same to jax.set_mesh"
+    )
 
 
 def test_sharded_rows_that_only_xla_knows() -> None:
@@ -429,3 +433,25 @@ def test_the_state_of_another_transformation(state: Any, found: str) -> None:
     with pytest.raises(ValueError, match="state of type") as error:
         ember_optax.scale_by_ember().update(TABLE, state)
     assert_says(error, found, "an EmberState is needed", "what init or the last update")
+
+
+@pytest.mark.parametrize("axis_names", [("y", None), ("x", "y")])
+def test_axis_names_of_no_manual_axis(axis_names: Any) -> None:
+    tx = ember_optax.scale_by_ember(vocab_axis=0, axis_names=axis_names)
+    state = tx.init(TABLE)
+    over_x = jax.shard_map(
+        lambda: tx.update(TABLE, state)[0],
+        mesh=MESH,
+        in_specs=(),
+        out_specs=P(),
+        axis_names={"x"},
+    )
+    with pytest.raises(ValueError, match="axis_names") as error:
+        jax.jit(over_x)()
+    assert_says(error, "has 'y'", "not inside a jax.shard_map", "outside of one none")
+
+
+def test_axis_names_outside_of_shard_map() -> None:
+    tx = ember_optax.scale_by_ember(vocab_axis=0, axis_names=("x", None))
+    with jax.set_mesh(MESH), pytest.raises(ValueError, match="axis_names has 'x'"):
+        tx.update(TABLE, tx.init(TABLE))
