@@ -8,18 +8,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
-from ember_optax import _checks, _moments
+from ember_optax import _checks, _moments, _sharding
 from ember_optax._checks import Scalar, VocabAxis
 from ember_optax._moments import ColumnMean, TableMoments
 from ember_optax._paths import named_leaves
-from ember_optax._sharding import (
-    AxisName,
-    AxisNames,
-    Layout,
-    check_bound,
-    find_layout,
-    pin,
-)
+from ember_optax._sharding import AxisName, AxisNames, Layout, find_layout, pin
 from ember_optax._statistics import sum_all_squares
 
 RowState = Literal["replicated", "sharded"]
@@ -162,7 +155,7 @@ def scale_by_ember(
         _checks.check_gradients(leaves, axes, state.tables)
         layout = find_layout(leaves, param_shardings, rows_sharded=rows_sharded)
         if names:
-            check_bound(names)
+            _sharding.check_bound(names)
         all_sums = sum_all_squares(
             [grad for _, grad in leaves],
             list(axes.values()),
