@@ -5,6 +5,7 @@ and the way out.
 """
 
 import contextlib
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -72,6 +73,10 @@ def test_negative_eps(factory: Any, eps: Any) -> None:
     assert_says(error, f"eps is {eps}", "must not be negative", "try 1e-8")
 
 
+def test_zeros_are_accepted() -> None:
+    ember_optax.ember(1e-2, b2=0.0, eps=0.0, weight_decay=0.0)
+
+
 @pytest.mark.parametrize("weight_decay", [-1e-8, -1, np.nan, jnp.array(-1.0)])
 def test_negative_weight_decay(weight_decay: Any) -> None:
     with pytest.raises(ValueError, match="weight_decay") as error:
@@ -132,9 +137,12 @@ def test_a_vocab_axis_that_is_no_int(factory: Any, vocab_axis: Any) -> None:
     assert_says(error, f"vocab_axis is {vocab_axis!r}", "must be an int", "mapping")
 
 
-def test_any_kind_of_int_is_a_vocab_axis() -> None:
-    tables = ember_optax.scale_by_ember(vocab_axis=np.int64(1)).init([TABLE]).tables
-    assert tables["0"].row.shape == (3,)
+@pytest.mark.parametrize(
+    ("axis", "n_tokens"), [(0, 6), (-2, 6), (1, 3), (-1, 3), (np.int64(1), 3)]
+)
+def test_a_vocab_axis_that_the_table_has(axis: Any, n_tokens: int) -> None:
+    tables = ember_optax.scale_by_ember(vocab_axis=axis).init([TABLE]).tables
+    assert tables["0"].row.shape == (n_tokens,)
 
 
 @pytest.mark.parametrize("jitted", [False, True])
@@ -151,7 +159,9 @@ def test_an_injected_vocab_axis(jitted: bool) -> None:
 
 
 @both
-@pytest.mark.parametrize("axis_names", ["x", ("x",), ("x", "y", "z")])
+@pytest.mark.parametrize(
+    "axis_names", ["x", "xy", ["x", None], ("x",), ("x", "y", "z")]
+)
 def test_axis_names_that_are_no_pair(factory: Any, axis_names: Any) -> None:
     with pytest.raises(ValueError, match="axis_names") as error:
         factory(axis_names=axis_names, vocab_axis=0)
@@ -180,6 +190,8 @@ def test_axis_names_without_vocab_axis(factory: Any) -> None:
         (0.5, "a float", "an array"),
         ("text", "a str", "an array"),
         (object(), "a object", "an array"),
+        (SimpleNamespace(shape=(6, 3)), "a SimpleNamespace", "an array"),
+        (SimpleNamespace(dtype=jnp.float32), "a SimpleNamespace", "an array"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -217,13 +229,18 @@ def test_a_vocab_axis_that_the_table_does_not_have(
 
 def test_vocab_axes_for_unknown_paths() -> None:
     tx = ember_optax.scale_by_ember(
-        vocab_axis=dict.fromkeys(["wte", "embed", "head", "mtp"], 0)
+        vocab_axis=dict.fromkeys(["wte", "embed", "head", "mtp", "x", "a"], 0)
     )
     with pytest.raises(ValueError, match="vocab_axis") as error:
         tx.init({"embed": {"table": TABLE}, "head": TABLE})
     assert_says(
-        error, "names 'embed', 'mtp', 'wte'", "'embed/table', 'head'", "summarize"
-    )
+        error, "names 'a', 'embed', 'mtp', 'wte', 'x'", "'embed/table', 'head'",
+        "summarize",
+    )  # fmt: skip
+
+
+def test_vocab_axes_of_a_group_without_tables() -> None:
+    ember_optax.scale_by_ember(vocab_axis={"embed": 0}).init({})
 
 
 def auto_mesh(*shape: int) -> Mesh:
