@@ -316,9 +316,10 @@ def test_param_shardings_on_another_mesh_than_that_of_the_context() -> None:
     )
 
 
-def test_sharded_rows_that_only_xla_knows() -> None:
+@pytest.mark.parametrize("mesh", [MESH, auto_mesh(2)])
+def test_sharded_rows_that_only_xla_knows(mesh: Mesh) -> None:
     tx = ember_optax.scale_by_ember(row_state="sharded")
-    with jax.set_mesh(MESH), pytest.raises(ValueError, match="row_state") as error:
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="row_state") as error:
         tx.init({"embed": TABLE})
     assert_says(error, "is 'sharded'", "rows of 'embed'", "pass param_shardings")
 

@@ -149,6 +149,18 @@ def test_on_a_mesh_of_both_kinds_of_axes(spec: P, shardings_given: bool) -> None
     chex.assert_trees_all_close(jax.device_get(result), expected, rtol=1e-6, atol=1e-6)
 
 
+def test_with_shardings_no_mesh_in_context_is_needed() -> None:
+    mesh = make_mesh(AxisType.Auto)
+    shardings = {"embed": NamedSharding(mesh, P("x", "y"))}
+    tx = ember_optax.scale_by_ember(row_state="sharded", param_shardings=shardings)
+    tables = jax.device_put({"embed": TABLES["embed"]}, shardings)
+    state = jax.jit(tx.init)(tables)
+    _, new_state = jax.jit(tx.update)(tables, state)
+    for row, col in (state.tables["embed"], new_state.tables["embed"]):
+        assert row.sharding.spec == P("x")
+        assert_replicated([col], mesh)
+
+
 @functools.cache
 def one_device(column_mean: Any) -> Any:
     tx = ember_optax.ember(1e-2, column_mean=column_mean)
