@@ -108,7 +108,7 @@ def pin(x: jax.Array, spec: P, layout: Layout | None) -> jax.Array:
     """Pins the sharding of an array, on Auto and on Explicit axes.
 
     With neither a layout nor a mesh of `jax.set_mesh` in context this does nothing, nor
-    does it inside `jax.shard_map`, where arrays are local.
+    does it over the axes of a `jax.shard_map`, where arrays are local.
 
     Args:
       x: array of any shape, concrete or traced.
@@ -117,8 +117,6 @@ def pin(x: jax.Array, spec: P, layout: Layout | None) -> jax.Array:
     """
     mesh = layout.mesh if layout else jax.sharding.get_abstract_mesh()
     axis_types = set(mesh.axis_types)
-    if AxisType.Manual in axis_types:
-        return x
     sharding = NamedSharding(mesh, spec) if layout else spec
     # Each function is silently wrong or an error on the other kind of axis: reshard
     # ignores Auto axes, with_sharding_constraint only asserts on Explicit ones.
