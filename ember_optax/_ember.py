@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
-from ember_optax import _checks, _moments
+from ember_optax import _checks, _moments, _sharding
 from ember_optax._checks import Scalar, VocabAxis
 from ember_optax._moments import ColumnMean, TableMoments
 from ember_optax._paths import named_leaves
@@ -85,9 +85,10 @@ def scale_by_ember(
 
     Raises:
       ValueError: when built, for `b2` outside [0, 1) or in a type that cannot hold it,
-        for a negative `eps`, for an unknown `column_mean` or `row_state`, and for
-        `axis_names` without a `vocab_axis`. In `init`, for a leaf that is no table of
-        floating numbers with at least two axes, none of them empty. In `update`, for
+        for a negative `eps`, for an unknown `column_mean` or `row_state`, for a
+        `vocab_axis` that is no int, and for `axis_names` without a `vocab_axis`. In
+        `init`, for a leaf that is no table of floating numbers with at least two axes,
+        none of them empty, and for `param_shardings` that do not fit. In `update`, for
         gradients that do not fit the state. Messages name the path of the parameter.
 
     Examples:
@@ -108,7 +109,9 @@ def scale_by_ember(
     References:
       `Token Geometry <https://arxiv.org/abs/2607.01455>`_, 2026
     """
-    _checks.check_hyperparameters(b2, eps, column_mean, row_state)
+    _checks.check_hyperparameters(b2, eps, column_mean)
+    _checks.check_row_state(row_state)
+    _checks.check_vocab_axis(vocab_axis)
     _checks.check_axis_names(axis_names, vocab_axis)
     rows_sharded = row_state == "sharded"
     names = AxisNames.of(axis_names) if axis_names is not None else None
@@ -132,7 +135,7 @@ def scale_by_ember(
             return EmberState(count, count)  # pyright: ignore[reportArgumentType]
         leaves = named_leaves(params)
         axes = _checks.vocab_axes(leaves, vocab_axis)
-        layout = find_layout(leaves, param_shardings)
+        layout = find_layout(leaves, param_shardings, rows_sharded=rows_sharded)
         tables = {}
         for i, (path, leaf) in enumerate(leaves):
             zeros = _moments.init_moments(leaf.shape, leaf.dtype, axes[path])
@@ -146,10 +149,13 @@ def scale_by_ember(
         **extra_args: Any,
     ) -> tuple[optax.Updates, EmberState]:
         del params, extra_args
+        _checks.check_state(state, EmberState)
         leaves = named_leaves(updates)
         axes = _checks.vocab_axes(leaves, vocab_axis)
         _checks.check_gradients(leaves, axes, state.tables)
-        layout = find_layout(leaves, param_shardings)
+        layout = find_layout(leaves, param_shardings, rows_sharded=rows_sharded)
+        if names:
+            _sharding.check_bound(names)
         all_sums = sum_all_squares(
             [grad for _, grad in leaves],
             list(axes.values()),
@@ -227,7 +233,8 @@ def ember(
     .. warning::
       `optax.inject_hyperparams` casts hyperparameters to the dtype of the parameters,
       and bfloat16 turns `b2 = 0.999` into 1. With parameters in bfloat16 or float16
-      pass it `hyperparam_dtype=jnp.float32`; anything else is refused.
+      pass it `hyperparam_dtype=jnp.float32`; anything else is refused. It also makes
+      an array of an int: with a `vocab_axis` pass it `static_args=("vocab_axis",)`.
 
     Args:
       learning_rate: a scalar, or a schedule from the count of steps to a scalar.

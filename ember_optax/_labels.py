@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ember_optax import _names
-from ember_optax._paths import named_leaves, normalize
+from ember_optax._paths import named_leaves, normalize, quoted
 
 _PAD_MULTIPLE = 256
 """A vocabulary may be padded up to the next multiple of this."""
@@ -46,7 +46,8 @@ def label_token_tables(
     Args:
       params: any pytree of arrays, or of anything with `shape` and `dtype`: dict,
         FrozenDict, boxed linen variables, `nnx.State`, Equinox modules, lists.
-      vocab_size: number of tokens, or several where a model has several vocabularies.
+      vocab_size: number of tokens, or several where a model has several vocabularies;
+        the padded one where that is above the next multiple of 256.
       include: regular expressions, searched in the `/`-joined path, such as
         `"bigram_embed/weight"`: parameters that are tables whatever the rules say.
       exclude: likewise, parameters that are body. Wins over `include`.
@@ -158,10 +159,15 @@ def _no_table_message(
     leaves: list[tuple[str, Any]], vocab_sizes: tuple[int, ...]
 ) -> str:
     by_size = sorted(leaves, key=lambda x: -math.prod(getattr(x[1], "shape", ())))
-    largest = ", ".join(f"{p!r} {getattr(x, 'shape', ())}" for p, x in by_size[:3])
-    expected = f"of {vocab_sizes} tokens " if vocab_sizes else ""
+    largest = ", ".join(
+        f"{quoted(path)} {getattr(leaf, 'shape', ())}" for path, leaf in by_size[:3]
+    )
+    expected, size = "", "the number of tokens"
+    if vocab_sizes:
+        expected = f"of {vocab_sizes} tokens "
+        size = f"the padded size where it is above the next multiple of {_PAD_MULTIPLE}"
     return (
         f"No token table {expected}was found among {len(leaves)} parameters; the"
         f" largest are {largest}. Name the tables with include=[...], regular"
-        " expressions on these paths, or pass vocab_size=, the number of tokens."
+        f" expressions on these paths, or pass vocab_size=, {size}."
     )

@@ -37,6 +37,11 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     return [(normalize(path), leaf) for path, leaf in tree_leaves_with_path(tree)]
 
 
+def quoted(path: str) -> str:
+    """Returns a path as messages show it; a bare array has none."""
+    return repr(path) if path else "the bare array"
+
+
 def _entry(key: Any) -> Any:
     match key:
         case DictKey(key=entry) | FlattenedIndexKey(key=entry):

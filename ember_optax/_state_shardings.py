@@ -7,10 +7,15 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ember_optax._checks import VocabAxis, vocab_axes
+from ember_optax._checks import (
+    VocabAxis,
+    check_row_state,
+    check_vocab_axis,
+    vocab_axes,
+)
 from ember_optax._ember import EmberState, RowState
 from ember_optax._paths import named_leaves
-from ember_optax._sharding import sharding_of
+from ember_optax._sharding import common_mesh, sharding_of
 
 
 def opt_state_shardings(
@@ -41,8 +46,8 @@ def opt_state_shardings(
       `jax.jit(tx.init, out_shardings=...)`.
 
     Raises:
-      ValueError: a parameter has no sharding, or one of more dimensions than its own.
-        The message names the parameter.
+      ValueError: a parameter has no sharding, or one that does not fit its shape. The
+        message names the parameter.
 
     Examples:
       >>> import jax, jax.numpy as jnp, ember_optax
@@ -56,16 +61,12 @@ def opt_state_shardings(
       >>> state[0].tables["embed"].row.sharding.spec
       P()
     """
+    check_row_state(row_state)
+    check_vocab_axis(vocab_axis)
     by_path = dict(named_leaves(param_shardings))
     leaves = named_leaves(params)
     shardings = {path: sharding_of(path, leaf, by_path) for path, leaf in leaves}
-    for path, sharding in shardings.items():
-        if not isinstance(sharding, NamedSharding):
-            raise ValueError(
-                f"param_shardings has {sharding} for {path!r}, but a NamedSharding is"
-                " needed, which has the mesh: NamedSharding(mesh, spec)."
-            )
-    replicated = NamedSharding(next(iter(shardings.values())).mesh, P())
+    replicated = NamedSharding(common_mesh(shardings), P())
 
     def of_leaf(x: Any, sharding: Any, param: Any) -> Any:
         if isinstance(x, optax.MaskedNode):

@@ -88,16 +88,16 @@ def summarize(
     Args:
       params: any pytree of arrays or of `jax.ShapeDtypeStruct`, such as
         `jax.eval_shape` returns.
-      labels: tree of labels like `params`, or a function from `params` to one: the
-        `param_labels` of `optax.multi_transform`.
-      table: the label of the token tables.
+      labels: tree of labels like `params` or a prefix of it, or a function from
+        `params` to one: the `param_labels` of `optax.multi_transform`.
+      table: the label of the token tables among them.
 
     Returns:
       A :class:`Summary`: print it, or read its numbers.
 
     Raises:
-      ValueError: a parameter labelled as a table cannot be one, or
-        `label_token_tables` finds none.
+      ValueError: a parameter labelled as a table cannot be one, or there are parameters
+        but no table among them.
 
     Examples:
       >>> import jax.numpy as jnp, ember_optax
@@ -112,7 +112,14 @@ def summarize(
     """
     tree = labels(params) if callable(labels) else labels
     leaves = named_leaves(params)
-    is_table = [label == table for label in jax.tree.leaves(tree)]
+    found = jax.tree.leaves(jax.tree.broadcast(tree, params))
+    if found and table not in found:
+        raise ValueError(
+            f"No parameter has the label {table!r}, but there are"
+            f" {', '.join(sorted(map(repr, set(found))))}: pass the label of the tables"
+            " as table=."
+        )
+    is_table = [label == table for label in found]
     tables = [leaf for leaf, routed in zip(leaves, is_table, strict=True) if routed]
     body = [leaf for leaf, routed in zip(leaves, is_table, strict=True) if not routed]
     axes = vocab_axes(tables, None)

@@ -4,13 +4,16 @@ Each message says where (the path of the parameter), what was found, what was ex
 and the way out.
 """
 
+import contextlib
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import ember_optax
@@ -70,6 +73,10 @@ def test_negative_eps(factory: Any, eps: Any) -> None:
     assert_says(error, f"eps is {eps}", "must not be negative", "try 1e-8")
 
 
+def test_zeros_are_accepted() -> None:
+    ember_optax.ember(1e-2, b2=0.0, eps=0.0, weight_decay=0.0)
+
+
 @pytest.mark.parametrize("weight_decay", [-1e-8, -1, np.nan, jnp.array(-1.0)])
 def test_negative_weight_decay(weight_decay: Any) -> None:
     with pytest.raises(ValueError, match="weight_decay") as error:
@@ -80,6 +87,26 @@ def test_negative_weight_decay(weight_decay: Any) -> None:
         "must not be negative",
         "a positive one shrinks the tables",
     )
+
+
+@both
+@pytest.mark.parametrize("name", ["b2", "eps"])
+@pytest.mark.parametrize(
+    "value",
+    [None, "0.9", [0.9], jnp.array([0.9, 0.9]), jnp.sqrt],
+    ids=["none", "text", "list", "array", "schedule"],
+)
+def test_a_hyperparameter_that_is_no_number(
+    factory: Any, name: str, value: Any
+) -> None:
+    with pytest.raises(ValueError, match=name) as error:
+        factory(**{name: value})
+    assert_says(error, f"{name} is {value!r}", "one number", "inject_hyperparams")
+
+
+def test_a_weight_decay_that_is_no_number() -> None:
+    with pytest.raises(ValueError, match=r"weight_decay is None.*one number"):
+        ember_optax.ember(1e-2, weight_decay=None)  # pyright: ignore
 
 
 @both
@@ -99,7 +126,42 @@ def test_unknown_row_state(factory: Any, row_state: Any) -> None:
 
 
 @both
-@pytest.mark.parametrize("axis_names", ["x", ("x",), ("x", "y", "z")])
+@pytest.mark.parametrize(
+    "vocab_axis",
+    [0.5, "0", True, [0], jnp.array(0), {"embed": 0.5}, {"a": 0, "b": True}],
+    ids=str,
+)
+def test_a_vocab_axis_that_is_no_int(factory: Any, vocab_axis: Any) -> None:
+    with pytest.raises(ValueError, match="vocab_axis") as error:
+        factory(vocab_axis=vocab_axis)
+    assert_says(error, f"vocab_axis is {vocab_axis!r}", "must be an int", "mapping")
+
+
+@pytest.mark.parametrize(
+    ("axis", "n_tokens"), [(0, 6), (-2, 6), (1, 3), (-1, 3), (np.int64(1), 3)]
+)
+def test_a_vocab_axis_that_the_table_has(axis: Any, n_tokens: int) -> None:
+    tables = ember_optax.scale_by_ember(vocab_axis=axis).init([TABLE]).tables
+    assert tables["0"].row.shape == (n_tokens,)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_an_injected_vocab_axis(jitted: bool) -> None:
+    options = {"learning_rate": 1e-2, "vocab_axis": 0}
+    factory = optax.inject_hyperparams(ember_optax.ember)
+    with pytest.raises(ValueError, match="vocab_axis") as error:
+        (jax.jit if jitted else lambda f: f)(factory(**options).init)(TABLE)
+    assert_says(error, "static_args=('vocab_axis',)")
+    tx = optax.inject_hyperparams(ember_optax.ember, static_args=("vocab_axis",))(
+        **options
+    )
+    jax.jit(tx.update)(TABLE, tx.init(TABLE), TABLE)
+
+
+@both
+@pytest.mark.parametrize(
+    "axis_names", ["x", "xy", ["x", None], ("x",), ("x", "y", "z")]
+)
 def test_axis_names_that_are_no_pair(factory: Any, axis_names: Any) -> None:
     with pytest.raises(ValueError, match="axis_names") as error:
         factory(axis_names=axis_names, vocab_axis=0)
@@ -128,6 +190,8 @@ def test_axis_names_without_vocab_axis(factory: Any) -> None:
         (0.5, "a float", "an array"),
         ("text", "a str", "an array"),
         (object(), "a object", "an array"),
+        (SimpleNamespace(shape=(6, 3)), "a SimpleNamespace", "an array"),
+        (SimpleNamespace(dtype=jnp.float32), "a SimpleNamespace", "an array"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -163,37 +227,117 @@ def test_a_vocab_axis_that_the_table_does_not_have(
     assert_says(error, f"vocab_axis is {axis}", "'embed/table'", "(6, 3)", "its 2 axes")
 
 
-def test_a_vocab_axis_for_an_unknown_path() -> None:
-    tx = ember_optax.scale_by_ember(vocab_axis={"embed": 0})
+def test_vocab_axes_for_unknown_paths() -> None:
+    tx = ember_optax.scale_by_ember(
+        vocab_axis=dict.fromkeys(["wte", "embed", "head", "mtp", "x", "a"], 0)
+    )
     with pytest.raises(ValueError, match="vocab_axis") as error:
-        tx.init({"embed": {"table": TABLE}})
-    assert_says(error, "names 'embed'", "'embed/table'", "summarize")
+        tx.init({"embed": {"table": TABLE}, "head": TABLE})
+    assert_says(
+        error, "names 'a', 'embed', 'mtp', 'wte', 'x'", "'embed/table', 'head'",
+        "summarize",
+    )  # fmt: skip
+
+
+def test_vocab_axes_of_a_group_without_tables() -> None:
+    ember_optax.scale_by_ember(vocab_axis={"embed": 0}).init({})
+
+
+def auto_mesh(*shape: int) -> Mesh:
+    return jax.make_mesh(shape, ("x", "y")[: len(shape)], (AxisType.Auto,) * len(shape))
+
+
+MESH = auto_mesh(2, 4)
 
 
 @pytest.mark.parametrize(
     ("shardings", "found", "way_out"),
     [
         ({}, "for none", "tree of shardings with the structure of the parameters"),
-        ({"head": P()}, "but for 'head'", "with the structure of the parameters"),
         (
-            {"embed": P("x", None, None)},
-            "of shape (6, 3)",
-            "at most as many dimensions",
+            {"wte": P(), "head": P()},
+            "but for 'head', 'wte'",
+            "with the structure of the parameters",
         ),
-        ({"embed": "x"}, "has x for", "a NamedSharding of at most"),
+        ({"embed": P("x")}, "has P('x',) for", "NamedSharding(mesh, spec)"),
+        ({"embed": "x"}, "has x for", "NamedSharding(mesh, spec)"),
+        (
+            {"embed": NamedSharding(MESH, P("x", None, None))},
+            "of shape (6, 3)",
+            "at most 2 dimensions can be sharded: shorten the spec",
+        ),
+        (
+            {"embed": NamedSharding(MESH, P("y"))},
+            "P('y',)",
+            "same size: pad the parameter, or shard another axis",
+        ),
+        (
+            {"embed": NamedSharding(MESH, P(None, ("x", "y")))},
+            "P(None, ('x', 'y'))",
+            "same size: pad the parameter, or shard another axis",
+        ),
     ],
-    ids=["none", "another", "too_long", "no_sharding"],
+    ids=["none", "another", "spec", "text", "too_long", "rows", "columns"],
 )
+@pytest.mark.parametrize("mesh_in_context", [False, True])
 def test_param_shardings_that_do_not_fit(
-    shardings: Any, found: str, way_out: str
+    shardings: Any, found: str, way_out: str, mesh_in_context: bool
 ) -> None:
     tx = ember_optax.scale_by_ember(param_shardings=shardings)
+    with jax.set_mesh(MESH) if mesh_in_context else contextlib.nullcontext():
+        state = ember_optax.scale_by_ember().init({"embed": TABLE})
+        for call in (tx.init, lambda params: tx.update(params, state)):
+            with pytest.raises(ValueError, match="param_shardings has") as error:
+                call({"embed": TABLE})
+            assert_says(error, "'embed'", found, way_out)
+
+
+def test_param_shardings_on_two_meshes() -> None:
+    meshes = {"embed": MESH, "head": auto_mesh(2)}
+    shardings = {path: NamedSharding(mesh, P("x")) for path, mesh in meshes.items()}
+    tx = ember_optax.scale_by_ember(param_shardings=shardings)
+    with pytest.raises(ValueError, match="param_shardings") as error:
+        tx.init({"embed": TABLE, "head": TABLE})
+    assert_says(error, "'x': 2, 'y': 4", "'embed'", "'x': 2,", "'head'", "on one mesh")
+    with pytest.raises(ValueError, match="on one mesh"):
+        ember_optax.opt_state_shardings(tx, dict.fromkeys(meshes, TABLE), shardings)
+
+
+def test_param_shardings_on_another_mesh_than_that_of_the_context() -> None:
+    shardings = {"embed": NamedSharding(auto_mesh(2), P("x"))}
+    tx = ember_optax.scale_by_ember(param_shardings=shardings)
     with (
-        jax.set_mesh(jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))),
+        jax.set_mesh(MESH),
         pytest.raises(ValueError, match="param_shardings") as error,
     ):
         tx.init({"embed": TABLE})
-    assert_says(error, "'embed'", found, way_out)
+    assert_says(
+        error, "'x': 2,", "'embed'", "'x': 2, 'y': 4", "the same to jax.set_mesh"
+    )
+
+
+@pytest.mark.parametrize("mesh", [MESH, auto_mesh(2)])
+def test_sharded_rows_that_only_xla_knows(mesh: Mesh) -> None:
+    tx = ember_optax.scale_by_ember(row_state="sharded")
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="row_state") as error:
+        tx.init({"embed": TABLE})
+    assert_says(error, "is 'sharded'", "rows of 'embed'", "pass param_shardings")
+
+
+def test_sharded_rows_without_anything_to_pin() -> None:
+    tx = ember_optax.scale_by_ember(row_state="sharded")
+    for mesh in (None, auto_mesh(1, 1), MESH):
+        with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+            tx.init({} if mesh is MESH else {"embed": TABLE})
+
+
+@pytest.mark.parametrize("shardings", [None, {"embed": NamedSharding(MESH, P("x"))}])
+def test_sharded_rows_on_a_mesh_of_both_kinds_of_axes(shardings: Any) -> None:
+    tx = ember_optax.scale_by_ember(row_state="sharded", param_shardings=shardings)
+    mesh = jax.make_mesh((2, 4), ("x", "y"), (AxisType.Auto, AxisType.Explicit))
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="row_state") as error:
+        tx.init({"embed": TABLE})
+    assert_says(error, "is 'sharded'", "'x': 2, 'y': 4", "row_state='replicated'")
 
 
 @pytest.mark.parametrize(
@@ -208,6 +352,29 @@ def test_two_tables_of_one_name(params: Any) -> None:
     with pytest.raises(ValueError, match="embed/table") as error:
         ember_optax.scale_by_ember().init(params)
     assert_says(error, "Two tables", "a name for each", "Rename one")
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        lambda: ember_optax.scale_by_ember().init(jnp.ones(3)),
+        lambda: ember_optax.scale_by_ember().init(jnp.ones((3, 0))),
+        lambda: ember_optax.scale_by_ember().init(jnp.ones((3, 3), jnp.int32)),
+        lambda: ember_optax.scale_by_ember().init("text"),
+        lambda: ember_optax.scale_by_ember(vocab_axis=5).init(TABLE),
+        lambda: ember_optax.scale_by_ember(vocab_axis={"x": 0}).init(TABLE),
+        lambda: update(TABLE, {"embed": TABLE}),
+        lambda: update({"embed": TABLE}, TABLE),
+        lambda: update(TABLE, jnp.ones((6, 4))),
+        lambda: ember_optax.opt_state_shardings(optax.identity(), TABLE, {}),
+        lambda: ember_optax.opt_state_shardings(optax.identity(), TABLE, "x"),
+        lambda: ember_optax.label_token_tables(TABLE),
+    ],
+)
+def test_a_bare_array_has_no_path(fail: Any) -> None:
+    with pytest.raises(ValueError, match="the bare array") as error:
+        fail()
+    assert "''" not in str(error.value)
 
 
 # In update, when it is traced
@@ -240,7 +407,7 @@ def test_a_gradient_of_another_shape(
     ("grads", "parts"),
     [
         ({"embed": shaped(6, 3)}, ["'head'", "gradients are of 'embed'"]),
-        ({}, ["gradients are of no table"]),
+        ({}, ["moments of 'embed', 'head'", "gradients are of no table"]),
         ({"embed": shaped(6, 3), "head": None}, ["'head'", "'embed'"]),
         (
             {"embed": shaped(6, 3), "head": shaped(3, 6), "new": shaped(6, 3)},
@@ -268,3 +435,41 @@ def test_a_gradient_that_is_no_table(grad: Any, found: str) -> None:
     with pytest.raises(ValueError, match="embed") as error:
         update({"embed": grad}, {"embed": shaped(6, 3)})
     assert_says(error, "'embed'", found, "optax.multi_transform")
+
+
+@pytest.mark.parametrize(
+    ("state", "found"),
+    [
+        (ember_optax.ember(1e-2).init(TABLE), "tuple"),
+        (optax.EmptyState(), "EmptyState"),
+        ({"count": 0, "tables": {}}, "dict"),
+        (None, "NoneType"),
+    ],
+    ids=["ember", "empty", "dict", "none"],
+)
+def test_the_state_of_another_transformation(state: Any, found: str) -> None:
+    with pytest.raises(ValueError, match="state of type") as error:
+        ember_optax.scale_by_ember().update(TABLE, state)
+    assert_says(error, found, "an EmberState is needed", "what init or the last update")
+
+
+@pytest.mark.parametrize("axis_names", [("y", None), ("x", "y")])
+def test_axis_names_of_no_manual_axis(axis_names: Any) -> None:
+    tx = ember_optax.scale_by_ember(vocab_axis=0, axis_names=axis_names)
+    state = tx.init(TABLE)
+    over_x = jax.shard_map(
+        lambda: tx.update(TABLE, state)[0],
+        mesh=MESH,
+        in_specs=(),
+        out_specs=P(),
+        axis_names={"x"},
+    )
+    with pytest.raises(ValueError, match="axis_names") as error:
+        jax.jit(over_x)()
+    assert_says(error, "has 'y'", "not inside a jax.shard_map", "outside of one none")
+
+
+def test_axis_names_outside_of_shard_map() -> None:
+    tx = ember_optax.scale_by_ember(vocab_axis=0, axis_names=("x", None))
+    with jax.set_mesh(MESH), pytest.raises(ValueError, match="axis_names has 'x'"):
+        tx.update(TABLE, tx.init(TABLE))

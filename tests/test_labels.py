@@ -195,8 +195,14 @@ def test_padded_vocabulary_needs_a_name() -> None:
     params = shapes(**{"embed/embedding": (512, 64), "ff_out/kernel": (64, 512)})
     labels = label_token_tables(params, vocab_size=500)
     assert labels == {"embed/embedding": "table", "ff_out/kernel": "body"}
-    with pytest.raises(ValueError, match="No token table"):
-        label_token_tables(params, vocab_size=200)
+
+
+def test_a_vocabulary_padded_further_has_its_padded_size() -> None:
+    params = shapes(**{"embed/embedding": (151936, 64)})  # of 151643 tokens
+    with pytest.raises(ValueError, match=r"vocab_size=, the padded size.* 256"):
+        label_token_tables(params, vocab_size=151643)
+    labels = label_token_tables(params, vocab_size=151936)
+    assert labels == {"embed/embedding": "table"}
 
 
 def test_vocab_size_overrules_names() -> None:

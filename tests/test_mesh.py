@@ -132,6 +132,35 @@ def test_sharded_tables_equal_those_on_one_device(
         chex.assert_trees_all_equal(result[name][absent], np.asarray(table)[absent])
 
 
+@pytest.mark.parametrize("shardings_given", [False, True])
+@pytest.mark.parametrize("spec", [P("x", "y"), P("y", "x"), P(("x", "y"), None)])
+def test_on_a_mesh_of_both_kinds_of_axes(spec: P, shardings_given: bool) -> None:
+    mesh = jax.make_mesh((4, 2), ("x", "y"), tuple(MODES[::-1]))
+    sharding = NamedSharding(mesh, spec)
+    given = dict.fromkeys(TABLES, sharding) if shardings_given else None
+    tx = ember_optax.ember(1e-2, param_shardings=given)
+    with jax.set_mesh(mesh):
+        tables = jax.device_put(TABLES, sharding)
+        state = jax.jit(tx.init)(tables)
+        _, new_state = jax.jit(tx.update)(tables, state, tables)
+        result, _ = jax.jit(hundred_steps, static_argnums=0)(tx, tables)
+    assert_replicated(table_moments((state, new_state)), mesh)
+    expected = one_device("all")
+    chex.assert_trees_all_close(jax.device_get(result), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_with_shardings_no_mesh_in_context_is_needed() -> None:
+    mesh = make_mesh(AxisType.Auto)
+    shardings = {"embed": NamedSharding(mesh, P("x", "y"))}
+    tx = ember_optax.scale_by_ember(row_state="sharded", param_shardings=shardings)
+    tables = jax.device_put({"embed": TABLES["embed"]}, shardings)
+    state = jax.jit(tx.init)(tables)
+    _, new_state = jax.jit(tx.update)(tables, state)
+    for row, col in (state.tables["embed"], new_state.tables["embed"]):
+        assert row.sharding.spec == P("x")
+        assert_replicated([col], mesh)
+
+
 @functools.cache
 def one_device(column_mean: Any) -> Any:
     tx = ember_optax.ember(1e-2, column_mean=column_mean)
@@ -273,6 +302,28 @@ def test_inside_shard_map_statistics_are_those_of_all_shards(
     expected = ten_steps(ember_optax.ember(1e-2, **options), tables)
     chex.assert_trees_all_close(
         jax.jit(sharded_steps)(tables), expected, rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("spec", [P("x", "y"), P(("x", "y"), None)])
+def test_inside_shard_map_over_some_axes_the_others_are_left_to_xla(
+    mode: AxisType, spec: P
+) -> None:
+    mesh, table = make_mesh(mode), TABLES["embed"]
+    tx = ember_optax.ember(
+        1e-2, vocab_axis=0, axis_names=("x", None), row_state="sharded"
+    )
+    sharded_steps = jax.shard_map(
+        lambda table: ten_steps(tx, table),
+        mesh=mesh,
+        in_specs=P("x"),
+        out_specs=P("x"),
+        axis_names={"x"},
+    )
+    result = jax.jit(sharded_steps)(jax.device_put(table, NamedSharding(mesh, spec)))
+    chex.assert_trees_all_close(
+        result, ten_steps(ember_optax.ember(1e-2), table), rtol=1e-6, atol=1e-6
     )
 
 

@@ -98,6 +98,13 @@ def test_shapes_are_enough() -> None:
     assert ember_optax.opt_state_shardings(tx, structs, shardings) == from_arrays
 
 
+@pytest.mark.parametrize("options", [{"row_state": "shard"}, {"vocab_axis": 0.5}])
+def test_options_are_checked_as_in_ember(options: Any) -> None:
+    shardings = make_shardings(make_mesh())
+    with pytest.raises(ValueError, match=f"{next(iter(options))} is"):
+        ember_optax.opt_state_shardings(make_tx(), make_params(), shardings, **options)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

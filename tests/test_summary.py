@@ -1,6 +1,7 @@
 """The summary tells what the optimizer states really take."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,28 @@ def test_labels_as_a_tree_and_under_another_name() -> None:
     assert ember_optax.summarize(params, tree).tables[0].path == "wpe"
     labels = functools.partial(ember_optax.label_token_tables, table="tok")
     assert ember_optax.summarize(params, labels, table="tok").tables[0].path == "wte"
+
+
+def test_labels_of_whole_branches() -> None:
+    params = {
+        "tables": {"wte": jnp.ones((10, 4)), "lm_head": jnp.ones((4, 10))},
+        "layers": [{"kernel": jnp.ones((4, 4)), "bias": None}, jnp.ones(4)],
+    }
+    labels = {"tables": "table", "layers": "body"}
+    summary = ember_optax.summarize(params, labels)
+    assert [t.path for t in summary.tables] == ["tables/lm_head", "tables/wte"]
+    assert summary.body_size == 4 * 4 + 4
+
+
+def test_no_parameters_are_no_error() -> None:
+    assert ember_optax.summarize({}).tables == ()
+
+
+@pytest.mark.parametrize("labels", [ember_optax.label_token_tables, {"wte": "table"}])
+def test_a_label_that_no_parameter_has(labels: Any) -> None:
+    params = {"wte": jnp.ones((10, 4))}
+    with pytest.raises(ValueError, match=r"label 'tok', but there are 'table'.*table="):
+        ember_optax.summarize(params, labels, table="tok")
 
 
 def test_printed_table_lines_up() -> None:

@@ -28,7 +28,17 @@ def compile_for(config: Config) -> str:
     with use_mesh(config, devices) as mesh:
         program = make_program(config, mesh)
         start = time.perf_counter()
-        step = program.train_step.lower(program.state, program.tokens).compile()
+        try:
+            step = program.train_step.lower(program.state, program.tokens).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            reason = str(error).splitlines()[0]
+            return (
+                f"{name} DOES NOT FIT. {reason}\nUse more chips, a smaller"
+                " --config.batch_size, --config.model.remat=full or more"
+                " --config.loss_chunks."
+            )
         seconds = time.perf_counter() - start
         collectives = collectives_of_step(config, program, step)
         adam = make_program(_changed(config, tables={"optimizer": "adam"}), mesh)
@@ -64,7 +74,7 @@ def compile_for(config: Config) -> str:
         "On each chip",
         *(f"  {label:<34}{value:>14}" for label, value in rows),
         f"\n{collectives}",
-        f"\nEstimated by the compiler: {estimate:.2f} s a step",
+        f"\nEstimated by the compiler: {1e3 * estimate:,.1f} ms a step",
         f"Compiled in {seconds:.0f} s",
     ]
     return "\n".join(lines)
