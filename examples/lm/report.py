@@ -74,7 +74,8 @@ def compile_for(config: Config) -> str:
         "On each chip",
         *(f"  {label:<34}{value:>14}" for label, value in rows),
         f"\n{collectives}",
-        f"\nEstimated by the compiler: {1e3 * estimate:,.1f} ms a step",
+        "\nEstimated by the compiler: "
+        + ("nothing" if math.isnan(estimate) else f"{1e3 * estimate:,.2f} ms a step"),
         f"Compiled in {seconds:.0f} s",
     ]
     return "\n".join(lines)

@@ -21,13 +21,13 @@ def config(config: Config) -> Config:
     config.data.vocab_size = 8192
     config.model.update(width=256, mlp_width=512, layers=3, scan=True, remat="full")
     config.mesh.update(fsdp=-1, tensor=2)
-    config.compile_topology = "v5e:2x2"
+    config.compile_topology = "v5p:2x2x1"
     return config
 
 
 def test_bytes_are_those_of_the_parameters_and_states(config: Config) -> None:
     text = report.compile_for(config)
-    assert "v5e:2x2: 4 chips, data 1, fsdp 2, tensor 2" in text
+    assert "v5p:2x2x1: 4 chips, data 1, fsdp 2, tensor 2" in text
     tables, body = 2 * 8192 * 256, 3 * (4 * 256 * 256 + 3 * 256 * 512)
     norms = 7 * 256  # replicated, where the others are cut into four
     found = {
@@ -49,7 +49,7 @@ def test_bytes_are_those_of_the_parameters_and_states(config: Config) -> None:
     assert found["in all"] >= sum(
         found[label] for label in expected if "state" in label or label == "parameters"
     )
-    assert "of 16 GB: fits" in text
+    assert "of 95 GB: fits" in text
     assert "tables' optimizer\n  1 all-reduce (67.58 kB)\n" in text
     seconds = re.search(r"Estimated by the compiler: ([\d.]+) ms a step", text)
     assert seconds
@@ -58,6 +58,7 @@ def test_bytes_are_those_of_the_parameters_and_states(config: Config) -> None:
 
 def test_a_step_that_does_not_fit_says_so(config: Config) -> None:
     # 16 GB of logits on each of four chips, in the forward pass alone.
+    config.compile_topology = "v5e:2x2"
     config.update(batch_size=64, sequence_length=8192, loss_chunks=1)
     assert "DOES NOT FIT" in report.compile_for(config)
 
