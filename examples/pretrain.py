@@ -102,11 +102,13 @@ def run(
 
 
 def load(config: Config) -> data.Tokens:
-    """Returns the tokens; the primary process reads the corpus before the others."""
+    """Returns the tokens; the primary process fills the cache for the others."""
+    if not processes.is_primary():
+        processes.wait_for_all("the corpus is in the cache")
+    tokens = data.load(**config.data)
     if processes.is_primary():
-        data.load(**config.data)
-    processes.wait_for_all("the corpus is in the cache")
-    return data.load(**config.data)
+        processes.wait_for_all("the corpus is in the cache")
+    return tokens
 
 
 def with_adam_tables(config: Config) -> Config:

@@ -101,7 +101,7 @@ def train_batches(
     sequence_length: int,
     batch_size: int,
     seed: int,
-    rows: slice = ALL,
+    rows: slice | np.ndarray = ALL,
 ) -> grain.DatasetIterator:
     """Returns an endless iterator over the given rows of batches.
 
@@ -120,7 +120,7 @@ def validation_batches(
     sequence_length: int,
     batch_size: int,
     n_batches: int,
-    rows: slice = ALL,
+    rows: slice | np.ndarray = ALL,
 ) -> list[np.ndarray]:
     """Returns rows of the same `n_batches` every time, drawn from all documents.
 

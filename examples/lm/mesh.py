@@ -51,11 +51,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, get_pspec(("batch",)))
 
 
-def local_rows(mesh: Mesh, batch_size: int) -> slice:
-    """Returns which rows of a batch the devices of this process need."""
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Returns which rows of a batch the devices of this process need, in order.
+
+    They need not be consecutive: JAX orders a mesh by the links between its devices.
+    """
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
-    ranges = [index[0].indices(batch_size) for index in indices.values() if index]
-    return slice(min(r[0] for r in ranges), max(r[1] for r in ranges))
+    rows = [np.arange(batch_size)[index] for index in indices.values() if index]
+    return np.unique(np.concatenate(rows))
 
 
 def global_batch(mesh: Mesh, rows: np.ndarray, batch_size: int) -> jax.Array:

@@ -114,7 +114,10 @@ class Decoder(nnx.Module):
         # width to activations that are sharded by batch.
         embedding = self.embed.embedding[...].astype(self.embed.dtype)
         x = jnp.take(constrain(embedding, "vocab", None), tokens, axis=0)
-        x = constrain(x, "batch", None, None)
+        return self.norm(self.blocks(constrain(x, "batch", None, None)))
+
+    def blocks(self, x: jax.Array) -> jax.Array:
+        """Applies all blocks to [batch, time, width]."""
 
         def apply(layer: Block, x: jax.Array) -> jax.Array:
             return constrain(layer(x), "batch", None, None)
@@ -122,17 +125,16 @@ class Decoder(nnx.Module):
         if self.remat != "none":
             apply = nnx.remat(apply, policy=_POLICIES[self.remat])
         if isinstance(self.layers, Block):
-            apply = nnx.scan(
+            loop = nnx.scan(
                 apply,
                 in_axes=(0, nnx.Carry),
                 out_axes=nnx.Carry,
                 transform_metadata=_LAYERS,
             )
-            x = apply(self.layers, x)
-        else:
-            for layer in self.layers:
-                x = apply(layer, x)
-        return self.norm(x)
+            return loop(self.layers, x)
+        for layer in self.layers:
+            x = apply(layer, x)
+        return x
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Maps what `hidden` returns to float32 logits, -inf for padding."""

@@ -89,7 +89,7 @@ def loss_fn(model: Decoder, tokens: jax.Array, chunks: int = 1) -> jax.Array:
     """
     hidden, targets = model.hidden(tokens[:, :-1]), tokens[:, 1:]
     if chunks == 1:
-        return _cross_entropy(model, hidden, targets).mean()
+        return cross_entropy(model, hidden, targets)
     if targets.shape[1] % chunks:
         raise ValueError(
             f"loss_chunks is {chunks}, but it must divide sequence_length, which is"
@@ -101,13 +101,13 @@ def loss_fn(model: Decoder, tokens: jax.Array, chunks: int = 1) -> jax.Array:
         return jnp.moveaxis(parts, 1, 0)
 
     losses = jax.lax.map(
-        jax.checkpoint(lambda part: _cross_entropy(model, *part).mean()),
+        jax.checkpoint(lambda part: cross_entropy(model, *part)),
         (cut(hidden), cut(targets)),
     )
     return losses.mean()
 
 
-def _cross_entropy(model: Decoder, hidden: jax.Array, targets: jax.Array) -> jax.Array:
-    return optax.softmax_cross_entropy_with_integer_labels(
-        model.logits(hidden), targets
-    )
+def cross_entropy(model: Decoder, hidden: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns the mean cross-entropy of int32[batch, time] given [..., width]."""
+    logits = model.logits(hidden)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()

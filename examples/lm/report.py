@@ -8,14 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import ember_optax
 from examples.lm import Config, hlo, topology
-from examples.lm.mesh import use_mesh
+from examples.lm.mesh import batch_sharding, use_mesh
 from examples.lm.optimizer import table_optimizer
-from examples.lm.program import Program, make_program
+from examples.lm.program import Program, cross_entropy, make_model, make_program
 
 
 def compile_for(config: Config) -> str:
@@ -42,7 +43,7 @@ def compile_for(config: Config) -> str:
         seconds = time.perf_counter() - start
         collectives = collectives_of_step(config, program, step)
         adam = make_program(_changed(config, tables={"optimizer": "adam"}), mesh)
-        estimate = _estimated_seconds(config, mesh)
+        estimate = _estimated_seconds(step, config, mesh)
 
     memory = step.memory_analysis()
     parameters = bytes_per_device(program.state.params)
@@ -81,20 +82,55 @@ def compile_for(config: Config) -> str:
     return "\n".join(lines)
 
 
-def _estimated_seconds(config: Config, mesh: Mesh) -> float:
+def _estimated_seconds(step: jax.stages.Compiled, config: Config, mesh: Mesh) -> float:
     """Returns the compiler's estimate of the time of a step, NaN where it has none.
 
-    It counts the body of a loop once. So this compiles models of one and of two layers
-    without loops: each further layer takes as long as the second.
+    It counts the body of a loop once. So a block, and a part of the loss, are compiled
+    on their own, forward and backward, and count as often as they are repeated.
     """
-    seconds = []
-    for layers in (1, 2):
-        model = {"layers": layers, "scan": False}
-        program = make_program(_changed(config, loss_chunks=1, model=model), mesh)
-        step = program.train_step.lower(program.state, program.tokens).compile()
-        estimate = (step.cost_analysis() or {}).get("optimal_seconds", math.nan)
-        seconds.append(estimate if estimate > 0 else math.nan)
-    return seconds[0] + (config.model.layers - 1) * (seconds[1] - seconds[0])
+    one = _changed(config, model={"layers": 1, "scan": False})
+    graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(one)), nnx.Param)
+    params = make_program(one, mesh).state.params
+    head = "embed" if config.model.tied else "lm_head"
+
+    def block(layers: Any, params: Any, x: jax.Array, gradient: jax.Array) -> Any:
+        def forward(layers: Any, x: jax.Array) -> jax.Array:
+            return nnx.merge(graph, params | {"layers": layers}).blocks(x)
+
+        return jax.vjp(forward, layers, x)[1](gradient)
+
+    def loss(table: Any, params: Any, x: jax.Array, targets: jax.Array) -> jax.Array:
+        model = nnx.merge(graph, params | {head: table})
+        return cross_entropy(model, x, targets)
+
+    def activations(time: int) -> jax.ShapeDtypeStruct:
+        shape = config.batch_size, time, config.model.width
+        dtype = jnp.dtype(config.model.dtype)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
+
+    seconds = _seconds(step)
+    if config.model.scan:
+        x, layers = activations(config.sequence_length), params["layers"]
+        shardings = jax.tree.map(lambda x: x.sharding, (layers, x))
+        jitted = jax.jit(block, out_shardings=shardings)
+        compiled = jitted.lower(layers, params, x, x).compile()
+        seconds += (config.model.layers - 1) * _seconds(compiled)
+    if config.loss_chunks > 1:
+        x, table = (
+            activations(config.sequence_length // config.loss_chunks),
+            params[head],
+        )
+        targets = jax.ShapeDtypeStruct(x.shape[:2], jnp.int32, sharding=x.sharding)
+        shardings = jax.tree.map(lambda x: x.sharding, (table, x))
+        jitted = jax.jit(jax.grad(loss, argnums=(0, 2)), out_shardings=shardings)
+        compiled = jitted.lower(table, params, x, targets).compile()
+        seconds += (config.loss_chunks - 1) * _seconds(compiled)
+    return seconds
+
+
+def _seconds(compiled: jax.stages.Compiled) -> float:
+    estimate = (compiled.cost_analysis() or {}).get("optimal_seconds", math.nan)
+    return estimate if estimate > 0 else math.nan
 
 
 def _changed(config: Config, **changes: Any) -> Config:
