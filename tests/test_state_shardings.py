@@ -90,6 +90,15 @@ def test_rows_sharded_as_the_tables() -> None:
     assert tables["embed"].col.sharding.spec == P()
 
 
+def test_statistics_of_another_shape_than_the_parameter_are_replicated() -> None:
+    tx, params = optax.adafactor(1e-3, min_dim_size_to_factor=8), make_params()
+    shardings = ember_optax.opt_state_shardings(tx, params, make_shardings(make_mesh()))
+    state = jax.jit(tx.init, out_shardings=shardings)(params)
+    v_row = optax.tree.get(state, "v_row")
+    assert v_row["embed"].ndim == 1
+    assert v_row["embed"].sharding.is_fully_replicated
+
+
 def test_shapes_are_enough() -> None:
     mesh, tx, params = make_mesh(), make_tx(), make_params()
     shardings = make_shardings(mesh)
