@@ -300,7 +300,9 @@ def test_param_shardings_on_two_meshes() -> None:
         tx.init({"embed": TABLE, "head": TABLE})
     assert_says(error, "'x': 2, 'y': 4", "'embed'", "'x': 2,", "'head'", "on one mesh")
     with pytest.raises(ValueError, match="on one mesh"):
-        ember_optax.opt_state_shardings(tx, dict.fromkeys(meshes, TABLE), shardings)
+        ember_optax.opt_state_shardings(
+            optax.identity(), dict.fromkeys(meshes, TABLE), shardings
+        )
 
 
 def test_param_shardings_on_another_mesh_than_that_of_the_context() -> None:
@@ -361,6 +363,7 @@ def test_two_tables_of_one_name(params: Any) -> None:
         lambda: ember_optax.scale_by_ember().init(jnp.ones((3, 0))),
         lambda: ember_optax.scale_by_ember().init(jnp.ones((3, 3), jnp.int32)),
         lambda: ember_optax.scale_by_ember().init("text"),
+        lambda: ember_optax.scale_by_ember().init(0.5),
         lambda: ember_optax.scale_by_ember(vocab_axis=5).init(TABLE),
         lambda: ember_optax.scale_by_ember(vocab_axis={"x": 0}).init(TABLE),
         lambda: update(TABLE, {"embed": TABLE}),
@@ -375,6 +378,12 @@ def test_a_bare_array_has_no_path(fail: Any) -> None:
     with pytest.raises(ValueError, match="the bare array") as error:
         fail()
     assert "''" not in str(error.value)
+
+
+@pytest.mark.parametrize("params", [None, jax.tree_util.Partial(jnp.sqrt)], ids=type)
+def test_no_arrays_are_no_error(params: Any) -> None:
+    # Such trees are nearly what `optax.tree.map_params` calls init with.
+    assert ember_optax.scale_by_ember().init(params).tables == {}
 
 
 # In update, when it is traced

@@ -90,6 +90,27 @@ def test_rows_sharded_as_the_tables() -> None:
     assert tables["embed"].col.sharding.spec == P()
 
 
+def test_sharded_rows_on_the_named_axis_beside_a_body_of_any_shape() -> None:
+    options = {"row_state": "sharded", "vocab_axis": {"embed": 1}}
+    mesh, params = make_mesh(), make_params() | {"norm": jnp.ones(16)}
+    shardings = make_shardings(mesh) | {"norm": NamedSharding(mesh, P())}
+    state_shardings = ember_optax.opt_state_shardings(
+        make_tx(**options), params, shardings, **options
+    )
+    tables = optax.tree.get(state_shardings, "tables")
+    assert tables["embed"].row.spec == P(None)
+    assert tables["lm_head"].row.spec == P(("x", "y"))
+
+
+def test_statistics_of_another_shape_than_the_parameter_are_replicated() -> None:
+    tx, params = optax.adafactor(1e-3, min_dim_size_to_factor=8), make_params()
+    shardings = ember_optax.opt_state_shardings(tx, params, make_shardings(make_mesh()))
+    state = jax.jit(tx.init, out_shardings=shardings)(params)
+    v_row = optax.tree.get(state, "v_row")
+    assert v_row["embed"].ndim == 1
+    assert v_row["embed"].sharding.is_fully_replicated
+
+
 def test_shapes_are_enough() -> None:
     mesh, tx, params = make_mesh(), make_tx(), make_params()
     shardings = make_shardings(mesh)
