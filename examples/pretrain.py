@@ -90,13 +90,15 @@ def run(
         runs[beside] = metrics.read(Path(beside, "metrics.jsonl"))
     if processes.is_primary():
         metrics.plot(plot, runs)
-    say(f"\n{'tables':<18}{'validation loss':>16}{'table state':>20}{'time':>9}")
+    width = max(len(name) for name in ("adam_no_momentum", *runs)) + 2
+    say(f"\n{'tables':<{width}}{'validation loss':>16}{'table state':>20}{'time':>9}")
     for name, result in results.items():
         state = f"{table_state_bytes(arms[name], params):,} bytes"
         loss, seconds = result.validation_loss, result.seconds
-        say(f"{name:<18}{loss:>16.4f}{state:>20}{seconds:>7.0f} s")
+        say(f"{name:<{width}}{loss:>16.4f}{state:>20}{seconds:>7.0f} s")
     if beside:
-        say(f"{beside:<18}{metrics.last(runs[beside], 'validation_loss'):>16.4f}")
+        loss = metrics.last(runs[beside], "validation_loss")
+        say(f"{beside:<{width}}{loss:>16.4f}")
     say(f"\nLoss plot: {plot}")
     return results
 

@@ -36,6 +36,13 @@ def test_files_named_in_the_text_exist(page: Path) -> None:
     assert [name for name in names if not (ROOT / name).exists()] == []
 
 
+def test_costs_on_pods_are_those_of_the_results() -> None:
+    page = (ROOT / "docs" / "pods.md").read_text()
+    outputs = sorted((results.RESULTS / "pods").glob("*.txt"))
+    assert outputs
+    assert [file.name for file in outputs if file.read_text() not in page] == []
+
+
 def test_table_of_collectives_is_that_of_the_results() -> None:
     content = json.loads((results.RESULTS / "collectives.json").read_text())
     table = collectives.markdown(content["measured"])

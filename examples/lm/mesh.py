@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 from flax.core.spmd import get_pspec
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from examples.lm import Config
@@ -31,7 +32,11 @@ def use_mesh(config: Config, devices: Sequence[Any] | None = None) -> Iterator[M
     sizes = _sizes(config.mesh.to_dict(), len(devices))
     types = (AxisType.Auto,) * len(sizes)
     devices = devices[: math.prod(sizes.values())]
-    mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), types, devices=devices)
+    # jax.make_mesh would refuse to cut an axis of a TPU slice in two.
+    grid = mesh_utils.create_device_mesh(
+        tuple(sizes.values()), devices, allow_split_physical_axes=True
+    )
+    mesh = Mesh(grid, tuple(sizes), types)
     rules = {
         name: tuple(axes.split(",")) if axes else ()
         for name, axes in config.axis_rules.items()

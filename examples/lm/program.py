@@ -28,7 +28,6 @@ class Program(NamedTuple):
 
     state: State  # of jax.ShapeDtypeStruct with shardings
     tokens: jax.ShapeDtypeStruct  # int32[batch_size, sequence_length + 1]
-    optimizer: optax.GradientTransformationExtraArgs
     init: Callable[[], State]
     train_step: Any  # jitted: state, tokens -> state, loss before the step
     eval_step: Any  # jitted: params, tokens -> loss
@@ -69,7 +68,6 @@ def make_program(config: Config, mesh: Mesh) -> Program:
             state_shardings,
         ),
         tokens=jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh)),
-        optimizer=tx,
         init=jax.jit(init, out_shardings=state_shardings),
         train_step=jax.jit(
             train_step, donate_argnums=0, out_shardings=(state_shardings, replicated)

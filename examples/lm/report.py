@@ -49,12 +49,7 @@ def compile_for(config: Config) -> str:
     parameters = bytes_per_device(program.state.params)
     state, adam_state = table_state(program), table_state(adam)
     body_state = bytes_per_device(program.state.opt_state) - state
-    peak = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-    )
+    peak = memory.peak_memory_in_bytes
     hbm = topology.hbm_bytes(name)
     fits = "fits" if peak <= hbm else "DOES NOT FIT"
     tokens = config.batch_size * config.sequence_length
@@ -67,7 +62,7 @@ def compile_for(config: Config) -> str:
         ("  with AdamW instead", _readable(adam_state)),
         ("temporaries", _readable(memory.temp_size_in_bytes)),
         ("  of which gradients, at least", _readable(parameters)),
-        ("in all", f"{_readable(peak)} of {hbm / 1e9:.0f} GB: {fits}"),
+        ("peak of all", f"{_readable(peak)} of {hbm / 1e9:.0f} GB: {fits}"),
     ]
     lines = [
         f"{name}: {mesh.size} chips, {axes}",
@@ -75,7 +70,7 @@ def compile_for(config: Config) -> str:
         "On each chip",
         *(f"  {label:<34}{value:>14}" for label, value in rows),
         f"\n{collectives}",
-        "\nEstimated by the compiler: "
+        "Estimated by the compiler: "
         + ("nothing" if math.isnan(estimate) else f"{1e3 * estimate:,.2f} ms a step"),
         f"Compiled in {seconds:.0f} s",
     ]

@@ -202,6 +202,16 @@ def test_compare_prints_both_arms(config, capsys):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_an_earlier_run_is_shown_beside(config, capsys):
+    earlier = train(config)
+    directory = str(Path(config.workdir, "ember"))
+    config.workdir += "_2"
+    examples.pretrain.run(config, beside=directory)
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if line.startswith(directory))
+    assert line.split()[1] == f"{earlier.validation_loss:.4f}"
+
+
 def test_adam_arm_uses_its_own_tuned_settings(config):
     config.tables.update(learning_rate=0.5, b2=0.9, weight_decay=0.1)
     adam = examples.pretrain.with_adam_tables(config)

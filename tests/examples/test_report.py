@@ -46,7 +46,7 @@ def test_bytes_are_those_of_the_parameters_and_states(config: Config) -> None:
     }
     for label, n_bytes in expected.items():
         assert found[label] == pytest.approx(n_bytes, rel=1e-2), label
-    assert found["in all"] >= sum(
+    assert found["peak of all"] >= sum(
         found[label] for label in expected if "state" in label or label == "parameters"
     )
     assert "of 95 GB: fits" in text
