@@ -60,7 +60,7 @@ def compile_for(config: Config) -> str:
         ("state of the body's optimizer", _readable(body_state)),
         ("state of the tables' optimizer", _readable(state)),
         ("  with AdamW instead", _readable(adam_state)),
-        ("temporaries", _readable(memory.temp_size_in_bytes)),
+        ("temporaries, not all at once", _readable(memory.temp_size_in_bytes)),
         ("  of which gradients, at least", _readable(parameters)),
         ("peak of all", f"{_readable(peak)} of {hbm / 1e9:.0f} GB: {fits}"),
     ]
