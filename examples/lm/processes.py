@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 
@@ -36,6 +37,24 @@ def is_primary() -> bool:
 def wait_for_all(name: str) -> None:
     """Returns once every process has come here."""
     multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def fail_together() -> Iterator[None]:
+    """Raises in every process if one raises inside, so that none waits for another.
+
+    Inside, processes must not wait for each other.
+    """
+    error = None
+    try:
+        yield
+    except Exception as e:
+        error = e
+    failed = np.flatnonzero(multihost_utils.process_allgather(np.array(bool(error))))
+    if error:
+        raise error
+    if failed.size:
+        raise RuntimeError(f"process {failed[0]} could not read its part")
 
 
 @contextlib.contextmanager
