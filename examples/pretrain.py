@@ -55,7 +55,8 @@ def main(argv: list[str]) -> None:
         return
     processes.initialize()
     try:
-        run(config, _COMPARE.value, _BESIDE.value)
+        with processes.end_at_once_on_error():
+            run(config, _COMPARE.value, _BESIDE.value)
     except checkpoints.DiskFull as error:
         sys.exit(f"\n{error}")
 

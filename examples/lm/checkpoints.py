@@ -9,6 +9,7 @@ import errno
 import functools
 import json
 import os
+import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -97,11 +98,25 @@ def save(
     config: Config,
 ) -> None:
     """Starts writing a checkpoint; it counts only once it is complete."""
+    manager.wait_until_finished()  # and has deleted the oldest
+    with processes.fail_together():
+        _check_space(manager.directory, state)
     parts = {"config": config.to_dict(), "batches": batches.get_state()}
     parts["fingerprints"] = fingerprints(state) | _checksums(parts)
     json_args = {name: ocp.args.JsonSave(part) for name, part in parts.items()}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), **json_args)
     manager.save(step, args=args)
+
+
+def _check_space(directory: os.PathLike, state: State) -> None:
+    """Raises OSError if a checkpoint does not fit.
+
+    Orbax would find that out as well, but of several processes the others would wait
+    twenty minutes for the one that did.
+    """
+    size = sum(x.nbytes for x in jax.tree.leaves(state))
+    if shutil.disk_usage(directory).free < size + 2**20:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
 
 
 def restore(

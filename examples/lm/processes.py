@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 
 import jax
@@ -54,7 +55,23 @@ def fail_together() -> Iterator[None]:
     if error:
         raise error
     if failed.size:
-        raise RuntimeError(f"process {failed[0]} could not read its part")
+        raise RuntimeError(f"process {failed[0]} has failed")
+
+
+@contextlib.contextmanager
+def end_at_once_on_error() -> Iterator[None]:
+    """Ends this process when it fails, so that a cluster or launcher ends the others.
+
+    A failed process would wait for them at its exit, while they wait for its part of a
+    step. The only process fails as usual.
+    """
+    try:
+        yield
+    except Exception:
+        if jax.process_count() == 1:
+            raise
+        traceback.print_exc()
+        os._exit(1)
 
 
 @contextlib.contextmanager

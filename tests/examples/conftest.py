@@ -8,7 +8,7 @@ from configs.pretrain_small import get_config
 
 @pytest.fixture(scope="module", autouse=True)
 def cheap_compilation(tmp_path_factory):
-    """Compiles with little effort, and each of the few programs once, also in children."""
+    """Compiles with little effort, and each program once, also in children."""
     settings = {
         "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "jax"),
