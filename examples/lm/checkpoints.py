@@ -226,7 +226,7 @@ def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, Exception]) ->
         path = Path(manager.directory, str(step))
         aside = path.with_name(time.strftime(f"damaged-{step}-%Y%m%d-%H%M%S"))
         if processes.is_primary():
-            reason = str(error).splitlines()[0]
+            reason = str(error.__cause__ or error).splitlines()[0]
             print(
                 f"The checkpoint of step {step} is damaged ({reason:.200}); going on"
                 f" from the one before it. The damaged one is kept as {aside}.",

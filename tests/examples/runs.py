@@ -6,7 +6,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from examples.lm import Config, data, training
+from examples.lm.metrics import MetricsLog
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,6 +18,20 @@ def train(config: Config, **settings: object) -> None:
     """Trains in this process."""
     config.update(settings)
     training.train(config, data.load(**config.data), run_dir(config))
+
+
+def at_step(
+    monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]
+) -> None:
+    """Runs the action in the given step of training."""
+    write = MetricsLog.write
+
+    def act_and_write(log: MetricsLog, **record: float) -> None:
+        if record["step"] == step and "loss" in record:
+            action()
+        write(log, **record)
+
+    monkeypatch.setattr(MetricsLog, "write", act_and_write)
 
 
 def run_dir(config: Config) -> Path:
