@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import shutil
-import time
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -223,9 +223,10 @@ def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, Exception]) ->
     if not damaged:
         return
     for step, error in damaged.items():
-        path = Path(manager.directory, str(step))
-        aside = path.with_name(time.strftime(f"damaged-{step}-%Y%m%d-%H%M%S"))
         if processes.is_primary():
+            path = Path(manager.directory, str(step))
+            # The step may have been damaged before. Renaming replaces an empty directory.
+            aside = tempfile.mkdtemp(prefix=f"damaged-{step}-", dir=path.parent)
             reason = str(error.__cause__ or error).splitlines()[0]
             print(
                 f"The checkpoint of step {step} is damaged ({reason:.200}); going on"

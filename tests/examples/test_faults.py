@@ -141,8 +141,8 @@ def change_position(path: Path) -> None:
     ("damage", "reason"),
     [
         (flip_a_byte, "has other values than were saved"),
-        (truncate, "error while reading"),
-        (delete, "error while reading"),
+        (truncate, "Error reading"),
+        (delete, "Error reading"),
         (delete_metadata, "does not exist"),
         (delete_arrays, "does not exist"),
         (delete_all, "not found"),
@@ -213,8 +213,8 @@ def small_disk(tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("limits", "checkpoint_every", "last"),
     [
-        ("size=1300k", 4, "of step 8"),  # seen before a checkpoint is written
-        ("nr_inodes=110", 4, "of step 8"),  # seen by Orbax, in the background
+        ("size=1300k", 4, r"of step \d+"),  # seen before a checkpoint is written
+        ("nr_inodes=110", 4, r"of step \d+"),  # seen by Orbax, in the background
         ("size=8k", 1000, "none yet"),  # seen when a loss is logged
     ],
 )
