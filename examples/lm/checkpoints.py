@@ -225,7 +225,7 @@ def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, Exception]) ->
     for step, error in damaged.items():
         if processes.is_primary():
             path = Path(manager.directory, str(step))
-            # The step may have been damaged before. Renaming replaces an empty directory.
+            # A name of its own: the step may have been damaged before.
             aside = tempfile.mkdtemp(prefix=f"damaged-{step}-", dir=path.parent)
             reason = str(error.__cause__ or error).splitlines()[0]
             print(
