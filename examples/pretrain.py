@@ -21,6 +21,7 @@ once on every host. See docs/pods.md.
 Ctrl-C or SIGTERM saves a checkpoint and ends the run; a second one ends it at once.
 """
 
+import sys
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -28,7 +29,7 @@ from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
 import ember_optax
-from examples.lm import Config, data, metrics, processes, report, training
+from examples.lm import Config, checkpoints, data, metrics, processes, report, training
 from examples.lm.optimizer import table_state_bytes
 from examples.lm.program import make_model
 
@@ -53,7 +54,11 @@ def main(argv: list[str]) -> None:
         print(report.compile_for(config))
         return
     processes.initialize()
-    run(config, _COMPARE.value, _BESIDE.value)
+    try:
+        with processes.end_at_once_on_error():
+            run(config, _COMPARE.value, _BESIDE.value)
+    except checkpoints.DiskFull as error:
+        sys.exit(f"\n{error}")
 
 
 def run(

@@ -4,8 +4,15 @@ They are written in the background and count once they are complete. They may be
 another mesh and by another number of processes.
 """
 
+import contextlib
+import errno
 import functools
-from collections.abc import Mapping
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +51,43 @@ class Unusable(ValueError):
     """A checkpoint is of another run: the way out is not an earlier one."""
 
 
+class DiskFull(RuntimeError):
+    """Checkpoints or metrics could not be written."""
+
+
 def open_manager(directory: Path, keep: int) -> ocp.CheckpointManager:
     """Returns a manager, to be used in a `with`, that keeps the last checkpoints."""
     latest = ocp.checkpoint_managers.LatestN(keep)
-    options = ocp.CheckpointManagerOptions(preservation_policy=latest)
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=latest, cleanup_tmp_directories=True
+    )
     handlers: dict[str, Any] = dict.fromkeys(_JSON, ocp.JsonCheckpointHandler())
     handlers["state"] = ocp.StandardCheckpointHandler()
     return ocp.CheckpointManager(
         directory.absolute(), options=options, item_handlers=handlers
     )
+
+
+@contextlib.contextmanager
+def full_disk_explained(directory: Path, step: Callable[[], int]) -> Iterator[None]:
+    """Turns what Orbax, or the log of metrics, raises on a full disk into DiskFull.
+
+    Args:
+      directory: of the checkpoints.
+      step: says at which step the run is.
+    """
+    try:
+        yield
+    except Exception as error:  # OSError or, from where Orbax writes arrays, ValueError
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        complete = [int(p.name) for p in directory.glob("*") if p.name.isdigit()]
+        last = f"of step {max(complete)}" if complete else "none yet"
+        raise DiskFull(
+            f"The disk of {directory} is full, seen at step {step()}. The last complete"
+            f" checkpoint is {last}. Free some space, then repeat the command with"
+            " --config.resume"
+        ) from error
 
 
 def save(
@@ -63,13 +98,25 @@ def save(
     config: Config,
 ) -> None:
     """Starts writing a checkpoint; it counts only once it is complete."""
-    args = ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        config=ocp.args.JsonSave(config.to_dict()),
-        batches=ocp.args.JsonSave(batches.get_state()),
-        fingerprints=ocp.args.JsonSave(fingerprints(state)),
-    )
+    manager.wait_until_finished()  # and has deleted the oldest
+    with processes.fail_together():
+        _check_space(manager.directory, state)
+    parts = {"config": config.to_dict(), "batches": batches.get_state()}
+    parts["fingerprints"] = fingerprints(state) | _checksums(parts)
+    json_args = {name: ocp.args.JsonSave(part) for name, part in parts.items()}
+    args = ocp.args.Composite(state=ocp.args.StandardSave(state), **json_args)
     manager.save(step, args=args)
+
+
+def _check_space(directory: os.PathLike, state: State) -> None:
+    """Raises OSError if a checkpoint does not fit.
+
+    Orbax would find that out as well, but of several processes the others would wait
+    twenty minutes for the one that did.
+    """
+    size = sum(x.nbytes for x in jax.tree.leaves(state))
+    if shutil.disk_usage(directory).free < size + 2**20:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
 
 
 def restore(
@@ -108,7 +155,8 @@ def restore(
     if damaged:
         raise RuntimeError(
             f"No checkpoint in {manager.directory} can be read, the last one because of"
-            " the error above. To start again, leave out --config.resume."
+            " the error above. To start again, which deletes them, leave out"
+            " --config.resume."
         ) from damaged[max(damaged)]
     return None
 
@@ -143,17 +191,31 @@ def _fingerprints(state: State) -> jax.Array:
 
 def _read(
     manager: ocp.CheckpointManager, step: int, target: State, config: Config
-) -> tuple[State, dict[str, Any]]:
-    _check_arrays(manager, step, target)
-    arrays = ocp.args.StandardRestore(target)
-    json = dict.fromkeys(_JSON, ocp.args.JsonRestore())
-    found = manager.restore(step, args=ocp.args.Composite(state=arrays, **json))
-    _check_config(found["config"], config)
-    state = found["state"]
-    now = fingerprints(state)
-    if damaged := [p for p, n in found["fingerprints"].items() if now[p] != n]:
+) -> tuple[State, Any]:
+    path = manager.directory / str(step)
+    json_handler, arrays = ocp.JsonCheckpointHandler(), ocp.StandardCheckpointHandler()
+    # Not by `manager.restore`: there, a process that can read its part waits for ever
+    # for one that cannot.
+    with processes.fail_together():
+        parts: dict[str, Any] = {n: json_handler.restore(path / n) for n in _JSON}
+        saved = parts.pop("fingerprints")
+        _compare(_checksums(parts), saved)
+        _check_arrays(arrays.metadata(path / "state").tree, target, str(path))
+        _check_config(parts["config"], config)
+        args = ocp.args.StandardRestore(target)
+        state = arrays.restore(path / "state", args=args)
+    _compare(fingerprints(state), saved)
+    return state, parts["batches"]
+
+
+def _compare(now: dict[str, int], saved: Mapping[str, Any]) -> None:
+    if damaged := [name for name, number in now.items() if saved.get(name) != number]:
         raise ValueError(f"{_some(damaged)} has other values than were saved")
-    return state, found["batches"]
+
+
+def _checksums(parts: dict[str, Any]) -> dict[str, int]:
+    texts = {name: json.dumps(part, sort_keys=True) for name, part in parts.items()}
+    return {name: zlib.crc32(text.encode()) for name, text in texts.items()}
 
 
 def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, Exception]) -> None:
@@ -161,10 +223,11 @@ def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, Exception]) ->
     if not damaged:
         return
     for step, error in damaged.items():
-        path = Path(manager.directory, str(step))
-        aside = path.with_name(f"damaged-{step}")
         if processes.is_primary():
-            reason = str(error).splitlines()[0]
+            path = Path(manager.directory, str(step))
+            # A name of its own: the step may have been damaged before.
+            aside = tempfile.mkdtemp(prefix=f"damaged-{step}-", dir=path.parent)
+            reason = str(error.__cause__ or error).splitlines()[0]
             print(
                 f"The checkpoint of step {step} is damaged ({reason:.200}); going on"
                 f" from the one before it. The damaged one is kept as {aside}.",
@@ -175,24 +238,23 @@ def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, Exception]) ->
     manager.reload()
 
 
-def _check_arrays(manager: ocp.CheckpointManager, step: int, target: State) -> None:
+def _check_arrays(metadata: Any, target: State, path: str) -> None:
     """Raises Unusable if the arrays of a checkpoint are not those of the run."""
-    metadata = manager.item_metadata(step)["state"].tree
     old = {x.name: tuple(x.shape) for x in jax.tree.leaves(metadata)}
     shapes = [x.shape for x in jax.tree.leaves(target)]
     new = dict(zip(_paths(target), shapes, strict=True))
     # Parameters come first: what differs there explains the rest.
-    paths = sorted(old | new, key=lambda path: (not path.startswith("params"), path))
+    names = sorted(old | new, key=lambda name: (not name.startswith("params"), name))
     listed = [
-        f"{path} is {old.get(path, 'missing')} there, {new.get(path, 'missing')} here"
-        for path in paths
-        if old.get(path) != new.get(path)
+        f"{name} is {old.get(name, 'missing')} there, {new.get(name, 'missing')} here"
+        for name in names
+        if old.get(name) != new.get(name)
     ]
     if listed:
         raise Unusable(
-            f"The checkpoint of step {step} in {manager.directory} is of another model"
-            f" or optimizer: {_some(listed, '; ')}. Resume with the flags of that run,"
-            " or start a new one in another --config.workdir."
+            f"The checkpoint {path} is of another model or optimizer:"
+            f" {_some(listed, '; ')}. Resume with the flags of that run, or start a new"
+            " one in another --config.workdir."
         )
 
 

@@ -4,9 +4,11 @@ import contextlib
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 
@@ -36,6 +38,40 @@ def is_primary() -> bool:
 def wait_for_all(name: str) -> None:
     """Returns once every process has come here."""
     multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def fail_together() -> Iterator[None]:
+    """Raises in every process if one raises inside, so that none waits for another.
+
+    Inside, processes must not wait for each other.
+    """
+    error = None
+    try:
+        yield
+    except Exception as e:
+        error = e
+    failed = np.flatnonzero(multihost_utils.process_allgather(np.array(bool(error))))
+    if error:
+        raise error
+    if failed.size:
+        raise RuntimeError(f"process {failed[0]} has failed")
+
+
+@contextlib.contextmanager
+def end_at_once_on_error() -> Iterator[None]:
+    """Ends this process when it fails, so that a cluster or launcher ends the others.
+
+    A failed process would wait for them at its exit, while they wait for its part of a
+    step. The only process fails as usual.
+    """
+    try:
+        yield
+    except Exception:
+        if jax.process_count() == 1:
+            raise
+        traceback.print_exc()
+        os._exit(1)
 
 
 @contextlib.contextmanager

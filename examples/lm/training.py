@@ -67,9 +67,11 @@ def _train(
     if not config.resume and processes.is_primary():
         shutil.rmtree(directory, ignore_errors=True)
     processes.wait_for_all("old checkpoints are gone")
+    step = 0
     with (
-        checkpoints.open_manager(directory, config.keep_checkpoints) as manager,
+        checkpoints.full_disk_explained(directory, lambda: step),
         processes.stop_signals() as is_to_stop,
+        checkpoints.open_manager(directory, config.keep_checkpoints) as manager,
     ):
         restored = checkpoints.restore(manager, program.state, batches, config)
         state, step = restored or (program.init(), 0)

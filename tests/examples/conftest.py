@@ -8,12 +8,17 @@ from configs.pretrain_small import get_config
 
 @pytest.fixture(scope="module", autouse=True)
 def cheap_compilation(tmp_path_factory):
-    """Compiles with little effort, and each of the few programs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    directory = str(tmp_path_factory.getbasetemp() / "jax")
-    jax.config.update("jax_compilation_cache_dir", directory)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    yield
+    """Compiles with little effort, and each program once, also in children."""
+    settings = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "jax"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+            patch.setenv(name.upper(), str(value))
+        yield
     jax.config.update("jax_disable_most_optimizations", False)
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
@@ -42,3 +47,18 @@ def config(tmp_path, corpus) -> ConfigDict:
     config.mesh.fsdp = 1  # of the eight devices
     config.workdir = str(tmp_path / "run")
     return config
+
+
+@pytest.fixture
+def pretrain(tmp_path, config):
+    """A function that returns the arguments of Python for the program with `config`."""
+    file = tmp_path / "config.py"
+
+    def arguments(*flags: str) -> list[str]:
+        file.write_text(
+            "from ml_collections import ConfigDict\n"
+            f"def get_config(): return ConfigDict({config.to_dict()!r})\n"
+        )
+        return ["-m", "examples.pretrain", f"--config={file}", *flags]
+
+    return arguments

@@ -1,4 +1,3 @@
-import itertools
 import json
 import os
 import re
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 from ml_collections import config_flags
+from pretraining import at_step
 
 import examples.pretrain
 import examples.train_state
@@ -33,23 +33,6 @@ def train(config, **settings):
 def losses(result):
     """All that a run has measured, without the clock."""
     return [{**record, "seconds": 0} for record in result.records]
-
-
-def at_step(monkeypatch, step, action):
-    """Runs the action in the given step of training."""
-    make_program, steps = training.make_program, itertools.count(1)
-
-    def make_wrapped(*args):
-        program = make_program(*args)
-
-        def train_step(*args):
-            if next(steps) == step:
-                action()
-            return program.train_step(*args)
-
-        return program._replace(train_step=train_step)
-
-    monkeypatch.setattr(training, "make_program", make_wrapped)
 
 
 def test_records_train_loss_each_step_and_validation_now_and_then(config):

@@ -1,0 +1,68 @@
+"""What a run of the pretraining program leaves behind, and how to watch one."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from examples.lm import Config, data, training
+from examples.lm.metrics import MetricsLog
+
+ROOT = Path(__file__).parents[2]
+
+
+def train(config: Config, **settings: object) -> None:
+    """Trains in this process."""
+    config.update(settings)
+    training.train(config, data.load(**config.data), run_dir(config))
+
+
+def at_step(
+    monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]
+) -> None:
+    """Runs the action in the given step of training."""
+    write = MetricsLog.write
+
+    def act_and_write(log: MetricsLog, **record: float) -> None:
+        if record["step"] == step and "loss" in record:
+            action()
+        write(log, **record)
+
+    monkeypatch.setattr(MetricsLog, "write", act_and_write)
+
+
+def run_dir(config: Config) -> Path:
+    return Path(config.workdir, config.tables.optimizer)
+
+
+def checkpoint(config: Config, step: int) -> Path:
+    return run_dir(config) / "checkpoints" / str(step)
+
+
+def complete_steps(config: Config) -> list[int]:
+    directory = run_dir(config) / "checkpoints"
+    return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit())
+
+
+def losses(config: Config) -> list[dict[str, float]]:
+    """All that the log of a run holds, without the clock."""
+    path = run_dir(config) / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [{**json.loads(line), "seconds": 0} for line in lines]
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def wait_for_a_step(config: Config, process: subprocess.Popen) -> None:
+    """Returns when the log grows."""
+    log = run_dir(config) / "metrics.jsonl"
+    size = log.stat().st_size if log.exists() else 0
+    wait_until(lambda: log.exists() and log.stat().st_size > size, process)

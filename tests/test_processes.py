@@ -1,0 +1,42 @@
+"""Tables that are sharded over several processes equal those on one device."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hundred_steps import make_tables, one_device, present
+from process_worker import LAYOUTS, MODES
+
+from examples.launch import launch, wait
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module", params=[(2, 4), (4, 2)], ids=str)
+def trained(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, np.ndarray]:
+    """The tables trained in as many processes, with as many devices each."""
+    path = tmp_path_factory.mktemp("processes") / "tables.npz"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(TESTS.parent))
+        worker = [str(TESTS / "process_worker.py"), str(path)]
+        with launch(worker, *request.param) as started:
+            assert wait(started) == 0
+    with np.load(path) as tables:
+        return dict(tables)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_hundred_steps_in_several_processes_equal_those_on_one_device(
+    trained: dict[str, np.ndarray], mode: str, layout: str
+) -> None:
+    expected = one_device("all")
+    for name, table in make_tables().items():
+        result = trained[f"{mode}/{layout}/{name}"]
+        np.testing.assert_allclose(result, expected[name], rtol=1e-6, atol=1e-6)
+        absent = np.asarray(present(table) == 0)
+        np.testing.assert_array_equal(result[absent], np.asarray(table)[absent])
