@@ -44,13 +44,14 @@ def init(
     """
     axes = _row_axes(layout := _find_layout(table, param_shardings))
     row, col = _moments.init_moments(table.shape, table.dtype, axis=0)
-    zero = jnp.zeros([], row.dtype)
+    # No array twice, or it could not be donated.
+    decay = RowDecay(*(jnp.zeros(shape, row.dtype) for shape in ([], [], row.shape)))
     state = LazyState(
         row=row,
         last=jnp.zeros(row.shape, jnp.int32),
         col=col,
         count=jnp.zeros([], jnp.int32),
-        decay=RowDecay(zero, zero, row) if weight_decay else None,
+        decay=decay if weight_decay else None,
     )
     if layout is None:
         return state

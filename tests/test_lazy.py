@@ -305,6 +305,17 @@ def test_no_temporary_of_the_size_of_the_table(
     assert large.argument_size_in_bytes - large.alias_size_in_bytes == 4 * n
 
 
+@every_decay
+def test_table_and_state_can_be_donated(weight_decay: float) -> None:
+    table, (ids, grads) = jnp.asarray(table_of()), zipf(2)
+    state = lazy.init(table, weight_decay=weight_decay > 0)
+    options = {"learning_rate": LEARNING_RATE, "weight_decay": weight_decay}
+    step = jax.jit(functools.partial(lazy.apply, **options), donate_argnums=(0, 1))
+    for batch in zip(ids, grads, strict=True):
+        before, (table, state) = (table, state), step(table, state, *batch)
+        assert all(x.is_deleted() for x in jax.tree.leaves(before))
+
+
 ERRORS = {
     "no table": (lambda t, s: lazy.init(jnp.ones(3)), r"\(3,\).*needs a table"),
     "integers": (lambda t, s: lazy.init(jnp.ones((3, 2), int)), "int32.*floating"),
