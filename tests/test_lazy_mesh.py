@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from test_lazy import D, N, V, table_of, zipf
+from test_lazy import D, V, table_of, zipf
 
 from ember_optax import lazy
 from examples.lm.hlo import collectives
 
-V = V // 8 * 8  # rows are shared out evenly
+ROWS = V // 8 * 8  # shared out evenly; ids behind them are padding
+BATCH = 64  # ids, over all devices, of which the largest mesh has as many
 LAYOUTS = {
     "one axis": P("x"),
     "two axes": P(("x", "y")),
@@ -58,7 +59,7 @@ def train(table: Any, ids: Any, targets: Any, options: dict[str, Any]) -> Any:
 @every_layout
 def test_results_and_their_shardings(mode: AxisType, layout: str) -> None:
     rows = sharding(mode, layout)
-    table, (ids, targets) = table_of()[:V], zipf(100)
+    table, (ids, targets) = table_of()[:ROWS], zipf(100)
     expected = jax.jit(functools.partial(train, options={}))(table, ids, targets)
     batch = NamedSharding(rows.mesh, P(None, "x"))
     with jax.set_mesh(rows.mesh):
@@ -74,7 +75,13 @@ def test_results_and_their_shardings(mode: AxisType, layout: str) -> None:
         assert x.sharding.is_fully_replicated
 
 
-def compile_on(rows: NamedSharding, n_rows: int, function: Any, **donated: Any) -> Any:
+def compile_on(
+    rows: NamedSharding,
+    n_rows: int,
+    function: Any,
+    dtype: Any = jnp.float32,
+    **donated: Any,
+) -> Any:
     """Compiles a function of table, state, ids and gradients, all of them sharded."""
 
     def shape(spec: P, dtype: Any, *shape: int) -> Any:
@@ -88,10 +95,10 @@ def compile_on(rows: NamedSharding, n_rows: int, function: Any, **donated: Any) 
         count=shape(P(), jnp.int32),
     )
     args = (
-        shape(rows.spec, jnp.float32, n_rows, D),
+        shape(rows.spec, dtype, n_rows, D),
         state,
-        shape(P(("x", "y")), jnp.int32, N),
-        shape(P(("x", "y")), jnp.float32, N, D),
+        shape(P(("x", "y")), jnp.int32, BATCH),
+        shape(P(("x", "y")), jnp.float32, BATCH, D),
     )
     with jax.set_mesh(rows.mesh):
         return jax.jit(function, **donated).lower(*args).compile()
@@ -108,8 +115,8 @@ def test_a_step_communicates_the_batch(mode: AxisType, layout: str) -> None:
     found = collectives(large.as_text())
     assert found == collectives(small.as_text())
     assert sorted((c.op, c.elements) for c in found) == [
-        ("all-gather", N),  # ids
-        ("all-gather", N * D),  # gradients
+        ("all-gather", BATCH),  # ids
+        ("all-gather", BATCH * D),  # gradients
         ("all-reduce", D),  # sums of the columns
     ]
     temporaries = large.memory_analysis().temp_size_in_bytes
@@ -122,7 +129,7 @@ def test_reading_communicates_the_batch(mode: AxisType, layout: str) -> None:
     rows = sharding(mode, layout)
     compiled = compile_on(rows, 8_000_000, lambda *args: lazy.rows(*args[:3]))
     found = collectives(compiled.as_text())
-    assert 0 < sum(c.elements for c in found) <= 2 * N * D
+    assert 0 < sum(c.elements for c in found) <= 2 * BATCH * D
     assert compiled.memory_analysis().temp_size_in_bytes < 1e5
 
 
