@@ -6,7 +6,7 @@ Times are medians of steps on new random rows, taken in turns in one process. XL
 an array that is written in place as if it were accessed whole, several times; what is
 left without these counts is the traffic of the batch. Tables that would take more than
 two thirds of the free memory are left out. Takes about a minute on two cores. Writes
-`benchmarks/results/lazy.json` and `lazy.png`.
+`benchmarks/results/lazy.json` and `lazy.png` and prints the table of docs/lazy.md.
 """
 
 import argparse
@@ -126,6 +126,21 @@ def free_memory() -> int:
     return 1024 * int(found["MemAvailable"].split()[0])
 
 
+def markdown(measured: dict[str, dict[str, Any]]) -> str:
+    """Returns the table of docs/lazy.md."""
+    lines = ["| rule | rows | time of a step | ratio | temporaries | traffic |"]
+    lines.append("|---|---:|---:|---:|---:|---:|")
+    for rule, by_rows in measured.items():
+        for rows, m in by_rows.items():
+            traffic = m.get("batch_bytes", m["bytes_accessed"])
+            lines.append(
+                f"| {rule} | {int(rows):,} | {1e3 * m['seconds']:,.2f} ms"
+                f" | {m['time_over_smallest']:,.2f} | {m['temp_bytes'] / 1e6:,.2f} MB"
+                f" | {traffic / 1e6:,.1f} MB |"
+            )
+    return "\n".join(lines)
+
+
 def plot(measured: dict[str, dict[str, Any]], n: int, columns: int) -> None:
     """Draws time and bytes of a step by the number of rows."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="tight")
@@ -155,18 +170,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=200, help="timed lazy steps")
     args = parser.parse_args()
     measured = measure(args.batch, args.columns, args.repeats)
-    print("\nrule          rows        time  ratio    temporaries        traffic")
-    for rule, by_rows in measured.items():
-        for rows, m in by_rows.items():
-            traffic = m.get("batch_bytes", m["bytes_accessed"])
-            print(
-                f"{rule:6}{int(rows):12,}{1e3 * m['seconds']:9.2f} ms"
-                f"{m['time_over_smallest']:7.2f}"
-                f"{m['temp_bytes'] / 1e6:12,.2f} MB{traffic / 1e6:12,.2f} MB"
-            )
     content = {"batch": args.batch, "columns": args.columns, "measured": measured}
     path = results.write("lazy", content)
     plot(measured, args.batch, args.columns)
+    print(markdown(measured))
     print(f"\nWrote {path} and {path.with_suffix('.png').name}")
 
 

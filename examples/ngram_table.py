@@ -25,7 +25,7 @@ from ember_optax import lazy
 from examples.lm import data
 
 COLUMNS = 32
-TABLE_LEARNING_RATE = 1e-3
+TABLE_LEARNING_RATE = 1e-2
 VOCAB_SIZE = 4096
 SEQUENCE_LENGTH = 64
 BATCH_SIZE = 16
