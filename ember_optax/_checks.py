@@ -82,12 +82,12 @@ def check_axis_names(axis_names: Any, vocab_axis: VocabAxis) -> None:
         )
 
 
-def check_weight_decay(weight_decay: Scalar) -> None:
+def check_weight_decay(weight_decay: Scalar, name: str = "weight_decay") -> None:
     """Raises ValueError for a weight decay that is negative or no number."""
-    _check_number("weight_decay", weight_decay)
+    _check_number(name, weight_decay)
     if _is_known(weight_decay) and not weight_decay >= 0:
         raise ValueError(
-            f"weight_decay is {weight_decay}, but it must not be negative: a positive"
+            f"{name} is {weight_decay}, but it must not be negative: a positive"
             " one shrinks the tables."
         )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import collectives, results
+from benchmarks import collectives, lazy, ngram_table, results
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,3 +47,11 @@ def test_table_of_collectives_is_that_of_the_results() -> None:
     content = json.loads((results.RESULTS / "collectives.json").read_text())
     table = collectives.markdown(content["measured"])
     assert table in (ROOT / "docs" / "sharding.md").read_text()
+
+
+def test_tables_of_lazy_rows_are_those_of_the_results() -> None:
+    page = (ROOT / "docs" / "lazy.md").read_text()
+    steps = json.loads((results.RESULTS / "lazy.json").read_text())
+    assert lazy.markdown(steps["measured"]) in page
+    models = json.loads((results.RESULTS / "ngram_table.json").read_text())
+    assert ngram_table.markdown(models["runs"]) in page

@@ -3,15 +3,19 @@
 No TPU is needed: libtpu compiles for slices that are only described.
 """
 
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 from compiling import all_reduce, compile_ember
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from test_lazy_mesh import BATCH, D, compile_on
 
 from benchmarks.collectives import MESHES
+from ember_optax import lazy
 from examples.lm import topology
 from examples.lm.hlo import collectives
 
@@ -78,3 +82,18 @@ def test_without_shardings_xla_needs_several_collectives(name: str) -> None:
         shardings_given=False,
     )
     assert len(collectives(compiled.as_text())) >= 3
+
+
+@each_slice
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_lazy_rows_are_written_in_place(name: str, dtype: Any) -> None:
+    rows = NamedSharding(make_mesh(name, AxisType.Explicit), P(("x", "y")))
+    step = functools.partial(lazy.apply, learning_rate=1e-2)
+    n_rows = 10**6 * rows.mesh.size
+    compiled = compile_on(rows, n_rows, step, dtype, donate_argnums=(0, 1))
+    # One chip's part of `last` alone takes 4 MB.
+    assert compiled.memory_analysis().temp_size_in_bytes < 2e6
+    # The batch and the sums of the columns, whatever the table holds.
+    assert sum(c.elements for c in collectives(compiled.as_text())) <= 2 * BATCH * (
+        D + 2
+    )

@@ -1,0 +1,181 @@
+"""A step on 8,192 rows of tables of up to 10^8 rows: lazy against dense Ember.
+
+    python -m benchmarks.lazy
+
+Times are medians of steps on new random rows, taken in turns in one process. XLA counts
+an array that is written in place as if it were accessed whole, several times; what is
+left without these counts is the traffic of the batch. Tables that would take more than
+two thirds of the free memory are left out. Takes about a minute on two cores. Writes
+`benchmarks/results/lazy.json` and `lazy.png` and prints the table of docs/lazy.md.
+"""
+
+import argparse
+import functools
+import os
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from tqdm import tqdm
+
+import ember_optax
+from benchmarks import results
+from ember_optax import lazy
+
+SIZES = (10**5, 10**6, 10**7, 10**8)
+LARGEST_DENSE = 10**7  # with its gradient and update three tables
+
+
+def lazy_step(table: Any, state: Any, ids: Any, row_grads: Any) -> Any:
+    return lazy.apply(table, state, ids, row_grads, learning_rate=1e-2)
+
+
+TX = ember_optax.ember(1e-2, vocab_axis=0)
+
+
+def dense_step(table: Any, state: Any, ids: Any, row_grads: Any) -> Any:
+    grads = jnp.zeros_like(table).at[ids].add(row_grads)
+    updates, state = TX.update(grads, state, table)
+    return optax.apply_updates(table, updates), state
+
+
+RULES = {"lazy": (lazy.init, lazy_step), "dense": (TX.init, dense_step)}
+
+
+def compile_step(rule: str, rows: int, n: int, columns: int) -> Any:
+    """Compiles a step on n of the rows, with table and state donated."""
+    init, step = RULES[rule]
+    table = jax.ShapeDtypeStruct((rows, columns), jnp.float32)
+    ids = jax.ShapeDtypeStruct((n,), jnp.int32)
+    row_grads = jax.ShapeDtypeStruct((n, columns), jnp.float32)
+    jitted = jax.jit(step, donate_argnums=(0, 1))
+    return jitted.lower(table, jax.eval_shape(init, table), ids, row_grads).compile()
+
+
+def time_in_turns(
+    rule: str, steps: dict[int, Any], n: int, columns: int, repeats: int
+) -> dict[int, list[float]]:
+    """Times a step on each table, one after the other: seconds by rows."""
+    rng = np.random.default_rng(0)
+    row_grads = jax.random.normal(jax.random.key(0), (n, columns))
+    carry = {}
+    for rows in steps:
+        table = jnp.zeros((rows, columns))
+        carry[rows] = table, RULES[rule][0](table)
+    seconds: dict[int, list[float]] = {rows: [] for rows in steps}
+    for repeat in tqdm(range(repeats + 2), desc=rule):
+        for rows, step in steps.items():
+            ids = jnp.asarray(rng.integers(0, rows, n, dtype=np.int32))
+            jax.block_until_ready((carry[rows], ids, row_grads))
+            start = time.perf_counter()
+            carry[rows] = jax.block_until_ready(step(*carry[rows], ids, row_grads))
+            if repeat >= 2:  # the first ones touch memory that is not there yet
+                seconds[rows].append(time.perf_counter() - start)
+    return seconds
+
+
+def measure(n: int, columns: int, repeats: int) -> dict[str, dict[str, Any]]:
+    """Measures both rules on tables of all sizes that fit.
+
+    Returns:
+      By rule and number of rows: `seconds` (median), `time_over_smallest` (median of
+      the ratios of each turn), `temp_bytes`, and as XLA counts `bytes_accessed`; for
+      lazy steps also `batch_bytes`, which is that without whole arrays.
+    """
+    fits = 2 * free_memory() / 3
+    sizes = [rows for rows in SIZES if 4 * rows * (columns + 2) < fits]
+    measured: dict[str, dict[str, Any]] = {}
+    for rule in RULES:
+        tables = [x for x in sizes if rule == "lazy" or x <= LARGEST_DENSE]
+        steps = {rows: compile_step(rule, rows, n, columns) for rows in tables}
+        times = repeats if rule == "lazy" else repeats // 10
+        seconds = time_in_turns(rule, steps, n, columns, times)
+        measured[rule] = {
+            str(rows): {
+                "seconds": statistics.median(seconds[rows]),
+                "temp_bytes": step.memory_analysis().temp_size_in_bytes,
+                "bytes_accessed": step.cost_analysis()["bytes accessed"],
+            }
+            for rows, step in steps.items()
+        }
+        for rows, m in measured[rule].items():
+            ratios = zip(seconds[int(rows)], seconds[sizes[0]], strict=True)
+            m["time_over_smallest"] = statistics.median(a / b for a, b in ratios)
+    lazy_steps = measured["lazy"]
+    smallest, second = (lazy_steps[str(rows)] for rows in sizes[:2])
+    # The same for each row more, so it is what XLA counts and nobody accesses.
+    per_row = (second["bytes_accessed"] - smallest["bytes_accessed"]) / (
+        sizes[1] - sizes[0]
+    )
+    for rows, m in lazy_steps.items():
+        m["batch_bytes"] = m["bytes_accessed"] - per_row * int(rows)
+    return measured
+
+
+def free_memory() -> int:
+    """Bytes that a new array may take, on Linux; elsewhere 4 GB are assumed."""
+    if not os.path.exists("/proc/meminfo"):
+        return 4 * 10**9
+    with open("/proc/meminfo") as lines:
+        found = dict(line.split(":", 1) for line in lines)
+    return 1024 * int(found["MemAvailable"].split()[0])
+
+
+def markdown(measured: dict[str, dict[str, Any]]) -> str:
+    """Returns the table of docs/lazy.md."""
+    lines = ["| rule | rows | time of a step | ratio | temporaries | traffic |"]
+    lines.append("|---|---:|---:|---:|---:|---:|")
+    for rule, by_rows in measured.items():
+        for rows, m in by_rows.items():
+            traffic = m.get("batch_bytes", m["bytes_accessed"])
+            lines.append(
+                f"| {rule} | {int(rows):,} | {1e3 * m['seconds']:,.2f} ms"
+                f" | {m['time_over_smallest']:,.2f} | {m['temp_bytes'] / 1e6:,.2f} MB"
+                f" | {traffic / 1e6:,.1f} MB |"
+            )
+    return "\n".join(lines)
+
+
+def plot(measured: dict[str, dict[str, Any]], n: int, columns: int) -> None:
+    """Draws time and bytes of a step by the number of rows."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="tight")
+    for rule, color in (("lazy", "C1"), ("dense", "C0")):
+        rows = [int(x) for x in measured[rule]]
+        values = list(measured[rule].values())
+        draw = functools.partial(axes[0].plot, color=color, marker="o")
+        draw(rows, [1e3 * m["seconds"] for m in values], label=rule)
+        key = "batch_bytes" if rule == "lazy" else "bytes_accessed"
+        axes[1].plot(
+            rows, [m[key] for m in values], color=color, marker="o", label=rule
+        )
+    for axis, label in zip(axes, ("time, ms", "memory traffic, bytes"), strict=True):
+        axis.set(xscale="log", yscale="log", xlabel="rows of the table", title=label)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False)
+    figure.suptitle(f"One step on {n:,} rows of {columns} columns", fontsize=10)
+    figure.savefig(results.RESULTS / "lazy.png", dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch", type=int, default=8192, help="rows of a step")
+    parser.add_argument("--columns", type=int, default=32, help="width of the table")
+    parser.add_argument("--repeats", type=int, default=200, help="timed lazy steps")
+    args = parser.parse_args()
+    measured = measure(args.batch, args.columns, args.repeats)
+    content = {"batch": args.batch, "columns": args.columns, "measured": measured}
+    path = results.write("lazy", content)
+    plot(measured, args.batch, args.columns)
+    print(markdown(measured))
+    print(f"\nWrote {path} and {path.with_suffix('.png').name}")
+
+
+if __name__ == "__main__":
+    main()

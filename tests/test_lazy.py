@@ -1,0 +1,372 @@
+"""Lazy rows against the dense rule: nothing is lost by waiting."""
+
+import functools
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ember_optax
+from ember_optax import lazy
+
+V, D, N = 500, 8, 48
+STEPS = 2000
+LEARNING_RATE = 1e-2
+
+
+def schedule(count: Any) -> jax.Array:
+    """A learning rate that is another one at every step."""
+    return LEARNING_RATE * (1 + jnp.sin(jnp.asarray(count, jnp.float32) / 100)) / 2
+
+
+@functools.cache
+def jitted(**options: Any) -> Any:
+    return jax.jit(functools.partial(lazy.apply, **options))
+
+
+def zipf(
+    steps: int, shape: tuple[int, ...] = (D,), seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and gradients of batches: common rows repeat, rare ones wait, some are -1."""
+    rng = np.random.default_rng(seed)
+    probability = 1 / np.arange(1, V + 1)
+    ids = rng.choice(V, (steps, N), p=probability / probability.sum())
+    ids[rng.random((steps, N)) < 0.1] = -1
+    grads = rng.standard_normal((steps, N, *shape)) * np.exp(rng.standard_normal(shape))
+    return ids.astype(np.int32), grads.astype(np.float32)
+
+
+def table_of(shape: tuple[int, ...] = (D,), seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((V, *shape), np.float32)
+
+
+@functools.partial(jax.jit, static_argnames=("weight_decay", "learning_rate"))
+def run_lazy(
+    table: Any,
+    ids: Any,
+    grads: Any,
+    weight_decay: float = 0.0,
+    learning_rate: Any = LEARNING_RATE,
+) -> Any:
+    def step(carry: Any, batch: Any) -> Any:
+        options = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+        return lazy.apply(*carry, *batch, **options), None
+
+    init = table, lazy.init(table, weight_decay=weight_decay > 0)
+    (table, state), _ = jax.lax.scan(step, init, (ids, grads))
+    return lazy.rows(table, state, jnp.arange(V)), state
+
+
+@functools.partial(jax.jit, static_argnames=("weight_decay", "learning_rate"))
+def run_dense(
+    table: Any,
+    ids: Any,
+    grads: Any,
+    weight_decay: float = 0.0,
+    learning_rate: Any = LEARNING_RATE,
+) -> Any:
+    tx = ember_optax.ember(learning_rate, weight_decay=weight_decay, vocab_axis=0)
+
+    def step(carry: Any, batch: Any) -> Any:
+        table, state = carry
+        updates, state = tx.update(dense(*batch, table), state, table)
+        return (optax.apply_updates(table, updates), state), None
+
+    (table, state), _ = jax.lax.scan(step, (table, tx.init(table)), (ids, grads))
+    return table, optax.tree.get(state, "tables")[""]
+
+
+def dense(ids: Any, grads: Any, table: Any) -> jax.Array:
+    """The gradient of the table, of which `grads` are the rows of a batch."""
+    ids = jnp.where(ids < 0, V, ids)
+    zeros = jnp.zeros(table.shape, table.dtype)
+    return zeros.at[ids].add(grads.astype(table.dtype), mode="drop")
+
+
+def run_float64(run: Any, table: Any, ids: Any, grads: Any, **options: Any) -> Any:
+    with jax.enable_x64(True):
+        args = np.float64(table), ids, np.float64(grads)
+        return jax.device_get(run(*args, **options))
+
+
+def row_now(state: lazy.LazyState, b2: float = 0.999) -> np.ndarray:
+    """The row statistic that the dense rule has at this step."""
+    missed = np.float64(state.count) - np.asarray(state.last)
+    return np.float64(state.row) * b2**missed
+
+
+def error_of_rows(actual: Any, expected: Any) -> float:
+    """The largest error of a row, in units of its length."""
+    actual, expected = (np.float64(x).reshape(V, -1) for x in (actual, expected))
+    error = np.linalg.norm(actual - expected, axis=1)
+    return np.max(error / np.linalg.norm(expected, axis=1))
+
+
+every_rate = pytest.mark.parametrize("learning_rate", [LEARNING_RATE, schedule])
+every_decay = pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+
+
+@every_rate
+def test_equal_to_the_dense_rule(learning_rate: Any) -> None:
+    table, batches = table_of(), zipf(STEPS)
+    actual, state = run_lazy(table, *batches, learning_rate=learning_rate)
+    expected, moments = run_dense(table, *batches, learning_rate=learning_rate)
+    assert error_of_rows(actual, expected) <= 1e-6
+    np.testing.assert_allclose(row_now(state), moments.row, rtol=3e-6)
+    np.testing.assert_allclose(state.col, moments.col, rtol=1e-6)
+
+
+@every_rate
+@every_decay
+def test_closer_to_the_rule_than_the_dense_one(
+    weight_decay: float, learning_rate: Any
+) -> None:
+    # 2,000 roundings of a parameter, at random, are 6e-8 sqrt(2000) = 2.7e-6.
+    options = {"weight_decay": weight_decay, "learning_rate": learning_rate}
+    args = table_of(), *zipf(STEPS)
+    exact, moments = run_float64(run_dense, *args, **options)
+    actual, state = run_lazy(*args, **options)
+    assert error_of_rows(actual, exact) <= 2.7e-6
+    np.testing.assert_allclose(row_now(state), moments.row, rtol=2e-6)
+    np.testing.assert_allclose(state.col, moments.col, rtol=2e-6)
+
+
+@every_rate
+@every_decay
+@pytest.mark.parametrize("shape", [(D,), (3, 4)], ids=["VD", "VLP"])
+def test_equal_in_float64(
+    shape: tuple[int, ...], weight_decay: float, learning_rate: Any
+) -> None:
+    options = {"weight_decay": weight_decay, "learning_rate": learning_rate}
+    args = table_of(shape), *zipf(300, shape)
+    expected, moments = run_float64(run_dense, *args, **options)
+    actual, state = run_float64(run_lazy, *args, **options)
+    chex.assert_type([actual, state.row, state.col], np.float64)
+    assert error_of_rows(actual, expected) <= 1e-12
+    np.testing.assert_allclose(row_now(state), moments.row, rtol=1e-11)
+
+
+def test_bfloat16_rounds_rows_once() -> None:
+    ids, grads = zipf(1)
+    table, grads = jnp.bfloat16(table_of()), jnp.bfloat16(grads)
+    exact, _ = run_lazy(table.astype("float32"), ids, grads.astype("float32"))
+    actual, state = run_lazy(table, ids, grads)
+    chex.assert_type([actual, state.row, state.col], [jnp.bfloat16] + [np.float32] * 2)
+    np.testing.assert_array_equal(actual, exact.astype(jnp.bfloat16))
+
+
+def test_rows_outside_the_batch_are_bitwise_the_same() -> None:
+    table, (ids, grads) = table_of(), zipf(1)
+    after, _ = run_lazy(table, ids, grads)
+    rest = np.setdiff1d(np.arange(V), ids)
+    np.testing.assert_array_equal(after[rest], table[rest])
+    assert np.all(after[np.setdiff1d(ids, -1)] != table[np.setdiff1d(ids, -1)])
+
+
+@pytest.mark.parametrize("dtype", ["int16", "int32", "int64", "uint32"])
+def test_ids_outside_the_table_are_padding(dtype: str) -> None:
+    with jax.enable_x64(dtype == "int64"):
+        limits = np.iinfo(dtype)
+        outside = np.array([V, limits.max, limits.min or V], dtype)
+        ids = np.append(outside, np.array([3, 3], dtype))
+        table = jnp.float32(table_of())
+        grads = jnp.ones((5, D)).at[:3].set(jnp.nan)
+        state = lazy.init(table)
+        after, state = jitted(learning_rate=1.0)(table, state, ids, grads)
+        np.testing.assert_allclose(after[3], table[3] - 1, rtol=1e-6)
+        np.testing.assert_array_equal(np.delete(after, 3, 0), np.delete(table, 3, 0))
+        np.testing.assert_array_equal(np.flatnonzero(state.last), [3])
+        assert not np.any(lazy.rows(table, state, jnp.asarray(outside)))
+
+
+def test_microbatches_give_the_union_of_their_rows() -> None:
+    table, (ids, grads) = table_of(), zipf(4)
+    one = ids.ravel(), grads.reshape(-1, D)
+    expected, state = run_lazy(table, *(x[None] for x in one))
+    actual, of_four = run_lazy(table, ids[None], grads[None])
+    chex.assert_trees_all_equal((actual, of_four), (expected, state))
+    exact, moments = run_dense(table, *(x[None] for x in one))
+    assert error_of_rows(actual, exact) <= 1e-6
+    np.testing.assert_allclose(state.row, moments.row, rtol=1e-6)
+
+
+@pytest.mark.parametrize("gap", [1, 2, 100, 700, 30_000, 85_000, 10**9, 2**31 - 2])
+@pytest.mark.parametrize("b2", [0.999, 0.9999999, 0.5, 0.0])
+def test_a_row_catches_up_with_any_gap(gap: int, b2: float) -> None:
+    table = jnp.zeros((4, 2))
+    state = lazy.init(table)._replace(
+        row=jnp.full(4, 1e4), last=jnp.full(4, 1), count=jnp.int32(gap)
+    )
+    grads = jnp.zeros((1, 2))
+    _, state = jitted(learning_rate=1, b2=b2)(table, state, jnp.array([2]), grads)
+    # float32 cannot tell 1 - 1e-7 from it; the rule takes 1 - b2 as it is in float32.
+    rate = np.float64(np.float32(1 - b2))
+    log = gap * np.log1p(-rate) if b2 else -np.inf
+    expected = 1e4 * np.exp(log)
+    # An exponent is rounded in its last bit, 6e-8 of it.
+    bound = 2e-7 * max(1, min(-log, 100))
+    np.testing.assert_allclose(state.row[2], expected, rtol=bound, atol=2e-38)
+
+
+def test_counters_do_not_overflow() -> None:
+    last = 2**31 - 1
+    table, ids, grads = jnp.ones((4, 2)), jnp.array([2]), jnp.ones((1, 2))
+    state = lazy.init(table)._replace(count=jnp.int32(last))
+    for _ in range(2):
+        before = state.row[2]
+        table, state = jitted(learning_rate=0.1)(table, state, ids, grads)
+        assert state.count == state.last[2] == last
+        expected = 0.999 * np.float64(before) + 0.001
+        np.testing.assert_allclose(state.row[2], expected, rtol=1e-5)
+
+
+def test_small_decays_add_up_beside_a_large_total() -> None:
+    # 1e-7 is below the last bit of a float32 of 20.
+    table = jnp.ones((4, 2))
+    state = lazy.init(table, weight_decay=True)
+    decay = state.decay._replace(total=jnp.float32(-20), row=jnp.full(4, -20.0))
+
+    @jax.jit
+    def many(state: lazy.LazyState) -> lazy.LazyState:
+        def step(_: Any, state: lazy.LazyState) -> lazy.LazyState:
+            options = {"learning_rate": 1e-3, "weight_decay": 1e-4}
+            grads = jnp.zeros((1, 2))
+            return lazy.apply(table, state, jnp.array([3]), grads, **options)[1]
+
+        return jax.lax.fori_loop(0, 10_000, step, state)
+
+    state = many(state._replace(decay=decay))
+    kept = lazy.rows(table, state, jnp.array([0]))
+    np.testing.assert_allclose(kept, np.full((1, 2), np.exp(-1e-3)), rtol=1e-6)
+
+
+def test_decay_of_touched_rows_only() -> None:
+    table = jnp.full((4, 2), 3.0)
+    ids, grads = jnp.array([1, 1, 2]), jnp.zeros((3, 2))
+    state, step = lazy.init(table), jitted(learning_rate=0.1, touched_weight_decay=0.5)
+    for _ in range(2):
+        table, state = step(table, state, ids, grads)
+    kept = 3 * 0.95**2
+    np.testing.assert_allclose(table[:, 0], [3, kept, kept, 3], rtol=1e-6)
+
+
+def test_reads_rows_with_the_decay_that_they_missed() -> None:
+    table, (ids, grads) = jnp.asarray(table_of()), zipf(20)
+    options = {"learning_rate": 1.0, "weight_decay": 0.1}
+    step = jitted(**options)
+    tx = ember_optax.ember(**options)
+    state, theta = lazy.init(table, weight_decay=True), table
+    dense_state = tx.init(table)
+    for batch in zip(ids, grads, strict=True):
+        now = np.abs(batch[0]).reshape(6, 8)
+        np.testing.assert_allclose(
+            lazy.rows(theta, state, now), table[now], rtol=1e-5, atol=1e-6
+        )
+        theta, state = step(theta, state, *batch)
+        updates, dense_state = tx.update(dense(*batch, table), dense_state, table)
+        table = optax.apply_updates(table, updates)
+    assert np.max(np.abs(theta - table)) > 0.1  # which `rows` has made up for
+
+
+def compile_training(rows: int, n: int, width: int, weight_decay: float) -> Any:
+    """Compiles a forward pass, a backward pass and a step, with the table donated."""
+
+    def train(table: Any, state: Any, ids: Any) -> Any:
+        def loss(rows: jax.Array) -> jax.Array:
+            return jnp.sum(rows**2) + jnp.sum(jnp.sin(rows))
+
+        value, grads = jax.value_and_grad(loss)(lazy.rows(table, state, ids))
+        options = {"learning_rate": 1e-2, "weight_decay": weight_decay}
+        return lazy.apply(table, state, ids, grads, **options), value
+
+    table = jax.ShapeDtypeStruct((rows, width), jnp.float32)
+    init = functools.partial(lazy.init, weight_decay=weight_decay > 0)
+    ids = jax.ShapeDtypeStruct((n,), jnp.int32)
+    jitted = jax.jit(train, donate_argnums=(0, 1))
+    return jitted.lower(table, jax.eval_shape(init, table), ids).compile()
+
+
+@every_decay
+@pytest.mark.parametrize(("n", "width"), [(64, 4), (8192, 32), (1024, 512)])
+def test_no_temporary_of_the_size_of_the_table(
+    n: int, width: int, weight_decay: float
+) -> None:
+    small, large = (
+        compile_training(rows, n, width, weight_decay).memory_analysis()
+        for rows in (10**5, 10**7)
+    )
+    # A V-sized vector of float32 would be 40 MB here.
+    assert large.temp_size_in_bytes == small.temp_size_in_bytes < 8 * 4 * n * width
+    # All of the old table and state is where the new one is, ids and the loss are not.
+    assert large.argument_size_in_bytes - large.alias_size_in_bytes == 4 * n
+
+
+@every_decay
+def test_table_and_state_can_be_donated(weight_decay: float) -> None:
+    table, (ids, grads) = jnp.asarray(table_of()), zipf(2)
+    state = lazy.init(table, weight_decay=weight_decay > 0)
+    options = {"learning_rate": LEARNING_RATE, "weight_decay": weight_decay}
+    step = jax.jit(functools.partial(lazy.apply, **options), donate_argnums=(0, 1))
+    for batch in zip(ids, grads, strict=True):
+        before, (table, state) = (table, state), step(table, state, *batch)
+        assert all(x.is_deleted() for x in jax.tree.leaves(before))
+
+
+ERRORS = {
+    "no table": (lambda t, s: lazy.init(jnp.ones(3)), r"\(3,\).*needs a table"),
+    "integers": (lambda t, s: lazy.init(jnp.ones((3, 2), int)), "int32.*floating"),
+    "other state": (
+        lambda t, s: apply(t[:3], s, jnp.array([1]), jnp.ones((1, 2))),
+        r"row of \(4,\).*\(3, 2\).*lazy.init",
+    ),
+    "not a state": (lambda t, s: lazy.rows(t, None, jnp.array([1])), "LazyState"),
+    "floating ids": (
+        lambda t, s: lazy.rows(t, s, jnp.array([1.0])),
+        "ids have the dtype float32.*integers",
+    ),
+    "shape of the gradients": (
+        lambda t, s: apply(t, s, jnp.array([1, 2]), jnp.ones((3, 2))),
+        r"\(3, 2\).*need \(2, 2\).*lazy.rows",
+    ),
+    "dtype of the gradients": (
+        lambda t, s: apply(t, s, jnp.array([1]), jnp.ones((1, 2), int)),
+        "row_grads have the dtype int32",
+    ),
+    "decay without its state": (
+        lambda t, s: apply(t, s, jnp.array([1]), jnp.ones((1, 2)), weight_decay=0.1),
+        r"weight_decay is 0.1.*init\(table, weight_decay=True\).*touched",
+    ),
+    "both kinds of decay": (
+        lambda t, s: apply(
+            t,
+            lazy.init(t, weight_decay=True),
+            jnp.array([1]),
+            jnp.ones((1, 2)),
+            touched_weight_decay=0.1,
+        ),
+        "touched_weight_decay is 0.1.*use weight_decay",
+    ),
+    "negative decay": (
+        lambda t, s: apply(
+            t, s, jnp.array([1]), jnp.ones((1, 2)), touched_weight_decay=-0.1
+        ),
+        "touched_weight_decay is -0.1.*negative",
+    ),
+    "b2": (
+        lambda t, s: apply(t, s, jnp.array([1]), jnp.ones((1, 2)), b2=1.0),
+        r"b2 is 1.0.*\[0, 1\)",
+    ),
+}
+apply = functools.partial(lazy.apply, learning_rate=1e-2)
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_name_the_way_out(name: str) -> None:
+    call, message = ERRORS[name]
+    table = jnp.ones((4, 2))
+    with pytest.raises(ValueError, match=message):
+        call(table, lazy.init(table))
