@@ -25,7 +25,6 @@ def train(mode: AxisType, spec: P) -> Any:
     """Returns the tables after a hundred steps, whole in every process."""
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(mode, mode))
     sharding = NamedSharding(mesh, spec)
-    # Not jitted with out_shardings, which may round the last bit differently.
     tables = jax.device_put(jax.device_get(make_tables()), sharding)
     given = dict.fromkeys(tables, sharding) if mode == AxisType.Auto else None
     tx = ember_optax.ember(1e-2, param_shardings=given)
