@@ -48,8 +48,9 @@ def main(path: str) -> None:
         for layout, spec in LAYOUTS.items()
         for name, table in train(axis_type, spec).items()
     }
+    first = {f"first/{name}": table for name, table in make_tables().items()}
     if processes.is_primary():
-        np.savez(path, **results)
+        np.savez(path, **results, **first)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hundred_steps import make_tables, one_device, present
+from hundred_steps import one_device, present
 from process_worker import LAYOUTS, MODES
 
 from examples.launch import launch, wait
@@ -35,8 +35,10 @@ def test_hundred_steps_in_several_processes_equal_those_on_one_device(
     trained: dict[str, np.ndarray], mode: str, layout: str
 ) -> None:
     expected = one_device("all")
-    for name, table in make_tables().items():
+    for name in expected:
         result = trained[f"{mode}/{layout}/{name}"]
         np.testing.assert_allclose(result, expected[name], rtol=1e-6, atol=1e-6)
+        # jax.random may round the last bit differently in this process.
+        table = trained[f"first/{name}"]
         absent = np.asarray(present(table) == 0)
-        np.testing.assert_array_equal(result[absent], np.asarray(table)[absent])
+        np.testing.assert_array_equal(result[absent], table[absent])
