@@ -13,7 +13,7 @@ from ember_optax._checks import Scalar, VocabAxis
 from ember_optax._moments import ColumnMean, TableMoments
 from ember_optax._paths import named_leaves
 from ember_optax._sharding import AxisName, AxisNames, Layout, find_layout, pin
-from ember_optax._statistics import sum_all_squares
+from ember_optax._statistics import read_again, sum_all_squares
 
 RowState = Literal["replicated", "sharded"]
 
@@ -168,8 +168,7 @@ def scale_by_ember(
         new_updates, tables = [], {}
         for i, (path, grad) in enumerate(leaves):
             axis = axes[path]
-            # The third use of a gradient must not share a float32 copy with the others.
-            grad, sums = jax.lax.optimization_barrier((grad, all_sums[i]))
+            grad, sums = read_again(grad, all_sums[i])
             moments = _moments.update_moments(
                 state.tables[path], sums, b2=b2, column_mean=column_mean, names=names
             )

@@ -56,9 +56,27 @@ def _sum_squares(grad: jax.Array, axis: int, dtype: DTypeLike) -> Sums:
     """
     columns = tuple(a for a in range(grad.ndim) if a != axis)
     row = jnp.sum(jnp.square(grad.astype(dtype)), axis=columns)
-    # Without the barrier XLA:CPU computes the squares once and stores all V x D.
-    grad, row = jax.lax.optimization_barrier((grad, row))
+    grad, row = read_again(grad, row)
     return Sums(row, jnp.sum(jnp.square(grad.astype(dtype)), axis=axis))
+
+
+def read_again(grad: jax.Array, sums: Any) -> tuple[jax.Array, Any]:
+    """Returns its arguments, such that XLA shares nothing of the gradient's size.
+
+    XLA:CPU computes squares, or a float32 copy, once and stores all V x D for the next
+    use; a barrier between two uses makes it read the gradient again. XLA:TPU stores
+    nothing, and without a barrier takes the sums of rows and of columns in one pass.
+
+    Args:
+      grad: gradient of a table, which will be used once more.
+      sums: what was computed from it.
+    """
+    return jax.lax.platform_dependent(
+        grad,
+        sums,
+        tpu=lambda *both: both,
+        default=lambda *both: jax.lax.optimization_barrier(both),
+    )
 
 
 def _sum_squares_of_shards(
