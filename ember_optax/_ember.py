@@ -168,9 +168,13 @@ def scale_by_ember(
         new_updates, tables = [], {}
         for i, (path, grad) in enumerate(leaves):
             axis = axes[path]
-            grad, sums = read_again(grad, all_sums[i])
+            grad = read_again(grad, all_sums[i])
             moments = _moments.update_moments(
-                state.tables[path], sums, b2=b2, column_mean=column_mean, names=names
+                state.tables[path],
+                all_sums[i],
+                b2=b2,
+                column_mean=column_mean,
+                names=names,
             )
             tables[path] = pin_moments(moments, layout, i, axis)
             update = _moments.precondition(

@@ -56,26 +56,26 @@ def _sum_squares(grad: jax.Array, axis: int, dtype: DTypeLike) -> Sums:
     """
     columns = tuple(a for a in range(grad.ndim) if a != axis)
     row = jnp.sum(jnp.square(grad.astype(dtype)), axis=columns)
-    grad, row = read_again(grad, row)
+    grad = read_again(grad, row)
     return Sums(row, jnp.sum(jnp.square(grad.astype(dtype)), axis=axis))
 
 
-def read_again(grad: jax.Array, sums: Any) -> tuple[jax.Array, Any]:
-    """Returns its arguments, such that XLA shares nothing of the gradient's size.
+def read_again(grad: jax.Array, sums: Any) -> jax.Array:
+    """Returns a gradient for one more use, which shares nothing with earlier ones.
 
     XLA:CPU computes squares, or a float32 copy, once and stores all V x D for the next
     use; a barrier between two uses makes it read the gradient again. XLA:TPU stores
     nothing, and without a barrier takes the sums of rows and of columns in one pass.
 
     Args:
-      grad: gradient of a table, which will be used once more.
-      sums: what was computed from it.
+      grad: gradient of a table.
+      sums: what was computed from it, to be finished before.
     """
     return jax.lax.platform_dependent(
         grad,
         sums,
-        tpu=lambda *both: both,
-        default=lambda *both: jax.lax.optimization_barrier(both),
+        tpu=lambda grad, _: grad,
+        default=lambda *both: jax.lax.optimization_barrier(both)[0],
     )
 
 
