@@ -3,6 +3,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# libtpu is here to compile for TPUs; on a machine without one it says so at every start.
+ifeq ($(wildcard /dev/accel[0-9]* /dev/vfio/[0-9]*),)
+export TPU_ACCELERATOR_TYPE ?= v5p-128
+export TPU_WORKER_HOSTNAMES ?= localhost
+endif
+
 .PHONY: help pretrain pretrain-mesh test lint types bench clean
 
 help:  ## Show this text
