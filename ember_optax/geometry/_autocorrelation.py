@@ -37,16 +37,15 @@ def history_init(table: jax.Array, rows: jax.Array, lags: int) -> GradientHistor
     if lags < 1:
         raise ValueError(f"lags is {lags}, but it must be at least 1, the last touch.")
     n_rows, columns = rows.size, table.size // table.shape[0]
-    pairs = jnp.zeros((n_rows, lags), jnp.float32)
     return GradientHistory(
-        rows=rows.astype(jnp.int32),
+        rows=jnp.array(rows, jnp.int32),
         touches=jnp.zeros(n_rows, jnp.int32),
-        recent=jnp.zeros((n_rows, lags, columns), jnp.float32),
-        products=pairs,
-        squares_after=pairs,
-        squares_before=pairs,
-        total=jnp.zeros((n_rows, columns), jnp.float32),
-        square=jnp.zeros(n_rows, jnp.float32),
+        recent=_rows.zeros(n_rows, lags, columns),
+        products=_rows.zeros(n_rows, lags),
+        squares_after=_rows.zeros(n_rows, lags),
+        squares_before=_rows.zeros(n_rows, lags),
+        total=_rows.zeros(n_rows, columns),
+        square=_rows.zeros(n_rows),
     )
 
 
@@ -62,7 +61,7 @@ def history_update(history: GradientHistory, grads: jax.Array) -> GradientHistor
     """
     _, lags, columns = history.recent.shape
     grad = _rows.take(grads, history.rows)
-    _rows.check_same_shape("A row of grads", grad[0], (columns,))
+    _rows.check_shape("A row of grads", grad.shape[1:], (columns,), "this state")
     touched = jnp.any(grad != 0, axis=1)
     square = jnp.sum(grad * grad, axis=1)
     # Slots that no gradient has filled yet are zero and make no pair.

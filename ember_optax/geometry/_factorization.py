@@ -38,10 +38,10 @@ def second_moment_init(table: jax.Array, rows: jax.Array) -> SecondMoment:
     _rows.check_rows(table, rows)
     columns = table.size // table.shape[0]
     return SecondMoment(
-        rows=rows.astype(jnp.int32),
-        dense=jnp.zeros((rows.size, columns), jnp.float32),
-        col=jnp.zeros(columns, jnp.float32),
-        repeats=jnp.zeros(rows.size, jnp.float32),
+        rows=jnp.array(rows, jnp.int32),
+        dense=_rows.zeros(rows.size, columns),
+        col=_rows.zeros(columns),
+        repeats=_rows.zeros(rows.size),
     )
 
 
@@ -59,7 +59,9 @@ def second_moment_update(
       ValueError: `grads` has other columns than the table.
     """
     square = jnp.square(_rows.take(grads, moment.rows))
-    _rows.check_same_shape("A row of grads", square[0], moment.col.shape)
+    _rows.check_shape(
+        "A row of grads", square.shape[1:], moment.col.shape, "this state"
+    )
     col = jnp.mean(jnp.square(grads.astype(jnp.float32)), axis=0)
     col = _rows.replicated(col).reshape(-1)
     rate = jnp.asarray(1 - b2, jnp.float32)
@@ -104,7 +106,7 @@ def factorization_error(
       `Adafactor <https://arxiv.org/abs/1804.04235>`_, 2018, Lemma 1
     """
     _rows.check_table("dense", dense)
-    _rows.check_same_shape("col", col, dense.shape[1:])
+    _rows.check_shape("col", col.shape, dense.shape[1:], "these rows")
     dense, col = dense.astype(jnp.float32), col.astype(jnp.float32)
     row = jnp.mean(dense, axis=1)
     factored = row[:, None] * (col / jnp.mean(col))[None, :]
@@ -134,9 +136,11 @@ def factored_null(key: jax.Array, moment: SecondMoment) -> jax.Array:
     """
     row = jnp.mean(moment.dense, axis=1)
     factored = row[:, None] * (moment.col / jnp.mean(moment.col))[None, :]
-    half = 0.5 / jnp.where(moment.repeats > 0, moment.repeats, 1)[:, None]
-    noise = jax.random.gamma(key, half, factored.shape, jnp.float32) / half
-    return factored * noise
+    # Means over the columns are noisy too, which makes equal touches look unequal.
+    noise = 2 * jnp.sum(jnp.square(moment.col)) / jnp.square(jnp.sum(moment.col))
+    repeats = moment.repeats / (1 + noise * (1 - moment.repeats))
+    half = 0.5 / jnp.where(repeats > 0, repeats, 1)[:, None]
+    return factored * jax.random.gamma(key, half, factored.shape, jnp.float32) / half
 
 
 def shuffled_null(key: jax.Array, dense: jax.Array) -> jax.Array:

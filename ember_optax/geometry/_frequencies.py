@@ -17,8 +17,7 @@ class Frequencies(NamedTuple):
 
 def frequencies_init(vocab_size: int) -> Frequencies:
     """Returns the sums over an empty text with V tokens in its vocabulary."""
-    zeros = jnp.zeros(vocab_size, jnp.float32)
-    return Frequencies(zeros, zeros)
+    return Frequencies(_rows.zeros(vocab_size), _rows.zeros(vocab_size))
 
 
 def frequencies_update(

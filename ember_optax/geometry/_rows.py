@@ -27,13 +27,14 @@ def check_table(name: str, x: jax.Array) -> None:
         )
 
 
-def check_same_shape(name: str, x: jax.Array, shape: tuple[int, ...]) -> None:
-    """Raises ValueError for an array that is not of the table of the state."""
-    if x.shape != shape:
+def check_shape(
+    name: str, shape: tuple[int, ...], expected: tuple[int, ...], table: str
+) -> None:
+    """Raises ValueError for a shape that does not belong to a table."""
+    if shape != expected:
         raise ValueError(
-            f"{name} has the shape {x.shape}, but the state is of a table of {shape}."
-            " Rows come first: give the kernel of a head as its transpose, to init and"
-            " to update."
+            f"{name} has the shape {shape}, but {expected} is needed beside {table}."
+            " Rows come first: give the kernel of a head as its transpose."
         )
 
 
@@ -42,6 +43,11 @@ def take(x: jax.Array, rows: jax.Array) -> jax.Array:
     explicit = jax.sharding.get_abstract_mesh().are_all_axes_explicit
     taken = _lazy.gather(x, rows, out_sharding=P() if explicit else None)
     return replicated(taken.astype(jnp.float32)).reshape(rows.size, -1)
+
+
+def zeros(*shape: int) -> jax.Array:
+    """Returns float32 zeros, of a buffer of their own: so states can be donated."""
+    return jnp.zeros(shape, jnp.float32)
 
 
 def row_means(x: jax.Array) -> jax.Array:

@@ -35,8 +35,13 @@ def steps_init(table: jax.Array) -> Steps:
       ValueError: `table` has no columns.
     """
     _rows.check_table("table", table)
-    zeros = jnp.zeros(table.shape[0], jnp.float32)
-    return Steps(zeros.astype(jnp.int32), zeros, zeros, zeros)
+    n_rows = table.shape[0]
+    return Steps(
+        touches=jnp.zeros(n_rows, jnp.int32),
+        touched=_rows.zeros(n_rows),
+        path=_rows.zeros(n_rows),
+        largest=_rows.zeros(n_rows),
+    )
 
 
 def steps_update(steps: Steps, updates: jax.Array, grads: jax.Array) -> Steps:
@@ -52,8 +57,10 @@ def steps_update(steps: Steps, updates: jax.Array, grads: jax.Array) -> Steps:
     Raises:
       ValueError: the shapes do not fit each other.
     """
-    _rows.check_same_shape("updates", updates, grads.shape)
-    _rows.check_same_shape("A column of grads", grads[:, 0], steps.path.shape)
+    _rows.check_shape("updates", updates.shape, grads.shape, "these grads")
+    _rows.check_shape(
+        "A column of grads", grads.shape[:1], steps.path.shape, "this state"
+    )
     size = jnp.sqrt(_rows.row_means(jnp.square(updates.astype(jnp.float32))))
     touched = _rows.touched(grads)
     return Steps(
