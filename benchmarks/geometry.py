@@ -19,9 +19,8 @@ import optax
 from flax import nnx
 from tqdm import tqdm
 
+from benchmarks import geometry_figures, geometry_tables, results
 from benchmarks import geometry_readings as readings
-from benchmarks import geometry_report as report
-from benchmarks import results
 from configs import pretrain_small
 from ember_optax import geometry
 from examples.lm import Config, data
@@ -246,8 +245,11 @@ def main() -> None:
             runs.append(train(config, tokens, args.rows, args.every))
     cost = measure_cost(config, tokens, args.rows)
     settings = {"b2": B2, "learning_rates": LEARNING_RATES, **vars(args)}
-    path = results.write("geometry", {**settings, "cost": cost, "runs": runs})
-    report.write(path)
+    content = {**settings, "cost": cost, "runs": runs}
+    path = results.write("geometry", content)
+    geometry_figures.plot_rays(content)
+    geometry_figures.plot_steps(content)
+    print("\n\n".join(geometry_tables.tables(content)))
     print(f"\nWrote {path}, geometry_ray.png and geometry_steps.png")
 
 

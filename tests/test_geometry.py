@@ -75,9 +75,8 @@ def test_autocorrelation_is_that_of_the_touches(shape: Any) -> None:
         autocorrelation_of(touched_gradients(grads, row), 3) for row in rows.tolist()
     ]
     assert np.isnan(expected).any()
-    np.testing.assert_allclose(
-        geometry.autocorrelation(history), expected, rtol=1e-4, atol=1e-6
-    )
+    actual = geometry.autocorrelation(history)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
 
 def ar1(phi: float, steps: int) -> np.ndarray:
@@ -114,7 +113,7 @@ def test_null_of_the_autocorrelation_is_a_random_order() -> None:
         autocorrelation_of(rng.permutation(np.float64(grads[:, 3])), 1)
         for _ in range(2000)
     ]
-    assert np.mean(shuffled) == pytest.approx(actual[3], abs=0.02)
+    assert np.mean(shuffled) == pytest.approx(float(actual[3]), abs=0.02)
 
 
 def test_drift_is_not_memory() -> None:
@@ -212,20 +211,18 @@ def test_no_other_product_of_row_and_column_is_nearer() -> None:
         assert other.divergence > best
 
 
-def test_the_null_is_what_factored_gradients_leave() -> None:
-    # Rows with 3 touches in all and rows with 600, of one exactly factored variance.
+@pytest.mark.parametrize("touches", [3, 100])
+def test_the_null_is_what_factored_gradients_leave(touches: int) -> None:
     rng = np.random.default_rng(5)
-    scale = np.outer(np.exp(rng.standard_normal(400)), np.exp(rng.standard_normal(D)))
-    grads = np.float32(scale * rng.standard_normal((600, 400, D)))
-    grads[np.arange(600) % 200 != 0, :200] = 0
-    few, many = jnp.arange(200), jnp.arange(200, 400)
-    for rows, expected in ((few, 3), (many, 500)):
-        moment = moment_of(grads, rows)
-        assert np.median(1 / moment.repeats) == pytest.approx(expected, rel=0.3)
-        actual = geometry.factorization_error(moment.dense, moment.col)
-        null = geometry.factored_null(KEY, moment)
-        drawn = geometry.factorization_error(null, moment.col)
-        np.testing.assert_allclose(actual.log_ratio, drawn.log_ratio, atol=0.1)
+    row, col = np.exp(rng.standard_normal(1000)), np.exp(rng.standard_normal(D))
+    noise = rng.standard_normal((touches, 1000, D))
+    moment = moment_of(np.float32(np.outer(row, col) * noise), jnp.arange(1000))
+    actual = geometry.factorization_error(moment.dense, moment.col)
+    null = geometry.factored_null(KEY, moment)
+    drawn = geometry.factorization_error(null, moment.col)
+    np.testing.assert_allclose(actual.log_ratio, drawn.log_ratio, atol=0.12)
+    np.testing.assert_allclose(actual.divergence, drawn.divergence, rtol=0.15)
+    assert actual.log_ratio[-1] - actual.log_ratio[0] > 2 / np.sqrt(touches)
 
 
 def test_touches_count_by_their_weights() -> None:
@@ -251,6 +248,7 @@ def test_shuffled_cells_are_the_same_cells() -> None:
 
 def test_sizes_of_steps() -> None:
     grads = sparse_gradients(20)
+    grads[:, 1] = 0  # never touched
     updates = np.float32(np.random.default_rng(6).standard_normal(grads.shape))
     steps = geometry.steps_init(jnp.zeros((V, D)))
     steps = fold(geometry.steps_update, steps, updates, grads)
@@ -262,9 +260,10 @@ def test_sizes_of_steps() -> None:
         path = size.sum(axis=0) / touched.sum(axis=0)
     mean = geometry.mean_steps(steps)
     np.testing.assert_allclose(mean.touched, at_touch, rtol=1e-5)
+    assert np.isnan(at_touch).any()
     seen = touched.any(axis=0)
-    assert not seen.all()
     np.testing.assert_allclose(mean.per_touch[seen], path[seen], rtol=1e-5)
+    assert np.isnan(mean.per_touch[~seen]).all()
     np.testing.assert_allclose(steps.largest, size.max(axis=0), rtol=1e-5)
 
 
@@ -355,7 +354,7 @@ def test_cosine_to_the_displacement() -> None:
 
 def test_a_line_is_a_line() -> None:
     rng = np.random.default_rng(10)
-    along = np.cumsum(rng.random((30, 1, 1)), axis=0)
+    along = np.cumsum(rng.random((30, 1, 1, 1)), axis=0)
     start, direction = rng.standard_normal((2, V, 2, D // 2))
     points = jnp.float32(start + along * direction)
     np.testing.assert_allclose(geometry.ray_share(points), 1, rtol=1e-5)
@@ -363,13 +362,13 @@ def test_a_line_is_a_line() -> None:
 
 
 def test_a_random_walk_is_nearly_two_thirds_a_line() -> None:
-    still = jnp.ones((200, 30, 1))
-    points = jnp.cumsum(jnp.pad(still, ((0, 0), (0, 0), (0, 511))), axis=0)
+    still = jnp.ones((120, 20, 1))
+    points = jnp.cumsum(jnp.pad(still, ((0, 0), (0, 0), (0, 255))), axis=0)
     null = geometry.random_walk(KEY, points)
     share = geometry.ray_share(null)
-    np.testing.assert_allclose(share.mean(), 6 / np.pi**2, atol=0.01)
+    np.testing.assert_allclose(share.mean(), 6 / np.pi**2, atol=0.02)
     cosine = jnp.mean(geometry.ray_cosine(null))
-    np.testing.assert_allclose(cosine, 199**-0.5, rtol=0.05)
+    np.testing.assert_allclose(cosine, 119**-0.5, rtol=0.05)
 
 
 def test_the_random_walk_has_the_same_steps() -> None:
@@ -478,7 +477,7 @@ def test_on_a_mesh(mode: AxisType, table: P) -> None:
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(mode, mode))
     specs = table, table, P(None, "y", "x"), P(None, "y")
     with jax.set_mesh(mesh):
-        shardings = [NamedSharding(mesh, spec) for spec in specs]
+        shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
         actual = jax.jit(everything)(*jax.device_put(args, shardings))
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, e, rtol=2e-5, atol=1e-6)
@@ -486,28 +485,36 @@ def test_on_a_mesh(mode: AxisType, table: P) -> None:
 
 
 def test_statistics_are_float32() -> None:
-    for dtype in (jnp.bfloat16, jnp.float16, jnp.float32):
-        args = everything_of(dtype)
-        states = jax.jit(everything)(*args)
-        types = {x.dtype for x in jax.tree.leaves(states)}
-        assert types == {jnp.dtype("float32"), jnp.dtype("int32")}
-        wide = jax.tree.map(
-            lambda x: x.astype("float32") if x.dtype == dtype else x, args
-        )
-        for a, e in zip(
-            jax.tree.leaves(states),
-            jax.tree.leaves(jax.jit(everything)(*wide)),
-            strict=True,
-        ):
-            np.testing.assert_allclose(a, e, rtol=1e-5)
-        points = jnp.cumsum(args[0], axis=0)
-        for x in (
-            geometry.ray_share(points),
-            geometry.ray_cosine(points),
-            geometry.random_walk(KEY, points),
-            *geometry.factorization_error(args[0][0] ** 2, (args[0][0] ** 2).mean(0)),
-        ):
-            assert x.dtype == jnp.float32
+    grads, updates, logits, targets = everything_of(jnp.bfloat16)
+    states = jax.jit(everything)(grads, updates, logits, targets)
+    types = {x.dtype for x in jax.tree.leaves(states)}
+    assert types == {jnp.dtype("float32"), jnp.dtype("int32")}
+    wide = (x.astype(jnp.float32) for x in (grads, updates, logits))
+    expected = jax.jit(everything)(*wide, targets)
+    for a, e in zip(jax.tree.leaves(states), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-5)
+    dense = jnp.square(grads[0])
+    for x in (
+        geometry.ray_share(grads),
+        geometry.ray_cosine(grads),
+        geometry.random_walk(KEY, grads),
+        *geometry.factorization_error(dense, dense.mean(axis=0)),
+    ):
+        assert x.dtype == jnp.float32
+
+
+def test_states_can_be_donated() -> None:
+    rows = jnp.arange(3)
+    states = (
+        geometry.history_init(TABLE, rows, 2),
+        geometry.second_moment_init(TABLE, rows),
+        geometry.steps_init(TABLE),
+        geometry.frequencies_init(V),
+    )
+    shapes = jax.tree.map(jnp.shape, states)
+    step = jax.jit(lambda x: jax.tree.map(jnp.negative, x), donate_argnums=0)
+    assert jax.tree.map(jnp.shape, step(states)) == shapes
+    assert not rows.is_deleted()
 
 
 TABLE = jnp.zeros((V, D))

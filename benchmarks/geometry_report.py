@@ -1,5 +1,0 @@
-from typing import Any
-
-
-def write(path: Any) -> None:
-    pass
