@@ -20,6 +20,17 @@ EVERY_ROW = jnp.arange(V)
 B2 = 0.999
 
 
+# Read as users may read them, compiled.
+autocorrelation = jax.jit(geometry.autocorrelation)
+autocorrelation_null = jax.jit(geometry.autocorrelation_null)
+factorization_error = jax.jit(geometry.factorization_error, static_argnames="quantiles")
+factored_null = jax.jit(geometry.factored_null)
+frequency_error = jax.jit(geometry.frequency_error)
+random_walk = jax.jit(geometry.random_walk)
+ray_cosine = jax.jit(geometry.ray_cosine)
+ray_share = jax.jit(geometry.ray_share)
+
+
 def sparse_gradients(steps: int, shape: Any = (V, D), seed: int = 0) -> np.ndarray:
     """Gradients [steps, V, *D] of rows that are touched more or less often."""
     rng = np.random.default_rng(seed)
@@ -75,7 +86,7 @@ def test_autocorrelation_is_that_of_the_touches(shape: Any) -> None:
         autocorrelation_of(touched_gradients(grads, row), 3) for row in rows.tolist()
     ]
     assert np.isnan(expected).any()
-    actual = geometry.autocorrelation(history)
+    actual = autocorrelation(history)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -95,15 +106,15 @@ def test_autocorrelation_of_an_ar1_process() -> None:
     grads[::2] = touched
     history = history_of(grads)
     expected = [0.6, 0.36, 0.216]
-    measured = geometry.autocorrelation(history).mean(axis=0)
+    measured = autocorrelation(history).mean(axis=0)
     np.testing.assert_allclose(measured, expected, atol=0.01)
-    assert abs(geometry.autocorrelation_null(history).mean()) < 0.01
+    assert abs(autocorrelation_null(history).mean()) < 0.01
 
 
 def test_null_of_the_autocorrelation_is_a_random_order() -> None:
     rng = np.random.default_rng(2)
     grads = np.float32(ar1(0.9, 12) + rng.standard_normal((V, D)))
-    actual = geometry.autocorrelation_null(history_of(grads))
+    actual = autocorrelation_null(history_of(grads))
     # All orders at once: the mean over all pairs.
     gram = np.einsum("tvd,svd->vts", *[np.float64(grads)] * 2)
     squares = np.trace(gram, axis1=1, axis2=2)
@@ -121,8 +132,8 @@ def test_drift_is_not_memory() -> None:
     drift = rng.standard_normal((V, D))
     grads = np.float32(drift + rng.standard_normal((200, V, D)))
     history = history_of(grads)
-    measured = geometry.autocorrelation(history).mean(axis=0)
-    null = geometry.autocorrelation_null(history).mean()
+    measured = autocorrelation(history).mean(axis=0)
+    null = autocorrelation_null(history).mean()
     assert null > 0.4
     np.testing.assert_allclose(measured, null, atol=0.01)
 
@@ -132,8 +143,8 @@ def test_rows_without_a_pair_have_no_autocorrelation() -> None:
     grads[2, 1] = 1
     history = history_of(grads)
     assert history.touches[1] == 1
-    assert np.isnan(geometry.autocorrelation(history)).all()
-    assert np.isnan(geometry.autocorrelation_null(history)).all()
+    assert np.isnan(autocorrelation(history)).all()
+    assert np.isnan(autocorrelation_null(history)).all()
 
 
 # Factorisation
@@ -184,8 +195,8 @@ def test_error_of_a_factorisation() -> None:
     divergence = np.sum(dense[seen] * np.log(dense[seen] / factored[seen]))
     divergence = (divergence - dense.sum() + factored.sum()) / dense.sum()
 
-    error = geometry.factorization_error(
-        jnp.float32(dense), jnp.float32(col), quantiles
+    error = factorization_error(
+        jnp.float32(dense), jnp.float32(col), quantiles=quantiles
     )
     np.testing.assert_allclose(error.log_ratio, expected, rtol=1e-4)
     np.testing.assert_allclose(error.divergence, divergence, rtol=1e-4)
@@ -196,7 +207,7 @@ def test_an_exact_factorisation_has_no_error() -> None:
     row, col = np.exp(3 * rng.standard_normal(V)), np.exp(rng.standard_normal(D))
     for size in (1.0, 1e-16):
         dense = jnp.float32(size * np.outer(row, col))
-        error = geometry.factorization_error(dense, dense.mean(axis=0))
+        error = factorization_error(dense, dense.mean(axis=0))
         np.testing.assert_allclose(error.log_ratio, 0, atol=5e-6)
         np.testing.assert_allclose(error.divergence, 0, atol=1e-6)
 
@@ -204,10 +215,10 @@ def test_an_exact_factorisation_has_no_error() -> None:
 def test_no_other_product_of_row_and_column_is_nearer() -> None:
     dense = jnp.float32(dense_moment(sparse_gradients(60)))
     col = dense.mean(axis=0)
-    best = geometry.factorization_error(dense, col).divergence
+    best = factorization_error(dense, col).divergence
     for seed in range(5):
         noise = jax.random.normal(jax.random.key(seed), col.shape)
-        other = geometry.factorization_error(dense, col * jnp.exp(0.1 * noise))
+        other = factorization_error(dense, col * jnp.exp(0.1 * noise))
         assert other.divergence > best
 
 
@@ -217,9 +228,9 @@ def test_the_null_is_what_factored_gradients_leave(touches: int) -> None:
     row, col = np.exp(rng.standard_normal(1000)), np.exp(rng.standard_normal(D))
     noise = rng.standard_normal((touches, 1000, D))
     moment = moment_of(np.float32(np.outer(row, col) * noise), jnp.arange(1000))
-    actual = geometry.factorization_error(moment.dense, moment.col)
-    null = geometry.factored_null(KEY, moment)
-    drawn = geometry.factorization_error(null, moment.col)
+    actual = factorization_error(moment.dense, moment.col)
+    null = factored_null(KEY, moment)
+    drawn = factorization_error(null, moment.col)
     np.testing.assert_allclose(actual.log_ratio, drawn.log_ratio, atol=0.12)
     np.testing.assert_allclose(actual.divergence, drawn.divergence, rtol=0.15)
     assert actual.log_ratio[-1] - actual.log_ratio[0] > 2 / np.sqrt(touches)
@@ -289,12 +300,12 @@ def steps_of(tx: Any, grads: Any) -> Any:
 @pytest.mark.usefixtures("standard_promotion")
 def test_a_cold_row_takes_the_longest_step(name: str) -> None:
     tx, b1 = OPTIMIZERS[name]
-    signs = np.random.default_rng(7).choice([-1.0, 1.0], (8000, V, 1))
+    signs = np.random.default_rng(7).choice([-1.0, 1.0], (6000, V, 1))
     grads = np.float32(signs) * np.ones((1, 1, 4), np.float32)
-    grads[:7900, 0] = grads[7901:, 0] = 0  # touched once, when bias is long gone
+    grads[:5900, 0] = grads[5901:, 0] = 0  # touched once, when bias is long gone
     steps = steps_of(tx, grads)
     longest = 1 / np.sqrt(1 - B2)
-    assert steps.largest[0] == pytest.approx((1 - b1) * longest, rel=2e-3)
+    assert steps.largest[0] == pytest.approx((1 - b1) * longest, rel=3e-3)
     assert steps.largest.max() <= geometry.step_bound(B2, b1) * (1 + 1e-5)
     # With a first moment the rest comes later.
     assert geometry.mean_steps(steps).per_touch[0] == pytest.approx(longest, rel=0.01)
@@ -333,13 +344,13 @@ def walk(times: int, rows: int, columns: int, seed: int = 9) -> np.ndarray:
     return np.cumsum(steps, axis=0)
 
 
-@pytest.mark.parametrize("times", [5, 60])  # fewer and more than columns
+@pytest.mark.parametrize("times", [5, 20])  # fewer and more than columns
 def test_share_of_the_first_component(times: int) -> None:
     points = walk(times, V, D)
     centred = points - points.mean(axis=0)
     variances = [np.linalg.svd(centred[:, i], compute_uv=False) ** 2 for i in range(V)]
     expected = [v[0] / v.sum() for v in variances]
-    actual = geometry.ray_share(jnp.float32(points))
+    actual = ray_share(jnp.float32(points))
     np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
 
@@ -348,26 +359,26 @@ def test_cosine_to_the_displacement() -> None:
     steps, displacement = np.diff(points, axis=0), points[-1] - points[0]
     lengths = np.linalg.norm(steps, axis=2) * np.linalg.norm(displacement, axis=1)
     expected = np.sum(steps * displacement, axis=2) / lengths
-    actual = geometry.ray_cosine(jnp.float32(points))
+    actual = ray_cosine(jnp.float32(points))
     np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_a_line_is_a_line() -> None:
     rng = np.random.default_rng(10)
-    along = np.cumsum(rng.random((30, 1, 1, 1)), axis=0)
+    along = np.cumsum(rng.random((20, 1, 1, 1)), axis=0)
     start, direction = rng.standard_normal((2, V, 2, D // 2))
     points = jnp.float32(start + along * direction)
-    np.testing.assert_allclose(geometry.ray_share(points), 1, rtol=1e-5)
-    np.testing.assert_allclose(geometry.ray_cosine(points), 1, rtol=1e-4)
+    np.testing.assert_allclose(ray_share(points), 1, rtol=1e-5)
+    np.testing.assert_allclose(ray_cosine(points), 1, rtol=1e-4)
 
 
 def test_a_random_walk_is_nearly_two_thirds_a_line() -> None:
     still = jnp.ones((120, 20, 1))
     points = jnp.cumsum(jnp.pad(still, ((0, 0), (0, 0), (0, 255))), axis=0)
-    null = geometry.random_walk(KEY, points)
-    share = geometry.ray_share(null)
+    null = random_walk(KEY, points)
+    share = ray_share(null)
     np.testing.assert_allclose(share.mean(), 6 / np.pi**2, atol=0.02)
-    cosine = jnp.mean(geometry.ray_cosine(null))
+    cosine = jnp.mean(ray_cosine(null))
     np.testing.assert_allclose(cosine, 119**-0.5, rtol=0.05)
 
 
@@ -375,16 +386,16 @@ def test_the_random_walk_has_the_same_steps() -> None:
     points = walk(20, V, D)
     points[5:10, 3] = points[4, 3]  # stands still
     points[:, 4] = 1  # and this one never moves
-    null = geometry.random_walk(KEY, jnp.float32(points))
+    null = random_walk(KEY, jnp.float32(points))
     assert null.shape == points.shape
     lengths = [np.linalg.norm(np.diff(x, axis=0), axis=2) for x in (null, points)]
     np.testing.assert_allclose(*lengths, rtol=1e-4, atol=1e-5)
     directions = np.diff(null, axis=0)[:, 0] / lengths[0][:, 0, None]
     assert np.abs(directions.sum(axis=0)).max() < 5 * np.sqrt(19 / D)
-    for statistic in (geometry.ray_share, geometry.ray_cosine):
+    for statistic in (ray_share, ray_cosine):
         for x in (null, jnp.float32(points)):
             assert np.isnan(statistic(x)[..., 4]).all()
-    assert np.isnan(geometry.ray_cosine(null)[4:9, 3]).all()
+    assert np.isnan(ray_cosine(null)[4:9, 3]).all()
 
 
 # Frequencies
@@ -415,9 +426,7 @@ def test_predicted_against_actual_frequency() -> None:
     np.testing.assert_allclose(frequencies.actual, actual)
 
     counts, edges = np.arange(V), np.array([1, 20])
-    error = geometry.frequency_error(
-        frequencies, jnp.asarray(counts), jnp.asarray(edges)
-    )
+    error = frequency_error(frequencies, jnp.asarray(counts), jnp.asarray(edges))
     bins = [counts < 1, (counts >= 1) & (counts < 20), counts >= 20]
     expected = [np.log(predicted[b].sum() / actual[b].sum()) for b in bins]
     np.testing.assert_allclose(error, expected, rtol=1e-4)
@@ -430,7 +439,7 @@ def test_calibrated_targets_have_no_error_but_chance() -> None:
     frequencies = frequencies_of(logits, targets)
     assert frequencies.actual.sum() == targets.size
     edges = jnp.arange(1, V)
-    error = geometry.frequency_error(frequencies, jnp.arange(V), edges)
+    error = frequency_error(frequencies, jnp.arange(V), edges)
     deviations = error * jnp.sqrt(frequencies.actual)  # in standard deviations
     assert jnp.abs(deviations).max() < 4
     assert 0.5 < jnp.std(deviations) < 1.5
@@ -464,43 +473,51 @@ def everything(grads: Any, updates: Any, logits: Any, targets: Any) -> Any:
     return jax.lax.scan(step, init, (grads, updates, logits, targets))[0]
 
 
-def everything_of(dtype: Any) -> Any:
+def batches(dtype: Any) -> Any:
+    """Arguments of `everything`, with numbers that bfloat16 has."""
     grads, (logits, targets) = sparse_gradients(4), text(48)
-    return *(jnp.asarray(x, dtype) for x in (grads, -grads, logits)), targets
+    exact = (jnp.asarray(x, jnp.bfloat16) for x in (grads, -grads, logits))
+    return *(x.astype(dtype) for x in exact), jnp.asarray(targets)
+
+
+@functools.cache
+def everything_in_float32() -> Any:
+    return jax.device_get(jax.jit(everything)(*batches(jnp.float32)))
+
+
+def assert_same(actual: Any, rtol: float) -> None:
+    expected = jax.tree.leaves(everything_in_float32())
+    for a, e in zip(jax.tree.leaves(actual), expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=rtol, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", [AxisType.Auto, AxisType.Explicit], ids=str)
-@pytest.mark.parametrize("table", [P(None, "x", None), P(None, "x", "y")], ids=str)
-def test_on_a_mesh(mode: AxisType, table: P) -> None:
-    args = everything_of(jnp.float32)
-    expected = jax.jit(everything)(*args)
+def test_on_a_mesh(mode: AxisType) -> None:
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(mode, mode))
+    table = P(None, "x", "y")
     specs = table, table, P(None, "y", "x"), P(None, "y")
     with jax.set_mesh(mesh):
         shardings = tuple(NamedSharding(mesh, spec) for spec in specs)
-        actual = jax.jit(everything)(*jax.device_put(args, shardings))
-    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, e, rtol=2e-5, atol=1e-6)
-        assert a.sharding.is_fully_replicated
+        args = jax.device_put(batches(jnp.float32), shardings)
+        actual = jax.jit(everything)(*args)
+    assert_same(actual, rtol=2e-5)
+    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(actual))
 
 
 def test_statistics_are_float32() -> None:
-    grads, updates, logits, targets = everything_of(jnp.bfloat16)
-    states = jax.jit(everything)(grads, updates, logits, targets)
+    args = batches(jnp.bfloat16)
+    states = jax.jit(everything)(*args)
     types = {x.dtype for x in jax.tree.leaves(states)}
     assert types == {jnp.dtype("float32"), jnp.dtype("int32")}
-    wide = (x.astype(jnp.float32) for x in (grads, updates, logits))
-    expected = jax.jit(everything)(*wide, targets)
-    for a, e in zip(jax.tree.leaves(states), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, e, rtol=1e-5)
-    dense = jnp.square(grads[0])
-    for x in (
-        geometry.ray_share(grads),
-        geometry.ray_cosine(grads),
-        geometry.random_walk(KEY, grads),
-        *geometry.factorization_error(dense, dense.mean(axis=0)),
-    ):
-        assert x.dtype == jnp.float32
+    assert_same(states, rtol=1e-5)
+    points, dense = args[0], jnp.square(args[0][0])
+    read = (
+        ray_share(points),
+        ray_cosine(points),
+        random_walk(KEY, points),
+        *factorization_error(dense, dense[0]),
+    )
+    assert {x.dtype for x in read} == {jnp.dtype("float32")}
 
 
 def test_states_can_be_donated() -> None:
