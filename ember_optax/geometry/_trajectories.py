@@ -22,6 +22,10 @@ def ray_share(points: jax.Array) -> jax.Array:
 
     Raises:
       ValueError: there are less than two times, or an axis is missing.
+
+    References:
+      `Token Geometry <https://arxiv.org/abs/2607.01455>`_, 2026, which says that tokens
+      move along a ray
     """
     x = _moved(points)
     x = jnp.swapaxes(x - jnp.mean(x, axis=0, keepdims=True), 0, 1)
