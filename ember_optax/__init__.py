@@ -1,5 +1,6 @@
 """Ember, the optimizer for token tables, as a first-class citizen of Optax."""
 
+from ember_optax import geometry as geometry
 from ember_optax import lazy as lazy
 from ember_optax._ember import EmberState as EmberState
 from ember_optax._ember import ember as ember

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import collectives, lazy, ngram_table, results
+from benchmarks import collectives, geometry_tables, lazy, ngram_table, results
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -55,3 +55,11 @@ def test_tables_of_lazy_rows_are_those_of_the_results() -> None:
     assert lazy.markdown(steps["measured"]) in page
     models = json.loads((results.RESULTS / "ngram_table.json").read_text())
     assert ngram_table.markdown(models["runs"]) in page
+
+
+def test_tables_of_geometry_are_those_of_the_results() -> None:
+    page = (ROOT / "docs" / "geometry.md").read_text()
+    content = json.loads((results.RESULTS / "geometry.json").read_text())
+    assert [
+        table for table in geometry_tables.tables(content) if table not in page
+    ] == []
