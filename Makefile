@@ -43,6 +43,7 @@ types: $(READY)  ## Check types
 
 bench: $(READY)  ## Measure traffic, time and collectives of a step against other optimizers
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.tpu_step
 	$(BIN)/python -m benchmarks.lazy
 	$(BIN)/python -m benchmarks.collectives
 
