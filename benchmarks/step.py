@@ -5,8 +5,9 @@
 What XLA allocates and reads is exact and the same everywhere. Times are medians of
 ratios in one process: each round runs the floor, optax.adam and one other optimizer,
 one after the other. The floor is the least that an optimizer does whose step depends on
-the whole gradient: a reduction over it, then `p - lr * g`. Writes `benchmarks/results/step.json` and `step.png` and prints the tables
-of docs/performance.md.
+the whole gradient: a reduction over it, then `p - lr * g`. Writes
+`benchmarks/results/step.json` and `step.png` and prints the tables of
+docs/performance.md.
 """
 
 import argparse
@@ -37,16 +38,17 @@ MUON_ROWS = 10_000
 def floor() -> optax.GradientTransformation:
     """Reduces the gradient, then takes a step along it."""
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        del state, params
-        sums = jnp.sum(jnp.square(grads.astype(jnp.float32)), axis=1)
-        # Else XLA:CPU stores a float32 copy of a bfloat16 gradient.
-        grads, sums = jax.lax.optimization_barrier((grads, sums))
-        return -1e-2 * grads, sums
+    def init(params: Any) -> Any:
+        return jnp.zeros(params.shape[0], jnp.float32)
 
-    return optax.GradientTransformation(
-        lambda table: jnp.zeros(table.shape[0], jnp.float32), update
-    )
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del state, params
+        sums = jnp.sum(jnp.square(updates.astype(jnp.float32)), axis=1)
+        # Else XLA:CPU stores a float32 copy of a bfloat16 gradient.
+        updates, sums = jax.lax.optimization_barrier((updates, sums))
+        return -1e-2 * updates, sums
+
+    return optax.GradientTransformation(init, update)
 
 
 OPTIMIZERS: dict[str, Optimizer] = {

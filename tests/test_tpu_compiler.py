@@ -128,6 +128,16 @@ def test_both_statistics_are_taken_in_one_pass(
     assert compiled.memory_analysis().temp_size_in_bytes < 10**6
 
 
+@pytest.mark.parametrize("name", ["v5p:4x4x4", "v6e:4x4"])
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+def test_sharded_statistics_are_taken_in_one_pass(name: str, layout: str) -> None:
+    mesh = make_mesh(name, AxisType.Auto)
+    compiled = compile_ember(mesh, LAYOUTS[layout], SHAPES[:2])
+    shard_bytes = 2 * 4 * 131072 * 4096 / mesh.shape["x"]
+    # The collective and its packing come on top.
+    assert compiled.cost_analysis()["bytes accessed"] <= 4.1 * shard_bytes
+
+
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize(
     ("family", "dtype", "tied"),
