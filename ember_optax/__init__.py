@@ -10,5 +10,7 @@ from ember_optax._state_shardings import opt_state_shardings as opt_state_shardi
 from ember_optax._summary import Summary as Summary
 from ember_optax._summary import TableSummary as TableSummary
 from ember_optax._summary import summarize as summarize
+from ember_optax._surgery import from_adam as from_adam
+from ember_optax._surgery import to_adam as to_adam
 
 __version__ = "0.1.0"
