@@ -6,6 +6,7 @@ from ember_optax._ember import ember as ember
 from ember_optax._ember import scale_by_ember as scale_by_ember
 from ember_optax._labels import label_token_tables as label_token_tables
 from ember_optax._moments import TableMoments as TableMoments
+from ember_optax._resize import resize_vocab as resize_vocab
 from ember_optax._state_shardings import opt_state_shardings as opt_state_shardings
 from ember_optax._summary import Summary as Summary
 from ember_optax._summary import TableSummary as TableSummary

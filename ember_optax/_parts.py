@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
@@ -65,7 +66,7 @@ def moments_by_path(state: Any) -> dict[str, Dense | Factored]:
         elif isinstance(part, optax.ScaleByAdamState):
             mu = jax.tree.leaves(part.mu)
             for m, (path, nu) in zip(mu, named_leaves(part.nu), strict=True):
-                add(path, Dense(part.count, m, nu))
+                add(path, Dense(jnp.asarray(part.count), m, nu))
     if not found:
         leaves = ", ".join(quoted(path) for path, _ in named_leaves(state)[:5])
         raise ValueError(
