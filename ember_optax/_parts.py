@@ -94,7 +94,9 @@ def counters(state: Any) -> dict[str, jax.Array]:
 
 
 def common_count(counts: Mapping[str, jax.Array]) -> jax.Array:
-    """Returns the one count that all have; while tracing, the first.
+    """Returns a copy of the one count that all have; while tracing, of the first.
+
+    No array may be twice in a state, or it could not be donated.
 
     Args:
       counts: int32[], by what they belong to.
@@ -110,4 +112,4 @@ def common_count(counts: Mapping[str, jax.Array]) -> jax.Array:
             " tx there is one for all of them. Set them to the one that is right, with"
             " optax.tree.set(state, count=...)."
         )
-    return next(iter(counts.values()))
+    return jnp.array(next(iter(counts.values())))

@@ -228,10 +228,10 @@ def _with_steps(state: Any, steps: jax.Array) -> Any:
 
     def convert(part: Any) -> Any:
         if is_counter(part):
-            return part._replace(count=steps)
+            return part._replace(count=jnp.array(steps))
         if isinstance(part, optax.InjectStatefulHyperparamsState):
             return part._replace(
-                count=steps,
+                count=jnp.array(steps),
                 hyperparams_states=_with_steps(part.hyperparams_states, steps),
                 inner_state=_with_steps(part.inner_state, steps),
             )

@@ -63,7 +63,7 @@ def make_grads(seed: int, params: Any) -> Any:
 
 
 def make_state(tx: Any, params: Any, rng_seed: int = 0) -> Any:
-    """A state long after the start, of tokens that occur as :func:`make_grads` has it."""
+    """A state long after the start, for tokens that occur as in `make_grads`."""
     rng = np.random.default_rng(rng_seed)
 
     def fill(part: Any) -> Any:

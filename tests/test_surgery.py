@@ -240,6 +240,15 @@ def test_all_counts_are_the_number_of_steps(kind: str) -> None:
     assert {int(count) for _, count in found} == {STEPS}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_state_can_be_donated(kind: str) -> None:
+    """For which no array may be in it twice."""
+    old, new = chains(kind)
+    params, state = train(old, make_params(), 1)
+    switched = ember_optax.from_adam(state, new, params)
+    jax.jit(lambda state: state, donate_argnums=0)(switched)
+
+
 def test_schedules_go_on_at_their_own_step() -> None:
     """Which is not Adam's where the schedule was started again."""
     params, (adam, decay, schedule) = adam_run()
