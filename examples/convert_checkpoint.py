@@ -92,7 +92,7 @@ def _with_other_optimizer(
             f"The tables are trained with {name!r}, but only adam and ember can be"
             " converted into each other."
         )
-    new = ConfigDict(config.to_dict())
+    new: Config = ConfigDict(config.to_dict())
     new.tables.update(optimizer=_OTHER[name], learning_rate=learning_rate, b2=b2)
     return new
 

@@ -204,7 +204,7 @@ def complete_steps(directory: Path) -> list[int]:
     return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit())
 
 
-def read_config(path: Path) -> Config:
+def read_config(path: Any) -> Config:
     """Returns the config of the run that wrote a checkpoint."""
     return ConfigDict(ocp.JsonCheckpointHandler().restore(path / "config"))
 
