@@ -1,6 +1,6 @@
 """A vocabulary that grows, shrinks or is reordered in the middle of a run."""
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import chex
@@ -31,6 +31,7 @@ def make_params(n_tokens: int = V) -> dict[str, Any]:
     return {**tables, "mlp": {"kernel": jnp.zeros((D, D))}}
 
 
+@cache
 def make_tx(**options: Any) -> optax.GradientTransformationExtraArgs:
     """Ember with a learning rate of 1, so that updates are steps in units of it."""
     return optax.chain(
