@@ -188,6 +188,24 @@ def check_gradients(
             )
 
 
+def axis_of_tokens(path: str, shape: tuple[int, ...], moments: TableMoments) -> int:
+    """Returns the axis of a table that its `row` belongs to.
+
+    Of several that fit, as in a square table, the first.
+
+    Raises:
+      ValueError: none fits.
+    """
+    row, col = moments
+    for axis, size in enumerate(shape):
+        if ((size,), shape[:axis] + shape[axis + 1 :]) == (row.shape, col.shape):
+            return axis
+    raise ValueError(
+        f"{quoted(path)} has the shape {shape}, but its state is a row of {row.shape}"
+        f" and a col of {col.shape}. Give the state and the parameters of one model."
+    )
+
+
 def _check_table(path: str, leaf: Any) -> None:
     way_out = (
         "Only token tables belong to Ember: route everything else to another optimizer"

@@ -119,8 +119,7 @@ def precondition(
         scale = _mean(col, names and names.columns)
     else:
         scale = _mean(row, names and names.rows)
-    decayed = count.astype(dtype) * jnp.log1p(-jnp.asarray(1 - b2, dtype))
-    scale = scale * -jnp.expm1(decayed)
+    scale = scale * bias_correction(b2, count, dtype)
     col_factor = col / jnp.maximum(scale, jnp.finfo(dtype).tiny)
 
     # Taking roots before the product costs V + D of them and cannot underflow.
@@ -129,6 +128,50 @@ def precondition(
     col_root = jnp.expand_dims(_root(col_factor), axis)
     update = grad.astype(dtype) / (row_root * col_root + jnp.asarray(eps, dtype))
     return update.astype(grad.dtype)
+
+
+def bias_correction(
+    b2: float | jax.Array, count: jax.Array, dtype: DTypeLike
+) -> jax.Array:
+    """Returns 1 - b2^t, by which a mean of t steps that began at 0 is too small.
+
+    Args:
+      b2: decay of the mean, in [0, 1).
+      count: int32 scalar, t.
+      dtype: floating dtype of the result.
+    """
+    decayed = count.astype(dtype) * jnp.log1p(-jnp.asarray(1 - b2, dtype))
+    return -jnp.expm1(decayed)
+
+
+def fold(nu: jax.Array, scale: jax.Array, axis: int) -> TableMoments:
+    """Returns the means of a dense second moment over columns and over rows.
+
+    Args:
+      nu: second moment of a table, any floating dtype.
+      scale: what to multiply with, in the dtype of the result.
+      axis: the axis that holds the tokens.
+    """
+    columns = tuple(a for a in range(nu.ndim) if a != axis)
+    row = jnp.mean(nu, axis=columns, dtype=scale.dtype)
+    return TableMoments(scale * row, scale * jnp.mean(nu, axis=axis, dtype=scale.dtype))
+
+
+def unfold(moments: TableMoments, scale: jax.Array, axis: int) -> jax.Array:
+    """Returns the dense second moment row_i col_j / mean(row), of which `fold` is.
+
+    With `column_mean="active"` the scale is mean(row); else mean(col), which is equal.
+
+    Args:
+      moments: of a table.
+      scale: what to multiply with, in their dtype.
+      axis: the axis that is to hold the tokens.
+    """
+    row, col = moments
+    mean = jnp.maximum(jnp.mean(row), jnp.finfo(row.dtype).tiny)
+    columns = tuple(a for a in range(col.ndim + 1) if a != axis)
+    row = jnp.expand_dims(scale * row, columns)
+    return row * jnp.expand_dims(col / mean, axis)
 
 
 def _n_shards(names: tuple[str, ...] | None) -> int:

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
 
 from examples.lm import Config, processes
 from examples.lm.program import State
@@ -81,8 +82,8 @@ def full_disk_explained(directory: Path, step: Callable[[], int]) -> Iterator[No
     except Exception as error:  # OSError or, from where Orbax writes arrays, ValueError
         if os.strerror(errno.ENOSPC) not in str(error):
             raise
-        complete = [int(p.name) for p in directory.glob("*") if p.name.isdigit()]
-        last = f"of step {max(complete)}" if complete else "none yet"
+        complete = complete_steps(directory)
+        last = f"of step {complete[-1]}" if complete else "none yet"
         raise DiskFull(
             f"The disk of {directory} is full, seen at step {step()}. The last complete"
             f" checkpoint is {last}. Free some space, then repeat the command with"
@@ -94,14 +95,22 @@ def save(
     manager: ocp.CheckpointManager,
     step: int,
     state: State,
-    batches: grain.DatasetIterator,
+    position: Any,
     config: Config,
 ) -> None:
-    """Starts writing a checkpoint; it counts only once it is complete."""
+    """Starts writing a checkpoint; it counts only once it is complete.
+
+    Args:
+      manager: of the run's directory.
+      step: number of steps taken.
+      state: after that step.
+      position: in the training batches, as their iterator's `get_state()` tells it.
+      config: of the run.
+    """
     manager.wait_until_finished()  # and has deleted the oldest
     with processes.fail_together():
         _check_space(manager.directory, state)
-    parts = {"config": config.to_dict(), "batches": batches.get_state()}
+    parts = {"config": config.to_dict(), "batches": position}
     parts["fingerprints"] = fingerprints(state) | _checksums(parts)
     json_args = {name: ocp.args.JsonSave(part) for name, part in parts.items()}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), **json_args)
@@ -143,7 +152,8 @@ def restore(
     damaged = {}
     for step in sorted(manager.all_steps(), reverse=True):
         try:
-            state, position = _read(manager, step, target, config)
+            path = manager.directory / str(step)
+            state, position = read(path, target, config)
         except Unusable:
             raise
         except Exception as error:  # Orbax has no type of its own for damage
@@ -189,10 +199,28 @@ def _fingerprints(state: State) -> jax.Array:
     return jnp.stack([of(x) for x in jax.tree.leaves(state)])
 
 
-def _read(
-    manager: ocp.CheckpointManager, step: int, target: State, config: Config
-) -> tuple[State, Any]:
-    path = manager.directory / str(step)
+def complete_steps(directory: Path) -> list[int]:
+    """Returns the steps of all complete checkpoints in a directory, in order."""
+    return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit())
+
+
+def read_config(path: Any) -> Config:
+    """Returns the config of the run that wrote a checkpoint."""
+    return ConfigDict(ocp.JsonCheckpointHandler().restore(path / "config"))
+
+
+def read(path: Any, target: State, config: Config) -> tuple[State, Any]:
+    """Returns the state of one checkpoint and the position in the training batches.
+
+    Args:
+      path: directory of the checkpoint, a `pathlib.Path` or one of Orbax.
+      target: shapes, dtypes and shardings to restore to.
+      config: of the run that is to go on.
+
+    Raises:
+      Unusable: the checkpoint is of another model, optimizer or config.
+      Exception: it is damaged.
+    """
     json_handler, arrays = ocp.JsonCheckpointHandler(), ocp.StandardCheckpointHandler()
     # Not by `manager.restore`: there, a process that can read its part waits for ever
     # for one that cannot.

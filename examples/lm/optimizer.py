@@ -47,10 +47,15 @@ def table_optimizer(
     tuned = config.tables.tuned[name]
     learning_rate = _first(config.tables.learning_rate, tuned.learning_rate)
     return optax.chain(
-        scale_by(_first(config.tables.b2, tuned.b2), param_shardings),
+        scale_by(table_b2(config), param_shardings),
         optax.add_decayed_weights(config.tables.weight_decay),
         optax.scale_by_learning_rate(schedule(config, learning_rate)),
     )
+
+
+def table_b2(config: Config) -> Any:
+    """Returns the decay of the second moment of the tables, None without one."""
+    return _first(config.tables.b2, config.tables.tuned[config.tables.optimizer].b2)
 
 
 _TABLES = {

@@ -91,9 +91,9 @@ def _train(
                 if step % config.eval_every == 0 or step == config.steps:
                     record(validation_loss=evaluate(state.params))
                 if step % config.checkpoint_every == 0 or step == config.steps:
-                    checkpoints.save(manager, step, state, batches, config)
+                    checkpoints.save(manager, step, state, batches.get_state(), config)
         if manager.latest_step() != step:
-            checkpoints.save(manager, step, state, batches, config)
+            checkpoints.save(manager, step, state, batches.get_state(), config)
     loss, seconds = (last(log.records, name) for name in ("validation_loss", "seconds"))
     return Result(step, loss, seconds, log.records)
 
