@@ -245,7 +245,8 @@ def main() -> None:
             runs.append(train(config, tokens, args.rows, args.every))
     cost = measure_cost(config, tokens, args.rows)
     settings = {"b2": B2, "learning_rates": LEARNING_RATES, **vars(args)}
-    content = {**settings, "cost": cost, "runs": runs}
+    evidence = geometry_tables.evidence(runs)
+    content = {**settings, "evidence": evidence, "cost": cost, "runs": runs}
     path = results.write("geometry", content)
     geometry_figures.plot_rays(content)
     geometry_figures.plot_steps(content)

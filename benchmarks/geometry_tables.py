@@ -38,6 +38,25 @@ def rays(runs: Any) -> str:
     return markdown(lines, left=2)
 
 
+def evidence(runs: Any) -> dict[str, str]:
+    """Returns what docs/evidence.md says of the claim that tokens move along a ray.
+
+    It counts as reproduced where, in every group of rows, half of what a random walk
+    leaves off the line lies on it.
+    """
+    found, on_line = [], []
+    for group in ("rare", "middle", "frequent"):
+        for name in ("embedding", "head"):
+            at = "ember", "matrices", name, "ray", group
+            share = read(runs, *at, "actual", "share")[MEDIAN]
+            walk = read(runs, *at, "walk", "share")[MEDIAN]
+            found.append(f"{label(name, group)} {share:.2f} ({walk:.2f})")
+            on_line.append(share > (1 + walk) / 2)
+    text = "variance of a row's path on one line, Ember (a random walk): "
+    verdict = "reproduced at this scale" if all(on_line) else "not reproduced"
+    return {"found": text + ", ".join(found), "verdict": verdict}
+
+
 def autocorrelations(runs: Any) -> str:
     lines = [["rows", "tables with", "lag 1", "2", "3", "4", "random order"]]
     for name, group in groups(runs):
