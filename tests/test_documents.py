@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import collectives, geometry_tables, lazy, ngram_table, results
+from benchmarks import (
+    collectives,
+    geometry_tables,
+    lazy,
+    ngram_table,
+    results,
+    step,
+    tpu_step,
+)
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -63,3 +71,17 @@ def test_tables_of_geometry_are_those_of_the_results() -> None:
     assert [
         table for table in geometry_tables.tables(content) if table not in page
     ] == []
+
+
+def test_tables_of_steps_are_those_of_the_results() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text()
+    on_cpu = json.loads((results.RESULTS / "step.json").read_text())["measured"]
+    assert [table for table in on_cpu if step.markdown(on_cpu[table]) not in page] == []
+    on_tpu = json.loads((results.RESULTS / "tpu_step.json").read_text())["measured"]
+    assert tpu_step.markdown_of_training(on_tpu) in page
+    for table, dtype in (
+        ("256128x2048", "float32"),
+        ("256128x2048", "bfloat16"),
+        ("50304x768", "float32"),
+    ):
+        assert tpu_step.markdown_of_tables(on_tpu, table, dtype) in page
