@@ -1,0 +1,172 @@
+"""Which runs the study consists of, some of which depend on the results of others.
+
+A case is what a run differs in from the others. Each case is tuned first, by a search
+for the learning rate of its tables with one seed, and then run at the best one with
+seeds that the search has not seen.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from examples.study.arms import ARMS
+from examples.study.records import Losses
+from examples.study.run import Settings
+
+Case = dict[str, Any]
+
+SEEDS = (1, 2, 3, 4, 5)  # the searches use seed 0
+RIVALS = ("ember", "adam", "adam95")
+BODY_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+BODY_CASES: tuple[Case, ...] = (
+    {"arm": "ember", "b2": 0.999, "lr": 0.01},
+    {"arm": "adam95", "b2": 0.95, "lr": 0.056},
+)
+B2S = (0.9, 0.95, 0.99, 0.9999)
+BATCHES = (8, 32, 128, 512)
+WIDTHS = (48, 192)
+
+ARM_CASES: list[Case] = [{"arm": arm} for arm in ARMS]
+CASES: dict[str, list[Case]] = {
+    "seeds": ARM_CASES,
+    "b2": [{"arm": "ember", "b2": b2} for b2 in B2S],
+    "muon": [{"arm": arm, "body": "muon"} for arm in RIVALS],
+    "tables": [{"arm": "ember", "tables": table} for table in ("embed", "lm_head")],
+    "tied": [{"arm": arm, "tied": True} for arm in RIVALS],
+    # Short windows, so that the largest batch still makes 32 steps.
+    "batch": [
+        {"arm": arm, "batch": batch, "window": 16}
+        for batch, arm in itertools.product(BATCHES, RIVALS)
+    ],
+    "size": [
+        {"arm": arm, "width": width} for width, arm in itertools.product(WIDTHS, RIVALS)
+    ],
+}
+STAGES = ("body", "sweep", *CASES)
+
+
+class WaitingFor(Exception):
+    """The answer depends on runs that are not finished."""
+
+    def __init__(self, runs: Sequence[Settings]):
+        super().__init__(f"{len(runs)} runs are not finished")
+        self.runs = runs
+
+
+def missing(stage: str, losses: Losses) -> Iterator[Settings]:
+    """Yields the runs of a stage that can be done now and are not finished."""
+    if stage == "body":
+        jobs = [lambda body=body: _body_runs(body) for body in ("adamw", "muon")]
+    elif stage == "sweep":
+        jobs = [lambda case=case: [tuned(case, losses)] for case in ARM_CASES]
+    else:
+        jobs = [lambda case=case: seeded(case, losses) for case in CASES[stage]]
+    for job in jobs:
+        try:
+            runs = job()
+        except WaitingFor as waiting:
+            runs = waiting.runs
+        yield from (run for run in runs if run not in losses)
+
+
+def seeded(case: Case, losses: Losses) -> list[Settings]:
+    """Returns the runs of a case at its best learning rate.
+
+    Raises:
+      WaitingFor: that learning rate is not known yet.
+    """
+    best = tuned(case, losses)
+    return [dataclasses.replace(best, seed=seed) for seed in SEEDS]
+
+
+def tuned(case: Case, losses: Losses) -> Settings:
+    """Returns a case at its best learning rate, with the seed of the search.
+
+    Raises:
+      WaitingFor: it is not known yet.
+    """
+    arm = ARMS[case["arm"]]
+    base = start(case, losses)
+    if case.keys() == {"arm"}:
+        return search(dataclasses.replace(base, lr=arm.center), losses, reach=2)
+    center = tuned({"arm": case["arm"]}, losses).lr
+    return search(dataclasses.replace(base, lr=center), losses, reach=1)
+
+
+def start(case: Case, losses: Losses) -> Settings:
+    """Returns the settings of a case but for its own learning rate."""
+    case = {"b2": ARMS[case["arm"]].b2, "lr": math.nan} | case
+    if "tables" in case:
+        case["other_lr"] = tuned({"arm": "adam"}, losses).lr
+    body_lr = best_body_rate(case.get("body", "adamw"), losses)
+    run = Settings(**case, body_lr=body_lr)
+    # The usual rule for another number of tokens in a step.
+    scale = math.sqrt(run.batch * run.window / (Settings.batch * Settings.window))
+    return dataclasses.replace(run, body_lr=float(f"{body_lr * scale:.3g}"))
+
+
+def search(center: Settings, losses: Losses, reach: int) -> Settings:
+    """Returns the run with the best learning rate of the tables.
+
+    Learning rates are powers of 10^(1/4). The search tries every second of them,
+    `reach` to each side of the center, goes on where the best is at an edge, and in
+    the end tries both neighbours of the best.
+
+    Raises:
+      WaitingFor: runs are missing.
+    """
+    middle = round(4 * math.log10(center.lr))
+    tried = {middle + 2 * i for i in range(-reach, reach + 1)}
+    while True:
+        best = _best(center, tried, losses)
+        if best == min(tried):
+            tried.add(best - 2)
+        elif best == max(tried):
+            tried.add(best + 2)
+        else:
+            break
+    best = _best(center, {best - 1, best, best + 1}, losses)
+    return _at(center, best)
+
+
+def sweep(case: Case, losses: Losses) -> dict[float, float]:
+    """Returns the losses of a case with the seed of the search, by learning rate."""
+    base = start(case, losses)
+    same = {run.lr: dataclasses.replace(base, lr=run.lr) == run for run in losses}
+    rates = sorted(rate for rate, is_same in same.items() if is_same)
+    return {rate: losses[dataclasses.replace(base, lr=rate)] for rate in rates}
+
+
+def best_body_rate(body: str, losses: Losses) -> float:
+    """Returns the learning rate of the body that is best for Ember and Adam together.
+
+    Raises:
+      WaitingFor: runs are missing.
+    """
+    runs = _require(_body_runs(body), losses)
+    return min(
+        BODY_RATES,
+        key=lambda rate: sum(losses[run] for run in runs if run.body_lr == rate),
+    )
+
+
+def _body_runs(body: str) -> list[Settings]:
+    cases = itertools.product(BODY_RATES, BODY_CASES)
+    return [Settings(**case, body=body, body_lr=rate) for rate, case in cases]
+
+
+def _best(center: Settings, tried: set[int], losses: Losses) -> int:
+    _require([_at(center, k) for k in sorted(tried)], losses)
+    return min(sorted(tried), key=lambda k: losses[_at(center, k)])
+
+
+def _at(center: Settings, k: int) -> Settings:
+    return dataclasses.replace(center, lr=float(f"{10 ** (k / 4):.2g}"))
+
+
+def _require(runs: list[Settings], losses: Losses) -> list[Settings]:
+    if not all(run in losses for run in runs):
+        raise WaitingFor([run for run in runs if run not in losses])
+    return runs
