@@ -21,6 +21,7 @@ Stages, in this order; each does what it needs of earlier ones:
     tied    one table for input and output
     batch   8 to 512 sequences of 16 tokens
     size    two more widths
+    length  a quarter of the tokens, and four times as many
 """
 
 import argparse

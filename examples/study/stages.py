@@ -27,6 +27,7 @@ BODY_CASES: tuple[Case, ...] = (
 B2S = (0.9, 0.95, 0.99, 0.9999)
 BATCHES = (8, 32, 128, 512)
 WIDTHS = (48, 192)
+LENGTHS = (65_536, 1_048_576)  # tokens
 
 ARM_CASES: list[Case] = [{"arm": arm} for arm in ARMS]
 CASES: dict[str, list[Case]] = {
@@ -42,6 +43,17 @@ CASES: dict[str, list[Case]] = {
     ],
     "size": [
         {"arm": arm, "width": width} for width, arm in itertools.product(WIDTHS, RIVALS)
+    ],
+    "length": [
+        case | {"tokens": tokens}
+        for tokens in LENGTHS
+        for case in (
+            {"arm": "ember"},
+            {"arm": "ember", "b2": 0.95},
+            {"arm": "ember_growing"},
+            {"arm": "adam"},
+            {"arm": "adam95"},
+        )
     ],
 }
 STAGES = ("body", "sweep", *CASES)
