@@ -51,7 +51,7 @@ def muon() -> optax.GradientTransformation:
 
 
 class RowState(NamedTuple):
-    count: jax.Array  # int32[], steps taken
+    count: Any  # int32[], steps taken
     row: optax.Params  # one second moment for each token, in [V, 1] or [1, V]
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -65,7 +65,7 @@ class Settings:
 
 def make_config(run: Settings) -> Config:
     """Returns the config of `make pretrain`, changed by the settings of a run."""
-    config = get_config()
+    config: Config = get_config()
     config.update(
         steps=run.steps, batch_size=run.batch, sequence_length=run.window, seed=run.seed
     )
@@ -92,7 +92,11 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns the optimizer of a whole model; learning rates may be traced."""
     arm = table_optimizer(config, run.arm, lr, run.b2)
-    optimizers = {"embed": arm, "lm_head": arm, "body": body_optimizer(config)}
+    optimizers: dict[Hashable, optax.GradientTransformation] = {
+        "embed": arm,
+        "lm_head": arm,
+        "body": body_optimizer(config),
+    }
     if run.tables != "both":
         other = "lm_head" if run.tables == "embed" else "embed"
         optimizers[other] = table_optimizer(config, "adam", other_lr, 0.999)
@@ -151,7 +155,8 @@ def execute(run: Settings, tokens: data.Tokens, vocab_size: int) -> dict[str, An
       What is kept of it. The validation loss is that of the last step on the same
       text for every run with the same window; it is None where training diverged.
     """
-    compiled = dataclasses.replace(run, lr=0.0, other_lr=run.other_lr and 0.0, seed=0)
+    other_lr = None if run.other_lr is None else 0.0
+    compiled = dataclasses.replace(run, lr=0.0, other_lr=other_lr, seed=0)
     functions = make_functions(compiled, vocab_size)
     state = functions.init(run.seed)
     state_bytes = table_state_bytes(run, state.params)

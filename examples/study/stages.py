@@ -67,6 +67,11 @@ class WaitingFor(Exception):
         self.runs = runs
 
 
+def name_of(stage: str, case: Case) -> str:
+    """Returns the name of a row of the evidence, such as `batch/ember/8/16`."""
+    return "/".join(map(str, (stage, *case.values())))
+
+
 def missing(stage: str, losses: Losses) -> Iterator[Settings]:
     """Yields the runs of a stage that can be done now and are not finished."""
     if stage == "body":
