@@ -195,5 +195,6 @@ def table_state_bytes(run: Settings, params: Any) -> int:
 
 
 def _thinned(losses: list[float]) -> list[float]:
-    """Returns the means over 16 parts of a run."""
-    return [round(float(np.mean(part)), 4) for part in np.array_split(losses, 16)]
+    """Returns the means over 16 parts of a run, or fewer where it has fewer steps."""
+    parts = np.array_split(losses, min(16, len(losses)))
+    return [round(float(np.mean(part)), 4) for part in parts]

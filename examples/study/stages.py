@@ -19,7 +19,10 @@ Case = dict[str, Any]
 
 SEEDS = (1, 2, 3, 4, 5)  # the searches use seed 0
 RIVALS = ("ember", "adam", "adam95")
-BODY_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+BODY_RATES = {
+    "adamw": (1e-3, 2e-3, 4e-3, 8e-3),
+    "muon": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2),
+}
 BODY_CASES: tuple[Case, ...] = (
     {"arm": "ember", "b2": 0.999, "lr": 0.01},
     {"arm": "adam95", "b2": 0.95, "lr": 0.056},
@@ -75,7 +78,7 @@ def name_of(stage: str, case: Case) -> str:
 def missing(stage: str, losses: Losses) -> Iterator[Settings]:
     """Yields the runs of a stage that can be done now and are not finished."""
     if stage == "body":
-        jobs = [lambda body=body: _body_runs(body) for body in ("adamw", "muon")]
+        jobs = [lambda body=body: _body_runs(body) for body in BODY_RATES]
     elif stage == "sweep":
         jobs = [lambda case=case: [tuned(case, losses)] for case in ARM_CASES]
     else:
@@ -151,9 +154,8 @@ def search(center: Settings, losses: Losses, reach: int) -> Settings:
 def sweep(case: Case, losses: Losses) -> dict[float, float]:
     """Returns the losses of a case with the seed of the search, by learning rate."""
     base = start(case, losses)
-    same = {run.lr: dataclasses.replace(base, lr=run.lr) == run for run in losses}
-    rates = sorted(rate for rate, is_same in same.items() if is_same)
-    return {rate: losses[dataclasses.replace(base, lr=rate)] for rate in rates}
+    runs = [run for run in losses if dataclasses.replace(base, lr=run.lr) == run]
+    return {run.lr: losses[run] for run in sorted(runs, key=lambda run: run.lr)}
 
 
 def best_body_rate(body: str, losses: Losses) -> float:
@@ -164,13 +166,13 @@ def best_body_rate(body: str, losses: Losses) -> float:
     """
     runs = _require(_body_runs(body), losses)
     return min(
-        BODY_RATES,
+        BODY_RATES[body],
         key=lambda rate: sum(losses[run] for run in runs if run.body_lr == rate),
     )
 
 
 def _body_runs(body: str) -> list[Settings]:
-    cases = itertools.product(BODY_RATES, BODY_CASES)
+    cases = itertools.product(BODY_RATES[body], BODY_CASES)
     return [Settings(**case, body=body, body_lr=rate) for rate, case in cases]
 
 
