@@ -70,7 +70,11 @@ def make_config(run: Settings) -> Config:
         steps=run.steps, batch_size=run.batch, sequence_length=run.window, seed=run.seed
     )
     config.model.update(
-        width=run.width, mlp_width=3 * run.width, layers=run.layers, tied=run.tied
+        width=run.width,
+        mlp_width=3 * run.width,
+        layers=run.layers,
+        tied=run.tied,
+        vocab_multiple=1,  # the loss knows no padding
     )
     config.body.update(optimizer=run.body, learning_rate=run.body_lr)
     return config

@@ -104,7 +104,6 @@ def test_row_only_is_adam_without_momentum_where_columns_are_alike():
 def test_the_fast_loss_is_the_loss_of_the_other_programs(tied):
     tokens = jax.random.randint(jax.random.key(0), (2, 9), 0, VOCAB)
     config = run.make_config(tiny(tied=tied)).model
-    config.vocab_multiple = 1
     graph, params = nnx.split(Decoder(VOCAB, **config, rngs=nnx.Rngs(0)))
 
     @jax.jit
