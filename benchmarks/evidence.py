@@ -206,7 +206,10 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=PAGE, help="where to write")
     arguments = parser.parse_args()
     study = Study(records.read(arguments.results))
-    arguments.page.write_text(page(study))
+    try:
+        arguments.page.write_text(page(study))
+    except stages.WaitingFor as waiting:
+        raise SystemExit(f"Finish the stage `body` first: {waiting}.") from waiting
     figures = study_figures.draw_all(study, arguments.results.parent)
     print("Wrote", arguments.page, *figures)
 

@@ -93,11 +93,11 @@ def pareto(study: Study) -> Figure | None:
         point = row.state_bytes, row.mean
         axis.errorbar(*point, half, fmt="o", color=shade, capsize=2)
         # Labels of optimizers with equally much state are kept apart.
-        x, y = 1.25 * row.state_bytes + 100, row.mean
+        x, y = 1.7 * row.state_bytes + 200, row.mean
         if previous and row.state_bytes < 1.5 * previous[0] + 100:
             y = max(y, previous[1] + 0.022)
         label = f"{row.title}  {row.mean:.3f}"
-        line = {"arrowstyle": "-", "color": shade, "linewidth": 0.5}
+        line = {"arrowstyle": "-", "color": shade, "lw": 0.5, "relpos": (0, 0.5)}
         axis.annotate(
             label, point, (x, y), fontsize=8, color=shade, va="center", arrowprops=line
         )
