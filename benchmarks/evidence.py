@@ -9,76 +9,55 @@ in `benchmarks.study_rows`.
 import argparse
 import math
 import textwrap
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 from benchmarks import study_figures
 from benchmarks.evidence_claims import claims
+from benchmarks.evidence_tables import SECTIONS, markdown, table
 from benchmarks.study_rows import MARGIN, Row, Study, difference, setting
 from examples.optimizer_study import STUDY
 from examples.study import records, stages
+from examples.study.arms import ARMS
+from examples.study.run import Settings
 
 PAGE = Path("docs", "evidence.md")
 RERUN = "python -m examples.optimizer_study --row="
 
-SECTIONS = {
-    "seeds": (
-        "Optimizers of the tables",
-        "Everything but the tables is the same in all rows: model, data, schedule,"
-        " body AdamW. `factored RMS, debiased` is"
-        " `optax.scale_by_factored_rms` with a decay that makes it Ember.",
-    ),
-    "b2": (
-        "The decay b2 of Ember",
-        "b2 0.999 and the growing decay 1 - t^-0.8 are in the first table.",
-    ),
-    "muon": ("Muon as the optimizer of the body", ""),
-    "tables": (
-        "One table at a time",
-        "Ember on the input table (`embed`) or on the output table (`lm_head`), Adam"
-        " (b2 0.999) at its own best learning rate on the other.",
-    ),
-    "tied": ("One table for input and output", ""),
-    "batch": (
-        "Batch size",
-        "The same number of tokens in all rows, in windows of 16 tokens and not 64, so"
-        " that the largest batch still makes 32 steps. 512 sequences here are 8192"
-        " tokens. The learning rate of the body grows with the root of the tokens in a"
-        " step.",
-    ),
-    "size": ("Width of the model", "Two layers and the same number of tokens in all."),
-    "length": (
-        "Length of the run",
-        "A quarter of the tokens, and four times as many.",
-    ),
-}
 
+def page(study: Study, figures: Collection[str] = ()) -> str:
+    """Returns docs/evidence.md.
 
-def page(study: Study) -> str:
-    """Returns docs/evidence.md."""
+    Args:
+      study: the finished runs.
+      figures: names of the figures that were drawn.
+    """
+
+    def figure(name: str, title: str) -> str:
+        link = f"![{title}](../benchmarks/results/{name}.png)"
+        return link if name in figures else ""
+
     parts = [
         "# Evidence",
         "<!-- Made by `make report` from the finished runs: do not edit. -->",
         introduction(study),
         "## The claims of the paper",
-        _markdown(["claim", "what we found", "verdict", "made by"], claims(study)),
-        "![Ember minus Adam in every setting]"
-        "(../benchmarks/results/study_ember_minus_adam.png)",
+        markdown(["claim", "what we found", "verdict", "made by"], claims(study)),
+        figure("study_ember_minus_adam", "Ember minus Adam in every setting"),
         "## Where Ember loses",
         losing(study),
         "## How the learning rates were found",
         tuning(study),
-        "![Loss by learning rate](../benchmarks/results/study_lr.png)",
+        figure("study_lr", "Loss by learning rate of the tables"),
     ]
     for stage, (heading, text) in SECTIONS.items():
-        parts += [f"## {heading}", text, table(study, stage), *FIGURES.get(stage, [])]
+        parts += [f"## {heading}", text, table(study, stage)]
+        if stage == "seeds":
+            parts.append(figure("study_pareto", "Loss by bytes of state"))
+        if stage == "b2":
+            parts += [figure("study_b2", "Loss of Ember by b2"), decays(study)]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-FIGURES = {
-    "seeds": ["![Loss by state](../benchmarks/results/study_pareto.png)"],
-    "b2": ["![Loss by b2](../benchmarks/results/study_b2.png)"],
-}
 
 
 def introduction(study: Study) -> str:
@@ -97,8 +76,8 @@ def introduction(study: Study) -> str:
         on CPU cores, on the source code of Python's standard library with a vocabulary
         of 4096. The claims of the paper ("Token Geometry",
         [arXiv 2607.01455](https://arxiv.org/abs/2607.01455)) are about models and runs
-        that are thousands of times larger. What holds here need not hold there, and
-        the other way round.""",
+        that are far larger and longer. What holds here need not hold there, and the
+        other way round.""",
         f"""Losses are validation losses in nats per token, on the same text for all
         runs with windows of the same length. A row is an optimizer at its own best
         learning rate, run with {seeds} seeds that the search for that learning rate had
@@ -118,14 +97,48 @@ def introduction(study: Study) -> str:
 
 
 def losing(study: Study) -> str:
-    """Lists every comparison with an Adam that Ember loses."""
-    lines, n = [], 0
-    for ember, adam in study.against_adam():
-        found, n = difference(ember, adam), n + 1
-        if found.verdict == "worse":
-            lines.append(f"- {setting(ember)}: {found} against {adam.title}")
-    head = f"{len(lines)} of {n} comparisons of Ember (b2 0.999) with an Adam"
-    return "\n\n".join([f"{head}{':' if lines else '.'}", "\n".join(lines)]).strip()
+    """Counts the comparisons of Ember with an Adam and lists those that it loses."""
+    pairs = list(study.against_adam())
+    found = [difference(ember, adam) for ember, adam in pairs]
+    counts = Counter(d.verdict for d in found)
+    verdicts = ("better", "no worse", "undecided", "worse")
+    text = ", ".join(f"{verdict} in {counts[verdict]}" for verdict in verdicts)
+    lines = [
+        f"- {setting(ember)}: {d} against {adam.title}"
+        for (ember, adam), d in zip(pairs, found, strict=True)
+        if d.verdict == "worse"
+    ]
+    head = _paragraphs(
+        f"""Of {len(pairs)} comparisons of Ember (b2 0.999) with one of the two Adams in
+        the same setting, Ember is {text}{":" if lines else "."}"""
+    )
+    return "\n\n".join([head, "\n".join(lines)]).strip()
+
+
+def decays(study: Study) -> str:
+    """Says which decay of Ember was best for each length of the run."""
+    rows: dict[int, list[Row]] = {}
+    for row in (*study.rows("seeds"), *study.rows("b2"), *study.rows("length")):
+        if row.settings.arm in ("ember", "ember_growing"):
+            rows.setdefault(row.settings.tokens, []).append(row)
+    lines = []
+    for tokens, found in sorted(rows.items()):
+        usual = [row for row in found if row.settings.b2 == ARMS["ember"].b2]
+        best = min(found, key=lambda row: row.mean)
+        if len(found) < 3 or not usual:
+            continue
+        line = (
+            f"- {tokens:,} tokens ({best.settings.steps} steps), {len(found)} decays:"
+        )
+        line += f" best with {decay(best.settings)}"
+        if best is not usual[0]:
+            line += f", {difference(best, usual[0])} against {usual[0].settings.b2:g}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def decay(run: Settings) -> str:
+    return "a growing decay" if run.b2 is None else f"b2 {run.b2:g}"
 
 
 def tuning(study: Study) -> str:
@@ -145,57 +158,9 @@ def tuning(study: Study) -> str:
     )
 
 
-def table(study: Study, stage: str) -> str:
-    rows = study.rows(stage)
-    waiting = len(stages.CASES[stage]) - len(rows)
-    if stage == "seeds":
-        rows.sort(key=lambda row: row.mean)
-    cells = [_cells(study, stage, row) for row in rows]
-    head = ["tables", "setting", "lr", "loss", "minus Ember"]
-    head += ["minus Adam, b2 0.999", "minus Adam, b2 0.95", "state, bytes", "name"]
-    note = f"{waiting} rows of this table are not finished." if waiting else ""
-    return "\n\n".join(x for x in (_markdown(head, cells) if cells else "", note) if x)
-
-
-def _cells(study: Study, stage: str, row: Row) -> list[str]:
-    # Rows that only Ember has are compared with those of the main setting.
-    alone = stage in ("b2", "tables")
-    place = ("seeds", {}) if alone else (stage, row.case)
-    changes = {k: v for k, v in place[1].items() if k not in ("arm", "b2")}
-    arms = ("ember", "adam", "adam95")
-    rivals = [study.row(place[0], {"arm": arm} | changes) for arm in arms]
-    where = f"Ember on {row.settings.tables} only" if stage == "tables" else ""
-    return [
-        row.title,
-        where or setting(row),
-        f"{row.settings.lr:g}",
-        _mean(row),
-        *(_difference(row, rival) for rival in rivals),
-        f"{row.state_bytes:,}",
-        f"`{row.name}`",
-    ]
-
-
-def _mean(row: Row) -> str:
-    if not math.isfinite(row.mean):
-        return "diverged"
-    return f"{row.mean:.3f} ± {row.deviation:.3f}"
-
-
-def _difference(row: Row, rival: Row | None) -> str:
-    if rival is None or rival.settings == row.settings:
-        return ""
-    return str(difference(row, rival))
-
-
 def _paragraphs(*texts: str) -> str:
     lines = (textwrap.fill(" ".join(text.split()), 92) for text in texts)
     return "\n\n".join(lines)
-
-
-def _markdown(head: list[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def main() -> None:
@@ -207,10 +172,10 @@ def main() -> None:
     arguments = parser.parse_args()
     study = Study(records.read(arguments.results))
     try:
-        arguments.page.write_text(page(study))
+        figures = study_figures.draw_all(study, arguments.results.parent)
+        arguments.page.write_text(page(study, [path.stem for path in figures]))
     except stages.WaitingFor as waiting:
         raise SystemExit(f"Finish the stage `body` first: {waiting}.") from waiting
-    figures = study_figures.draw_all(study, arguments.results.parent)
     print("Wrote", arguments.page, *figures)
 
 

@@ -75,7 +75,8 @@ def scaling(study: Study, stage: str, claim: str) -> list[str]:
             if worse
             else f"nowhere worse than {name}"
         )
-    return [claim, "; ".join(texts), "; ".join(verdicts), STAGE.format(stage)]
+    verdict = "; ".join([*verdicts, "not tested at scale"])
+    return [claim, "; ".join(texts), verdict, STAGE.format(stage)]
 
 
 def state(study: Study) -> list[str]:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import collectives, lazy, ngram_table, results
+from benchmarks import collectives, evidence, lazy, ngram_table, results
+from benchmarks.study_rows import Study
+from examples.study import records
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -55,3 +57,10 @@ def test_tables_of_lazy_rows_are_those_of_the_results() -> None:
     assert lazy.markdown(steps["measured"]) in page
     models = json.loads((results.RESULTS / "ngram_table.json").read_text())
     assert ngram_table.markdown(models["runs"]) in page
+
+
+def test_evidence_is_that_of_the_results() -> None:
+    page = (ROOT / "docs" / "evidence.md").read_text()
+    study = Study(records.read(results.RESULTS / "study.jsonl"))
+    figures = [path.stem for path in results.RESULTS.glob("study_*.png")]
+    assert evidence.page(study, figures) == page

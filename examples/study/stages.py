@@ -117,11 +117,11 @@ def tuned(case: Case, losses: Losses) -> Settings:
 
 def start(case: Case, losses: Losses) -> Settings:
     """Returns the settings of a case but for its own learning rate."""
-    case = {"b2": ARMS[case["arm"]].b2, "lr": math.nan} | case
-    if "tables" in case:
-        case["other_lr"] = tuned({"arm": "adam"}, losses).lr
     body_lr = best_body_rate(case.get("body", "adamw"), losses)
-    run = Settings(**case, body_lr=body_lr)
+    fixed: Case = {"lr": math.nan, "b2": ARMS[case["arm"]].b2, "body_lr": body_lr}
+    if "tables" in case:
+        fixed["other_lr"] = tuned({"arm": "adam"}, losses).lr
+    run = Settings(**fixed | case)
     # The usual rule for another number of tokens in a step.
     scale = math.sqrt(run.batch * run.window / (Settings.batch * Settings.window))
     return dataclasses.replace(run, body_lr=float(f"{body_lr * scale:.3g}"))
@@ -172,8 +172,8 @@ def best_body_rate(body: str, losses: Losses) -> float:
 
 
 def _body_runs(body: str) -> list[Settings]:
-    cases = itertools.product(BODY_RATES[body], BODY_CASES)
-    return [Settings(**case, body=body, body_lr=rate) for rate, case in cases]
+    pairs = itertools.product(BODY_RATES[body], BODY_CASES)
+    return [Settings(body=body, body_lr=rate, **case) for rate, case in pairs]
 
 
 def _best(center: Settings, tried: set[int], losses: Losses) -> int:
