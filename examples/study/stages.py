@@ -172,8 +172,11 @@ def best_body_rate(body: str, losses: Losses) -> float:
 
 
 def _body_runs(body: str) -> list[Settings]:
-    pairs = itertools.product(BODY_RATES[body], BODY_CASES)
-    return [Settings(body=body, body_lr=rate, **case) for rate, case in pairs]
+    return [
+        Settings(body=body, body_lr=rate, **case)
+        for rate in BODY_RATES[body]
+        for case in BODY_CASES
+    ]
 
 
 def _best(center: Settings, tried: set[int], losses: Losses) -> int:
