@@ -126,7 +126,7 @@ class Functions(NamedTuple):
     loss: Callable[[Any, Any], jax.Array]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2)  # each takes tens of megabytes
 def make_functions(run: Settings, vocab_size: int) -> Functions:
     """Returns functions that serve all learning rates of tables, and all seeds."""
     config = make_config(run)
