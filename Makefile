@@ -9,7 +9,7 @@ export TPU_ACCELERATOR_TYPE ?= v5p-128
 export TPU_WORKER_HOSTNAMES ?= localhost
 endif
 
-.PHONY: help pretrain pretrain-mesh test lint types bench clean
+.PHONY: help pretrain pretrain-mesh study report test lint types bench clean
 
 help:  ## Show this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -30,6 +30,13 @@ pretrain-mesh: $(READY)  ## The same in 2 processes with 4 devices each, beside 
 	  -m examples.pretrain --config=configs/pretrain_small.py \
 	  --config.workdir=runs/mesh --config.mesh.tensor=2 \
 	  --beside=runs/one_device/ember
+
+study: $(READY)  ## Repeat the optimizer study: hours; finished runs are not run again
+	JAX_PLATFORMS=cpu GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
+	  $(BIN)/python -m examples.optimizer_study
+
+report: $(READY)  ## Write docs/evidence.md and its figures from the finished runs
+	JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks.evidence
 
 test: $(READY)  ## Run all tests and doctests
 	$(BIN)/python -m pytest -n 2

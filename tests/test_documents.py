@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import (
     collectives,
+    evidence,
     geometry_tables,
     lazy,
     ngram_table,
@@ -15,6 +16,8 @@ from benchmarks import (
     step,
     tpu_step,
 )
+from benchmarks.study_rows import Study
+from examples.study import records
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -85,3 +88,10 @@ def test_tables_of_steps_are_those_of_the_results() -> None:
         ("50304x768", "float32"),
     ):
         assert tpu_step.markdown_of_tables(on_tpu, table, dtype) in page
+
+
+def test_evidence_is_that_of_the_results() -> None:
+    page = (ROOT / "docs" / "evidence.md").read_text()
+    study = Study(records.read(results.RESULTS / "study.jsonl"))
+    figures = [path.stem for path in results.RESULTS.glob("study_*.png")]
+    assert evidence.page(study, figures) == page
