@@ -45,20 +45,20 @@ def get_config() -> ConfigDict:
 
     # All arms start from the same model, trained with AdamW on the tables.
     config.pretraining = phase(
-        steps=400,
+        steps=300,
         batch_size=16,
         table_learning_rates={"ember": 1e-2, "adam": 1e-2},
         body_learning_rate=2e-3,
         tables="adam",
     )
     config.finetuning = phase(
-        steps=300,
+        steps=200,
         batch_size=16,
         table_learning_rates={"ember": 1e-3, "adam": 1e-3},
         body_learning_rate=5e-4,
     )
     config.eval_every = 50  # steps
-    config.eval_batches = 16
+    config.eval_batches = 8
 
     # A run replaces what an earlier one left here, unless it resumes it.
     config.workdir = "runs/finetune_small"

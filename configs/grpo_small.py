@@ -18,6 +18,8 @@ def get_config() -> ConfigDict:
     config.length = 3
     config.held_out = 512  # prompts to evaluate on
 
+    config.batch_sizes = (4, 16, 64)  # prompts in a step of GRPO, with --compare
+
     # Fields of tunix's ModelConfig for Qwen3.
     config.model = ConfigDict()
     config.model.num_layers = 2
@@ -44,7 +46,6 @@ def get_config() -> ConfigDict:
         table_learning_rates={"ember": 1e-3, "adam": 1e-3},
         body_learning_rate=1e-3,
     )
-    config.rl.batch_sizes = (4, 16, 64)  # what --compare runs
     config.rl.generations = 8  # answers to each prompt, compared with each other
     config.rl.temperature = 1.0
     config.rl.beta = 0.0  # weight of the divergence from the supervised model

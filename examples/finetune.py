@@ -66,8 +66,8 @@ def run(config: Config, compare: bool = False) -> dict[str, list[metrics.Record]
     params = nnx.state(model, nnx.Param)
     print(ember_optax.summarize(params), end="\n\n", flush=True)
     print(
-        f"{len(tasks.train.input_tokens):,} tasks to train on,"
-        f" {len(tasks.validation.input_tokens):,} to validate on\n",
+        f"{len(tasks.train.tokens):,} tasks to train on,"
+        f" {len(tasks.validation.tokens):,} to validate on\n",
         flush=True,
     )
     arms = {config.finetuning.tables.optimizer: config}
@@ -128,7 +128,7 @@ def finetune(
     phase = config.finetuning
     batches = instructions.batches(tasks.train, phase.batch_size, config.seed)
     held_out = instructions.batches(tasks.validation, phase.batch_size, seed=0)
-    n = max(1, len(tasks.validation.input_tokens) // phase.batch_size)
+    n = max(1, len(tasks.validation.tokens) // phase.batch_size)
     trainer = supervised.make_trainer(
         model, phase, config.eval_every, directory, phase.tables.optimizer
     )

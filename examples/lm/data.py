@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import grain
 import numpy as np
@@ -23,6 +23,7 @@ _CACHE_VERSION = 1
 # A window is a slice of an array in memory: threads would only cost.
 _NO_THREADS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
+T = TypeVar("T")
 
 ALL = slice(None)
 
@@ -88,8 +89,8 @@ def _cached(
 
 
 def split(
-    documents: list[str], validation_fraction: float, seed: int
-) -> tuple[list[str], list[str]]:
+    documents: list[T], validation_fraction: float, seed: int
+) -> tuple[list[T], list[T]]:
     """Returns shuffled (train, validation) documents, at least one of each."""
     order = np.random.default_rng(seed).permutation(len(documents))
     n = round(validation_fraction * len(documents))

@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from examples.lm.data import END_OF_TEXT
-from examples.post_training.supervised import Batch, batch
+from examples.post_training.supervised import Batch
 
 
 class Task(NamedTuple):
@@ -75,14 +75,14 @@ def encode(tokenizer: Tokenizer, tasks: list[Task], length: int) -> Batch:
         stop = len(prompt) + len(answer)
         tokens[row, :stop] = prompt + answer
         mask[row, len(prompt) : stop] = True
-    return batch(tokens, mask)
+    return Batch(tokens, mask)
 
 
 def batches(tasks: Batch, batch_size: int, seed: int) -> Iterator[Batch]:
     """Yields batches of tasks without end; every epoch has another order."""
-    order = grain.MapDataset.range(len(tasks.input_tokens)).seed(seed)
+    order = grain.MapDataset.range(len(tasks.tokens)).seed(seed)
     for rows in order.shuffle().repeat().batch(batch_size, drop_remainder=True):
-        yield batch(tasks.input_tokens[rows], tasks.input_mask[rows])
+        yield Batch(tasks.tokens[rows], tasks.mask[rows])
 
 
 def _signatures(text: str) -> Iterator[Task]:

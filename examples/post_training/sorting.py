@@ -5,7 +5,7 @@ A prompt is "512 7 88 301 =" and its answer "7 88 301 512".
 
 import numpy as np
 
-from examples.post_training.supervised import Batch, batch
+from examples.post_training.supervised import Batch
 
 _SPECIAL = ["<pad>", "<eos>", "="]
 
@@ -61,5 +61,6 @@ def supervised_batch(tokenizer: Tokenizer, prompts: list[str]) -> Batch:
     """Returns prompts with their answers, which alone have a loss."""
     texts = [" ".join([p, *answer(p)]) for p in prompts]
     tokens = np.array([tokenizer.encode(text) for text in texts], np.int32)
-    after_equals = np.cumsum(tokens == tokenizer.encode("=")[0], axis=1) > 0
-    return batch(tokens, after_equals & (tokens != tokenizer.encode("=")[0]))
+    starts = len(tokenizer.encode(prompts[0]))  # all prompts are as long
+    mask = np.broadcast_to(np.arange(tokens.shape[1]) >= starts, tokens.shape)
+    return Batch(tokens, mask)

@@ -1,8 +1,8 @@
 """Supervised training with tunix's `PeftTrainer`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +15,12 @@ from examples.lm import Config
 from examples.lm.metrics import Record
 from examples.lm.optimizer import make_optimizer
 
-Batch = peft_trainer.TrainingInput
-"""int32[batch, time] tokens, and bool[batch, time]: which of them have a loss."""
+
+class Batch(NamedTuple):
+    """Sequences, padded at their end."""
+
+    tokens: np.ndarray  # int32[batch, time]
+    mask: np.ndarray  # bool[batch, time], which tokens have a loss
 
 
 def make_trainer(
@@ -56,26 +60,30 @@ def fit(
     """Trains to the end and returns the losses by step, in nats per token."""
     start, every = trainer.train_steps, trainer.config.eval_every_n_steps
     trainer.train(batches, held_out)
-    history = trainer.metrics_logger.get_metric_history
-    # Before the first step as well; after it, at multiples.
-    first = start // every * every
-    evaluated = [start] + list(range(first + every, trainer.train_steps + 1, every))
+    # tunix evaluates before the first step too, and then at multiples of `every`.
+    multiples = range(start - start % every + every, trainer.train_steps + 1, every)
+    evaluated = [start, *multiples]
+    losses = history(trainer, "", "loss", "eval")
     return [
-        {"step": step, "loss": float(loss)}
-        for step, loss in enumerate(history("", "loss", "train"), start=start + 1)
+        {"step": step, "loss": loss}
+        for step, loss in enumerate(history(trainer, "", "loss"), start=start + 1)
     ] + [
-        {"step": step, "validation_loss": float(loss)}
-        for step, loss in zip(evaluated, history("", "loss", "eval"), strict=True)
+        {"step": step, "validation_loss": loss}
+        for step, loss in zip(evaluated, losses, strict=True)
     ]
 
 
-def batch(tokens: np.ndarray, mask: np.ndarray) -> Batch:
-    return Batch(input_tokens=tokens, input_mask=mask)
+def history(
+    trainer: peft_trainer.PeftTrainer, prefix: str, name: str, mode: str = "train"
+) -> list[float]:
+    """Returns all values of a metric that tunix has logged."""
+    logger: Any = trainer.metrics_logger
+    return logger.get_metric_history(prefix, name, mode).tolist()
 
 
 def all_of(tokens: np.ndarray) -> Batch:
     """Returns a batch with a loss on every token but the first."""
-    return batch(tokens, np.ones(tokens.shape, bool))
+    return Batch(tokens, np.ones(tokens.shape, bool))
 
 
 def _model_input(batch: Batch) -> dict[str, Any]:
@@ -83,10 +91,10 @@ def _model_input(batch: Batch) -> dict[str, Any]:
 
     Padding comes last, where causal attention never looks at it.
     """
-    everything = jnp.ones(batch.input_tokens.shape, bool)
+    everything = jnp.ones(batch.tokens.shape, bool)
     return {
-        "input_tokens": batch.input_tokens,
-        "input_mask": batch.input_mask,
+        "input_tokens": batch.tokens,
+        "input_mask": batch.mask,
         "positions": build_positions_from_mask(everything),
         "attention_mask": make_causal_attn_mask(everything),
     }
