@@ -2,8 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TUNIX_READY := $(VENV)/.tunix-ready
 
-.PHONY: help pretrain pretrain-mesh test lint types bench clean
+.PHONY: help pretrain pretrain-mesh finetune grpo test lint types bench clean
 
 help:  ## Show this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -12,6 +13,11 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+# 1.6 GB that nothing else needs.
+$(TUNIX_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[post-training]'
 	touch $@
 
 pretrain: $(READY)  ## Train a small language model on real text: Ember against AdamW on the tables
@@ -24,6 +30,12 @@ pretrain-mesh: $(READY)  ## The same in 2 processes with 4 devices each, beside 
 	  -m examples.pretrain --config=configs/pretrain_small.py \
 	  --config.workdir=runs/mesh --config.mesh.tensor=2 \
 	  --beside=runs/one_device/ember
+
+finetune: $(TUNIX_READY)  ## Pretrain, then finetune on instructions with tunix: Ember against AdamW on the tables
+	$(BIN)/python -m examples.finetune --config=configs/finetune_small.py --compare
+
+grpo: $(TUNIX_READY)  ## Learn to sort by reinforcement with tunix, at several batch sizes: Ember against AdamW
+	$(BIN)/python -m examples.grpo --config=configs/grpo_small.py --compare
 
 test: $(READY)  ## Run all tests and doctests
 	$(BIN)/python -m pytest -n 2

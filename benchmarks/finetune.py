@@ -7,6 +7,8 @@ with other seeds. Finished runs are in benchmarks/results/finetune.json and are 
 again.
 """
 
+# pyright: reportMissingImports=false
+
 import argparse
 import functools
 import itertools

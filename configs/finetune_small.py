@@ -13,12 +13,12 @@ from configs.phases import phase
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of the initial values and of the order of the batches
-    config.sequence_length = 64  # tokens of prompt and answer
+    config.sequence_length = 48  # tokens of prompt and answer
 
-    # Text to pretrain on, and the vocabulary made of it: as in pretrain_small.py.
+    # Text to pretrain on, and the vocabulary made of it, see examples/lm/data.py.
     config.data = ConfigDict()
     config.data.path = placeholder(str)
-    config.data.vocab_size = 4096
+    config.data.vocab_size = 2048
     config.data.validation_fraction = 0.05  # of the documents, or of the tasks
     config.data.split_seed = 0
     config.data.cache_dir = ".cache"
@@ -34,10 +34,10 @@ def get_config() -> ConfigDict:
     # Fields of tunix's ModelConfig for Qwen3.
     config.model = ConfigDict()
     config.model.num_layers = 2
-    config.model.embed_dim = 128
-    config.model.hidden_dim = 384
+    config.model.embed_dim = 64
+    config.model.hidden_dim = 192
     config.model.num_heads = 4
-    config.model.head_dim = 32
+    config.model.head_dim = 16
     config.model.num_kv_heads = 2
     config.model.rope_theta = 10_000
     config.model.norm_eps = 1e-6
@@ -46,19 +46,19 @@ def get_config() -> ConfigDict:
     # All arms start from the same model, trained with AdamW on the tables.
     config.pretraining = phase(
         steps=300,
-        batch_size=16,
+        batch_size=8,
         table_learning_rates={"ember": 1e-2, "adam": 1e-2},
         body_learning_rate=2e-3,
         tables="adam",
     )
     config.finetuning = phase(
         steps=200,
-        batch_size=16,
+        batch_size=8,
         table_learning_rates={"ember": 1e-3, "adam": 1e-3},
         body_learning_rate=5e-4,
     )
     config.eval_every = 50  # steps
-    config.eval_batches = 8
+    config.eval_batches = 16
 
     # A run replaces what an earlier one left here, unless it resumes it.
     config.workdir = "runs/finetune_small"

@@ -17,6 +17,8 @@ Useful flags (all of them are in the config file, with comments):
 Needs the extra `post-training`: pip install 'ember-optax[post-training]'.
 """
 
+# pyright: reportMissingImports=false
+
 import itertools
 import shutil
 from pathlib import Path
@@ -34,13 +36,6 @@ from examples.lm.optimizer import table_state_bytes
 from examples.post_training import instructions, supervised
 from examples.post_training.model import make_model
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="File with the configuration.", default=None
-)
-_COMPARE = flags.DEFINE_bool(
-    "compare", False, "Run a second arm with AdamW on the token tables."
-)
-
 
 class Tasks(NamedTuple):
     """Instruction data as tokens."""
@@ -53,7 +48,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}")
     logging.set_verbosity(logging.ERROR)
-    run(_CONFIG.value, _COMPARE.value)
+    run(flags.FLAGS.config, flags.FLAGS.compare)
 
 
 def run(config: Config, compare: bool = False) -> dict[str, list[metrics.Record]]:
@@ -97,14 +92,7 @@ def pretrained(config: Config, directory: Path) -> Qwen3:
     vocab_size = data.load_tokenizer(**config.data).get_vocab_size()
     model = make_model(config.model, vocab_size, config.seed)
     if config.checkpoint:
-        manager = CheckpointManager(str(Path(config.checkpoint).absolute()))
-        step, _ = manager.maybe_restore(model)
-        manager.close()
-        if not step:
-            raise FileNotFoundError(
-                f"checkpoint {config.checkpoint!r} holds no checkpoint of tunix. Give"
-                " the directory whose subdirectories are named by their steps."
-            )
+        restore(model, Path(config.checkpoint))
         return model
     tokens, phase = data.load(**config.data), config.pretraining
     windows = config.sequence_length - 1, phase.batch_size
@@ -119,6 +107,22 @@ def pretrained(config: Config, directory: Path) -> Qwen3:
         [supervised.all_of(tokens) for tokens in held_out],
     )
     return model
+
+
+def restore(model: Qwen3, directory: Path) -> None:
+    """Gives a model the parameters of the last checkpoint in a directory of tunix's.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    if not any(path.name.isdigit() for path in directory.glob("*")):
+        raise FileNotFoundError(
+            f"checkpoint {str(directory)!r} holds no checkpoint of tunix. Give the"
+            " directory whose subdirectories are named by their steps."
+        )
+    manager = CheckpointManager(str(directory.absolute()))
+    manager.maybe_restore(model)
+    manager.close()
 
 
 def finetune(
@@ -161,5 +165,11 @@ def with_adam_tables(config: Config) -> Config:
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file(
+        "config", help_string="File with the configuration."
+    )
     flags.mark_flag_as_required("config")
+    flags.DEFINE_bool(
+        "compare", False, "Run a second arm with AdamW on the token tables."
+    )
     app.run(main)

@@ -20,6 +20,8 @@ comments):
 Needs the extra `post-training`: pip install 'ember-optax[post-training]'.
 """
 
+# pyright: reportMissingImports=false
+
 import shutil
 import time
 from collections.abc import Iterator
@@ -44,13 +46,6 @@ from examples.lm.optimizer import make_optimizer, table_state_bytes
 from examples.post_training import sorting, supervised
 from examples.post_training.model import make_model
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="File with the configuration.", default=None
-)
-_COMPARE = flags.DEFINE_bool(
-    "compare", False, "Run Ember and AdamW on the tables with several batch sizes."
-)
-
 
 class Result(NamedTuple):
     """What came out of a run."""
@@ -65,7 +60,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}")
     logging.set_verbosity(logging.ERROR)  # tunix warns of every device that is no TPU
-    run(_CONFIG.value, _COMPARE.value)
+    run(flags.FLAGS.config, flags.FLAGS.compare)
 
 
 def run(config: Config, compare: bool = False) -> dict[tuple[str, int], Result]:
@@ -229,5 +224,11 @@ def _prompts(config: Config, phase: Config, stream: int) -> Iterator[list[str]]:
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file(
+        "config", help_string="File with the configuration."
+    )
     flags.mark_flag_as_required("config")
+    flags.DEFINE_bool(
+        "compare", False, "Run Ember and AdamW on the tables with several batch sizes."
+    )
     app.run(main)

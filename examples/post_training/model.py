@@ -1,5 +1,7 @@
 """A small Qwen3 of tunix."""
 
+# pyright: reportMissingImports=false
+
 import jax
 from flax import nnx
 from tunix.models.qwen3.model import ModelConfig, Qwen3

@@ -1,5 +1,7 @@
 """Supervised training with tunix's `PeftTrainer`."""
 
+# pyright: reportMissingImports=false
+
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
