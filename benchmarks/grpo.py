@@ -23,7 +23,7 @@ from examples.lm.optimizer import table_state_bytes
 
 ARMS = ("ember", "adam")
 BATCH_SIZES = (4, 16, 64)
-RATES = (1e-3, 3e-3, 3e-4)  # of the tables
+RATES = (1e-3, 3e-3, 3e-4, 1e-2)  # of the tables
 SEEDS = (1, 2)  # the sweep has seen seed 0
 
 
