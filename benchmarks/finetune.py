@@ -26,7 +26,7 @@ from examples.lm import Config
 from examples.lm.optimizer import table_state_bytes
 
 ARMS = ("ember", "adam")
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # of the tables
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of the tables
 SEEDS = (1, 2)  # the sweep has seen seed 0
 
 

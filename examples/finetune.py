@@ -74,7 +74,7 @@ def run(config: Config, compare: bool = False) -> dict[str, list[metrics.Record]
     plot = workdir / "loss.png"
     plot.parent.mkdir(parents=True, exist_ok=True)
     metrics.plot(plot, runs)
-    print(f"\n{'tables':<12}{'loss before':>14}{'loss after':>14}{'table state':>20}")
+    print(f"\n{'tables':<12}{'first loss':>14}{'last loss':>14}{'table state':>20}")
     for name, records in runs.items():
         losses = [r["validation_loss"] for r in records if "validation_loss" in r]
         state = f"{table_state_bytes(arms[name].finetuning, params):,} bytes"

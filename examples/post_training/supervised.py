@@ -78,8 +78,10 @@ def fit(
 def history(
     trainer: peft_trainer.PeftTrainer, prefix: str, name: str, mode: str = "train"
 ) -> list[float]:
-    """Returns all values of a metric that tunix has logged."""
+    """Returns all values of a metric that tunix has logged, if there are any."""
     logger: Any = trainer.metrics_logger
+    if not logger.metric_exists(prefix, name, mode):  # as when no step was left
+        return []
     return logger.get_metric_history(prefix, name, mode).tolist()
 
 

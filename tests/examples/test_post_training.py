@@ -133,6 +133,10 @@ def test_an_interrupted_run_goes_on_from_tunix_checkpoint(rl, tmp_path):
     assert [r["step"] for r in records if "loss" in r] == [4]
     assert [r["step"] for r in records if "validation_loss" in r] == [3, 4]
     jax.tree.map(np.testing.assert_array_equal, state_of(resumed), state_of(whole))
+    # There is nothing left to do.
+    done = sorting_trainer(rl, tmp_path)
+    (record,) = supervised.fit(done, sorting_batches(4), sorting_batches(1))
+    assert record["step"] == 4
 
 
 def test_finetuning_compares_both_arms(finetuning, capsys, tmp_path):
