@@ -33,6 +33,9 @@ def grpo_score(run: Run) -> float:
     return run["last_reward"]
 
 
+SCORES = {"finetune": finetune_score, "grpo": grpo_score}
+
+
 def sweep(runs: list[Run], score: Callable[[Run], float]) -> str:
     """Returns a table with a row for an arm and a column for a learning rate."""
     runs = [run for run in runs if run["seed"] == SWEPT]
@@ -124,9 +127,9 @@ def _markdown(rows: list[list[str]]) -> str:
 
 
 def main() -> None:
-    finetune, grpo = read("finetune"), read("grpo")
-    draw(finetune, grpo)
-    for runs, score in ((finetune, finetune_score), (grpo, grpo_score)):
+    draw(read("finetune"), read("grpo"))
+    for name, score in SCORES.items():
+        runs = read(name)
         print(sweep(runs, score), comparison(runs, score), sep="\n\n", end="\n\n")
 
 

@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
     config.finetuning = phase(
         steps=200,
         batch_size=8,
-        table_learning_rates={"ember": 1e-3, "adam": 1e-3},
+        table_learning_rates={"ember": 1e-2, "adam": 1e-2},
         body_learning_rate=5e-4,
     )
     config.eval_every = 50  # steps

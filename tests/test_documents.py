@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import collectives, lazy, ngram_table, results
+from benchmarks import collectives, lazy, ngram_table, post_training, results
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -55,3 +55,11 @@ def test_tables_of_lazy_rows_are_those_of_the_results() -> None:
     assert lazy.markdown(steps["measured"]) in page
     models = json.loads((results.RESULTS / "ngram_table.json").read_text())
     assert ngram_table.markdown(models["runs"]) in page
+
+
+def test_tables_of_post_training_are_those_of_the_results() -> None:
+    page = (ROOT / "docs" / "post_training.md").read_text()
+    for name, score in post_training.SCORES.items():
+        runs = post_training.read(name)
+        assert post_training.sweep(runs, score) in page
+        assert post_training.comparison(runs, score) in page

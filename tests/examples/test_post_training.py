@@ -2,6 +2,7 @@
 
 import warnings
 
+import flax
 import jax
 import numpy as np
 import pytest
@@ -9,12 +10,16 @@ from flax import nnx
 
 pytest.importorskip("tunix")
 
+SHARDS = "flax_always_shard_variable"  # tunix sets it, for every model in the process
+shards = getattr(flax.config, SHARDS)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
+    from configs import finetune_small, grpo_small
     from examples import finetune, grpo
-from configs import finetune_small, grpo_small
-from examples.post_training import sorting, supervised
-from examples.post_training.model import make_model
+    from examples.post_training import sorting, supervised
+    from examples.post_training.model import make_model
+
+flax.config.update(SHARDS, shards)
 
 # flax of `.value`, optax of `global_norm`: tunix still uses both.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -31,7 +36,9 @@ def tunix_settings():
     before = {name: getattr(jax.config, f"jax_{name}") for name in settings}
     for name, value in settings.items():
         jax.config.update(f"jax_{name}", value)
+    flax.config.update(SHARDS, False)
     yield
+    flax.config.update(SHARDS, shards)
     for name, value in before.items():
         jax.config.update(f"jax_{name}", value)
 
