@@ -12,6 +12,7 @@ from benchmarks import (
     geometry_tables,
     lazy,
     ngram_table,
+    post_training,
     results,
     step,
     tpu_step,
@@ -95,3 +96,11 @@ def test_evidence_is_that_of_the_results() -> None:
     study = Study(records.read(results.RESULTS / "study.jsonl"))
     figures = [path.stem for path in results.RESULTS.glob("study_*.png")]
     assert evidence.page(study, figures) == page
+
+
+def test_tables_of_post_training_are_those_of_the_results() -> None:
+    page = (ROOT / "docs" / "post_training.md").read_text()
+    for name, score in post_training.SCORES.items():
+        runs = post_training.read(name)
+        assert post_training.sweep(runs, score) in page
+        assert post_training.comparison(runs, score) in page
