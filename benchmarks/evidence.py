@@ -23,6 +23,11 @@ from examples.study.arms import ARMS
 from examples.study.run import Settings
 
 PAGE = Path("docs", "evidence.md")
+ELSEWHERE = {
+    "post_training": "Loss of finetuning, reward of GRPO by batch size",
+    "geometry_ray": "How straight the paths of rows are, beside random walks",
+    "geometry_steps": "Size of a step by frequency of the token",
+}
 RERUN = "python -m examples.optimizer_study --row="
 
 
@@ -50,6 +55,19 @@ def page(study: Study, figures: Collection[str] = ()) -> str:
         "## How the learning rates were found",
         tuning(study),
         figure("study_lr", "Loss by learning rate of the tables"),
+    ]
+    parts += [
+        "## Finetuning, reinforcement learning and the paths of tokens",
+        _paragraphs(
+            """Finetuning and reinforcement learning with the trainers of tunix are in
+            [post-training](post_training.md), what gradients and paths of tokens look
+            like in [geometry](geometry.md). The first two have seed 0 in common with
+            their searches for a learning rate."""
+        ),
+        *(
+            f"![{title}](../benchmarks/results/{name}.png)"
+            for name, title in ELSEWHERE.items()
+        ),
     ]
     for stage, (heading, text) in SECTIONS.items():
         parts += [f"## {heading}", text, table(study, stage)]
@@ -159,7 +177,10 @@ def tuning(study: Study) -> str:
 
 
 def _paragraphs(*texts: str) -> str:
-    lines = (textwrap.fill(" ".join(text.split()), 92) for text in texts)
+    lines = (
+        textwrap.fill(" ".join(text.split()), 92, break_on_hyphens=False)
+        for text in texts
+    )
     return "\n\n".join(lines)
 
 

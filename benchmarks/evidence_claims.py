@@ -4,11 +4,18 @@ import json
 import math
 from pathlib import Path
 
+from benchmarks import post_training
 from benchmarks.results import RESULTS
-from benchmarks.study_rows import MARGIN, Row, Study, difference, title
+from benchmarks.study_rows import MARGIN, Row, Study, difference, interval, title
 from examples.study import stages
 from examples.study.arms import ARMS
 
+VERDICTS = {
+    "better": "reproduced at this scale",
+    "no worse": "reproduced at this scale",
+    "worse": "not reproduced",
+    "undecided": "undecided",
+}
 STAGE = "`python -m examples.optimizer_study {} --results=mine.jsonl`"
 
 
@@ -16,8 +23,8 @@ def claims(study: Study) -> list[list[str]]:
     """Returns a row for each claim: claim, finding, verdict, command."""
     return [
         pretraining(study),
-        elsewhere("supervised finetuning", "finetune", "examples.finetune"),
-        elsewhere("reinforcement learning", "grpo", "examples.grpo"),
+        post_trained("at least Adam's equal in supervised finetuning", "finetune"),
+        post_trained("at least Adam's equal in reinforcement learning", "grpo"),
         state(study),
         scaling(study, "batch", "scales with the batch size"),
         scaling(study, "size", "scales with the number of parameters"),
@@ -133,6 +140,31 @@ def column_means(study: Study) -> list[str]:
     return [claim, *_against(ember, active), STAGE.format("seeds")]
 
 
+def post_trained(claim: str, name: str) -> list[str]:
+    """Ember against AdamW after pretraining, for each number of prompts a step."""
+    score = post_training.SCORES[name]
+    arms = [
+        post_training.best(a, score)
+        for a in post_training.arms(post_training.read(name))
+    ]
+    texts, verdicts = [], []
+    for ember, adam in zip(arms[::2], arms[1::2], strict=True):
+        scores = [{run["seed"]: score(run) for run in arm} for arm in (ember, adam)]
+        seeds = scores[0].keys() & scores[1].keys()
+        if len(seeds) < 2:
+            continue
+        # Lower is better in a difference, higher in a score.
+        found = interval([scores[1][seed] - scores[0][seed] for seed in sorted(seeds)])
+        prompts = ember[0].get("batch_size")
+        where = f" with {prompts} prompts a step" if prompts else ""
+        measure = "reward, negated" if name == "grpo" else "loss"
+        texts.append(f"{found}{where} ({measure}, {len(seeds)} seeds)")
+        verdicts.append(VERDICTS[found.verdict] + where)
+    text = "Ember minus AdamW: " + "; ".join(texts)
+    command = f"`python -m benchmarks.{name}`"
+    return [claim, text, "; ".join(verdicts), command]
+
+
 def elsewhere(claim: str, name: str, program: str) -> list[str]:
     """A claim whose verdict another program writes into its own results.
 
@@ -151,12 +183,7 @@ def _against(row: Row | None, rival: Row | None) -> tuple[str, str]:
         return "", "not finished"
     found = difference(row, rival)
     text = f"{row.title} minus {rival.title}: {found}"
-    verdict = {
-        "better": "reproduced at this scale",
-        "no worse": "reproduced at this scale",
-        "worse": "not reproduced",
-    }
-    return text, verdict.get(found.verdict, "undecided")
+    return text, VERDICTS[found.verdict]
 
 
 def _listed(names: list[str]) -> str:

@@ -42,7 +42,7 @@ def sweep(runs: list[Run], score: Callable[[Run], float]) -> str:
     rates = sorted({run["learning_rate"] for run in runs})
     head = [*_first(runs[0]), *(f"{rate:g}" for rate in rates)]
     rows = []
-    for arm in _arms(runs):
+    for arm in arms(runs):
         scores = {run["learning_rate"]: abs(score(run)) for run in arm}
         cells = (f"{scores[r]:.3f}" if r in scores else "" for r in rates)
         rows.append([*_first(arm[0]).values(), *cells])
@@ -52,7 +52,7 @@ def sweep(runs: list[Run], score: Callable[[Run], float]) -> str:
 def comparison(runs: list[Run], score: Callable[[Run], float]) -> str:
     """Returns a table of the best learning rate of each arm, over all its seeds."""
     rows = []
-    for arm in _arms(runs):
+    for arm in arms(runs):
         arm = best(arm, score)
         scores = [abs(score(run)) for run in arm]
         cells = [
@@ -79,14 +79,14 @@ def draw(finetune: list[Run], grpo: list[Run]) -> None:
     figure, panels = plt.subplots(
         ncols=1 + len(batch_sizes), figsize=(13, 3.4), layout="constrained"
     )
-    for arm in _arms(finetune):
+    for arm in arms(finetune):
         for run in best(arm, finetune_score):
             steps = [record["step"] for record in run["losses"]]
             losses = [record["validation_loss"] for record in run["losses"]]
             _line(panels[0], run, steps, losses)
     panels[0].set(title="finetuning", xlabel="step", ylabel="validation loss")
     for axes, batch_size in zip(panels[1:], batch_sizes, strict=True):
-        for arm in _arms(run for run in grpo if run["batch_size"] == batch_size):
+        for arm in arms(run for run in grpo if run["batch_size"] == batch_size):
             for run in best(arm, grpo_score):
                 steps = range(1, len(run["rewards"]) + 1)
                 _line(axes, run, steps, smooth(run["rewards"], 0.95))
@@ -105,7 +105,7 @@ def _line(axes: Axes, run: Run, x: Sequence[float], y: ArrayLike) -> None:
     axes.plot(x, y, color=color, label=label, alpha=0.7)
 
 
-def _arms(runs: Iterable[Run]) -> list[list[Run]]:
+def arms(runs: Iterable[Run]) -> list[list[Run]]:
     """Groups runs by batch size, where they have one, and table optimizer."""
     groups: dict[tuple, list[Run]] = {}
     for run in runs:

@@ -112,14 +112,15 @@ def difference(first: Row, second: Row) -> Difference:
     pairs = [(first.losses[seed], second.losses[seed]) for seed in first.losses]
     if not all(math.isfinite(x) for pair in pairs for x in pair):
         return Difference(math.nan, math.nan, math.nan)
-    return _interval([a - b for a, b in pairs])
+    return interval([a - b for a, b in pairs])
 
 
 def interval_of_mean(row: Row) -> Difference:
-    return _interval(list(row.losses.values()))
+    return interval(list(row.losses.values()))
 
 
-def _interval(values: list[float]) -> Difference:
+def interval(values: list[float]) -> Difference:
+    """Returns the mean of paired differences with its 95% interval (Student's t)."""
     mean = statistics.fmean(values)
     error = statistics.stdev(values) / math.sqrt(len(values))
     half = float(student.ppf(0.975, len(values) - 1)) * error
