@@ -83,25 +83,29 @@ def pareto(study: Study) -> Figure | None:
         return None
     lowest = min(row.mean for row in rows)
     top = lowest + 0.6
-    rows.sort(key=lambda row: (row.state_bytes, row.mean))
+    rows.sort(key=lambda row: row.mean)
     shown = [row for row in rows if row.mean < top]
     figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
-    previous = None
+    columns: dict[int, tuple[float, float]] = {}  # of labels: where, and the last one
+    for row in sorted(shown, key=lambda row: -row.state_bytes):
+        place = int(math.log10(row.state_bytes + 100))
+        columns.setdefault(place, (1.7 * row.state_bytes + 200, -math.inf))
     for row in shown:
         shade = color(row.settings.arm)
         half = interval_of_mean(row).high - row.mean
         point = row.state_bytes, row.mean
         axis.errorbar(*point, half, fmt="o", color=shade, capsize=2)
-        # Labels of optimizers with equally much state are kept apart.
-        x, y = 1.7 * row.state_bytes + 200, row.mean
-        if previous and row.state_bytes < 1.5 * previous[0] + 100:
-            y = max(y, previous[1] + 0.022)
+        # Labels of optimizers with about as much state are kept apart.
+        place = int(math.log10(row.state_bytes + 100))
+        x, below = columns[place]
+        y = max(row.mean, below + 0.022)
+        columns[place] = x, y
         label = f"{row.title}  {row.mean:.3f}"
         line = {"arrowstyle": "-", "color": shade, "lw": 0.5, "relpos": (0, 0.5)}
         axis.annotate(
             label, point, (x, y), fontsize=8, color=shade, va="center", arrowprops=line
         )
-        previous = row.state_bytes, y
+    shown.sort(key=lambda row: (row.state_bytes, row.mean))
     front = [row for i, row in enumerate(shown) if _is_best(row, shown[:i])]
     points = [(row.state_bytes, row.mean) for row in front]
     axis.step(*zip(*points, strict=True), where="post", color="black", linewidth=0.7)
