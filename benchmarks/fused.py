@@ -23,7 +23,7 @@ from benchmarks.step import OPTIMIZERS, bytes_of, compile_step
 from benchmarks.tpu_step import CHIPS, DTYPES, chip
 from configs import pretrain_small
 from ember_optax import fused
-from examples.lm import data
+from examples.lm import Config, data
 
 TABLE = (256128, 2048)
 OTHERS = ("SGD", "Ember", "Adam")
@@ -159,7 +159,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
     steps_on_tpu = measure_steps()
-    tokens = data.load(**pretrain_small.get_config().data)
+    config: Config = pretrain_small.get_config()
+    tokens = data.load(**config.data)
     runs = [fused_runs.train(tokens, seed, args.steps) for seed in range(args.seeds)]
     content = {
         "libtpu": version("libtpu"),

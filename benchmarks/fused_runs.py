@@ -1,10 +1,10 @@
 """A small model trained in step by the exact rule and by the fused variant of it.
 
-A third arm shows what a small change makes of any run: the exact rule, from an embedding
-in which every number has been moved by a hundredth of itself.
+A third arm shows what a small change makes of any run: the exact rule, from an
+embedding in which every number has been moved by a hundredth of itself.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -43,11 +43,11 @@ def fused_ember(learning_rate: optax.Schedule) -> optax.GradientTransformation:
         leaves = jax.tree.leaves(params)
         return [fused.init(x, vocab_axis=axis(x)) for x in leaves]
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         leaves, structure = jax.tree.flatten(params)
         steps = [
             fused.apply(x, s, g, learning_rate=learning_rate, vocab_axis=axis(x))
-            for x, s, g in zip(leaves, state, jax.tree.leaves(grads), strict=True)
+            for x, s, g in zip(leaves, state, jax.tree.leaves(updates), strict=True)
         ]
         moved = [new - x for (new, _), x in zip(steps, leaves, strict=True)]
         return jax.tree.unflatten(structure, moved), [state for _, state in steps]
@@ -78,6 +78,7 @@ def watch_updates(state: Any, grads: Tables) -> tuple[Any, dict[str, jax.Array]]
     """
     exact, variants = state
     updates, exact = ember_optax.scale_by_ember().update(grads, exact)
+    updates = cast(Tables, updates)
     distances = {}
     for name, grad in grads.items():
         moved, variants[name] = fused.apply(

@@ -97,8 +97,8 @@ def apply(
       The table and its state after the step.
 
     Raises:
-      ValueError: shapes or dtypes do not fit each other, or a hyperparameter is out of
-        its range.
+      ValueError: shapes or dtypes do not fit each other, a hyperparameter is out of
+        its range, or there is a mesh and no `jax.shard_map` over all of its axes.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -107,10 +107,10 @@ def apply(
       >>> state = fused.init(table)
       >>> grad = jnp.array([[3., 4.], [0., 0.], [3., 4.]])
       >>> table, state = fused.apply(table, state, grad, learning_rate=0.1)
-      >>> print(table.round(3))
-      [[-0.085 -0.113]
-       [ 0.     0.   ]
-       [-0.085 -0.113]]
+      >>> print(table.round(2))
+      [[-0.08 -0.11]
+       [ 0.    0.  ]
+       [-0.08 -0.11]]
 
     References:
       `Token Geometry <https://arxiv.org/abs/2607.01455>`_, 2026, for the exact rule
@@ -119,6 +119,7 @@ def apply(
     _checks.check_weight_decay(weight_decay)
     axis = _axis(table, vocab_axis)
     _check_fit(table, state, grad, axis)
+    _check_mesh()
     lr = learning_rate(state.count) if callable(learning_rate) else learning_rate
     dtype = state.row.dtype
     scalars = (1 - b2, eps, lr, weight_decay)
@@ -150,9 +151,7 @@ def _axis(table: jax.Array, vocab_axis: int) -> int:
     return axis
 
 
-def _check_fit(
-    table: jax.Array, state: FusedState, grad: jax.Array, axis: int
-) -> None:
+def _check_fit(table: jax.Array, state: FusedState, grad: jax.Array, axis: int) -> None:
     _checks.check_state(state, FusedState)
     if grad.shape != table.shape or not jnp.issubdtype(grad.dtype, jnp.floating):
         raise ValueError(
@@ -166,4 +165,14 @@ def _check_fit(
             f" {state.col.shape}, but for a table of {table.shape} with its tokens"
             f" along axis {axis} they must be {expected[0]} and {expected[1]}: call"
             " fused.init with this table and this vocab_axis."
+        )
+
+
+def _check_mesh() -> None:
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and not mesh.are_all_axes_manual:
+        raise ValueError(
+            f"There is a mesh with the axes {mesh.axis_names}, but a fused step is that"
+            " of one device: call it inside a jax.shard_map over all axes of the mesh,"
+            " with axis_name for those that the tokens are sharded over."
         )

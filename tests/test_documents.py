@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import collectives, geometry_tables, lazy, ngram_table, results
+from benchmarks import collectives, fused, geometry_tables, lazy, ngram_table, results
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -63,3 +63,9 @@ def test_tables_of_geometry_are_those_of_the_results() -> None:
     assert [
         table for table in geometry_tables.tables(content) if table not in page
     ] == []
+
+
+def test_tables_of_the_fused_step_are_those_of_the_results() -> None:
+    page = (ROOT / "docs" / "fused.md").read_text()
+    content = json.loads((results.RESULTS / "fused.json").read_text())
+    assert [table for table in fused.tables(content) if table not in page] == []
