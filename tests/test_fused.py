@@ -311,7 +311,7 @@ def test_errors(arguments: dict[str, Any], message: str) -> None:
 def test_a_mesh_needs_a_shard_map(mode: AxisType) -> None:
     with (
         jax.set_mesh(jax.make_mesh((8,), ("x",), (mode,))),
-        pytest.raises(ValueError, match="inside a jax.shard_map over all axes"),
+        pytest.raises(ValueError, match=r"inside a jax\.shard_map"),
     ):
         fused.apply(TABLE, make_state(), TABLE, learning_rate=0.1)
 
@@ -321,11 +321,7 @@ def step_on(mesh: jax.sharding.Mesh, axis_name: str | tuple[str, ...]) -> Any:
     specs = (P(axis_name), FusedState(P(axis_name), P(), P()), P(axis_name))
     step = functools.partial(fused.apply, learning_rate=0.1, axis_name=axis_name)
     sharded = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=specs[:2])
-    return sharded, jax.tree.map(
-        lambda spec: jax.NamedSharding(mesh, spec),
-        specs,
-        is_leaf=lambda x: isinstance(x, P),
-    )
+    return sharded, jax.tree.map(functools.partial(jax.NamedSharding, mesh), specs)
 
 
 def test_shards_of_rows_take_the_step_of_the_table() -> None:
