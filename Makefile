@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TUNIX_READY := $(VENV)/.tunix-ready
 
 # libtpu is here to compile for TPUs; on a machine without one it says so at every start.
 ifeq ($(wildcard /dev/accel[0-9]* /dev/vfio/[0-9]*),)
@@ -9,7 +10,7 @@ export TPU_ACCELERATOR_TYPE ?= v5p-128
 export TPU_WORKER_HOSTNAMES ?= localhost
 endif
 
-.PHONY: help pretrain pretrain-mesh test lint types bench clean
+.PHONY: help pretrain pretrain-mesh finetune grpo study report test lint types bench clean
 
 help:  ## Show this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -18,6 +19,11 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+# 1.6 GB that nothing else needs.
+$(TUNIX_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[post-training]'
 	touch $@
 
 pretrain: $(READY)  ## Train a small language model on real text: Ember against AdamW on the tables
@@ -30,6 +36,19 @@ pretrain-mesh: $(READY)  ## The same in 2 processes with 4 devices each, beside 
 	  -m examples.pretrain --config=configs/pretrain_small.py \
 	  --config.workdir=runs/mesh --config.mesh.tensor=2 \
 	  --beside=runs/one_device/ember
+
+finetune: $(TUNIX_READY)  ## Pretrain, then finetune on instructions with tunix: Ember against AdamW on the tables
+	$(BIN)/python -m examples.finetune --config=configs/finetune_small.py --compare
+
+grpo: $(TUNIX_READY)  ## Learn to sort by reinforcement with tunix, at several batch sizes: Ember against AdamW
+	$(BIN)/python -m examples.grpo --config=configs/grpo_small.py --compare
+
+study: $(READY)  ## Repeat the optimizer study: hours; finished runs are not run again
+	JAX_PLATFORMS=cpu GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
+	  $(BIN)/python -m examples.optimizer_study
+
+report: $(READY)  ## Write docs/evidence.md and its figures from the finished runs
+	JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks.evidence
 
 test: $(READY)  ## Run all tests and doctests
 	$(BIN)/python -m pytest -n 2

@@ -6,7 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import collectives, fused, geometry_tables, lazy, ngram_table, results
+from benchmarks import (
+    collectives,
+    evidence,
+    fused,
+    geometry_tables,
+    lazy,
+    ngram_table,
+    post_training,
+    results,
+    step,
+    tpu_step,
+)
+from benchmarks.study_rows import Study
+from examples.study import records
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -69,3 +82,32 @@ def test_tables_of_the_fused_step_are_those_of_the_results() -> None:
     page = (ROOT / "docs" / "fused.md").read_text()
     content = json.loads((results.RESULTS / "fused.json").read_text())
     assert [table for table in fused.tables(content) if table not in page] == []
+
+
+def test_tables_of_steps_are_those_of_the_results() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text()
+    on_cpu = json.loads((results.RESULTS / "step.json").read_text())["measured"]
+    assert [table for table in on_cpu if step.markdown(on_cpu[table]) not in page] == []
+    on_tpu = json.loads((results.RESULTS / "tpu_step.json").read_text())["measured"]
+    assert tpu_step.markdown_of_training(on_tpu) in page
+    for table, dtype in (
+        ("256128x2048", "float32"),
+        ("256128x2048", "bfloat16"),
+        ("50304x768", "float32"),
+    ):
+        assert tpu_step.markdown_of_tables(on_tpu, table, dtype) in page
+
+
+def test_evidence_is_that_of_the_results() -> None:
+    page = (ROOT / "docs" / "evidence.md").read_text()
+    study = Study(records.read(results.RESULTS / "study.jsonl"))
+    figures = [path.stem for path in results.RESULTS.glob("study_*.png")]
+    assert evidence.page(study, figures) == page
+
+
+def test_tables_of_post_training_are_those_of_the_results() -> None:
+    page = (ROOT / "docs" / "post_training.md").read_text()
+    for name, score in post_training.SCORES.items():
+        runs = post_training.read(name)
+        assert post_training.sweep(runs, score) in page
+        assert post_training.comparison(runs, score) in page

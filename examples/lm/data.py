@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import grain
 import numpy as np
@@ -23,6 +23,7 @@ _CACHE_VERSION = 1
 # A window is a slice of an array in memory: threads would only cost.
 _NO_THREADS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
+T = TypeVar("T")
 
 ALL = slice(None)
 
@@ -51,6 +52,31 @@ def load(
       cache_dir: where vocabularies and tokens are kept, under a key of the corpus and
         of these settings.
     """
+    cache = _cached(path, vocab_size, validation_fraction, split_seed, cache_dir)
+    with np.load(cache / "tokens.npz") as arrays:
+        return Tokens(arrays["train"], arrays["validation"])
+
+
+def load_tokenizer(
+    path: str | None = None,
+    vocab_size: int = 4096,
+    validation_fraction: float = 0.05,
+    split_seed: int = 0,
+    cache_dir: str = ".cache",
+) -> Tokenizer:
+    """Returns the tokenizer of :func:`load`, which takes the same arguments."""
+    cache = _cached(path, vocab_size, validation_fraction, split_seed, cache_dir)
+    return Tokenizer.from_file(str(cache / "tokenizer.json"))
+
+
+def _cached(
+    path: str | None,
+    vocab_size: int,
+    validation_fraction: float,
+    split_seed: int,
+    cache_dir: str,
+) -> Path:
+    """Returns where tokenizer and tokens of a corpus lie, and puts them there."""
     documents = read_documents(path)
     settings = [_CACHE_VERSION, vocab_size, validation_fraction, split_seed]
     cache = Path(cache_dir, _key(documents, settings))
@@ -59,13 +85,12 @@ def load(
         tokenizer = train_tokenizer(train, vocab_size)
         tokens = Tokens(pack(tokenizer, train), pack(tokenizer, validation))
         _write(cache, tokenizer, tokens)
-    with np.load(cache / "tokens.npz") as arrays:
-        return Tokens(arrays["train"], arrays["validation"])
+    return cache
 
 
 def split(
-    documents: list[str], validation_fraction: float, seed: int
-) -> tuple[list[str], list[str]]:
+    documents: list[T], validation_fraction: float, seed: int
+) -> tuple[list[T], list[T]]:
     """Returns shuffled (train, validation) documents, at least one of each."""
     order = np.random.default_rng(seed).permutation(len(documents))
     n = round(validation_fraction * len(documents))

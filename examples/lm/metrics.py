@@ -65,9 +65,7 @@ def plot(path: Path, runs: Mapping[str, Sequence[Record]]) -> None:
     for number, (name, records) in enumerate(runs.items()):
         color = f"C{number}"
         steps, losses = _series(records, "loss")
-        axes.plot(
-            steps, _smooth(losses), color=color, alpha=0.4, label=f"{name}, train"
-        )
+        axes.plot(steps, smooth(losses), color=color, alpha=0.4, label=f"{name}, train")
         steps, losses = _series(records, "validation_loss")
         axes.plot(steps, losses, "o-", color=color, label=f"{name}, validation")
     axes.set(xlabel="step", ylabel="loss (nats per token)")
@@ -82,7 +80,7 @@ def _series(records: Sequence[Record], name: str) -> tuple[list[float], list[flo
     return [r["step"] for r in chosen], [r[name] for r in chosen]
 
 
-def _smooth(values: Sequence[float], decay: float = 0.9) -> np.ndarray:
+def smooth(values: Sequence[float], decay: float = 0.9) -> np.ndarray:
     """Returns the exponential moving average, debiased as in Adam."""
     average, smoothed = 0.0, []
     for n, value in enumerate(values, start=1):

@@ -1,0 +1,190 @@
+"""What the paper claims, beside what the study found."""
+
+import json
+import math
+from pathlib import Path
+
+from benchmarks import post_training
+from benchmarks.results import RESULTS
+from benchmarks.study_rows import MARGIN, Row, Study, difference, interval, title
+from examples.study import stages
+from examples.study.arms import ARMS
+
+VERDICTS = {
+    "better": "reproduced at this scale",
+    "no worse": "reproduced at this scale",
+    "worse": "not reproduced",
+    "undecided": "undecided",
+}
+STAGE = "`python -m examples.optimizer_study {} --results=mine.jsonl`"
+
+
+def claims(study: Study) -> list[list[str]]:
+    """Returns a row for each claim: claim, finding, verdict, command."""
+    return [
+        pretraining(study),
+        post_trained("at least Adam's equal in supervised finetuning", "finetune"),
+        post_trained("at least Adam's equal in reinforcement learning", "grpo"),
+        state(study),
+        scaling(study, "batch", "scales with the batch size"),
+        scaling(study, "size", "scales with the number of parameters"),
+        elsewhere("a token's path is a ray", "geometry", "benchmarks.geometry"),
+        narrow(study),
+        same_as_factored(study),
+        column_means(study),
+    ]
+
+
+def pretraining(study: Study) -> list[str]:
+    """The same b2 for both, and the better of two values of b2 for each."""
+    claim, command = "at least Adam's equal in pretraining", STAGE.format("seeds b2")
+    embers = [study.arm("ember"), study.row("b2", {"arm": "ember", "b2": 0.95})]
+    adams = [study.arm("adam"), study.arm("adam95")]
+    if not (all(embers) and all(adams)):
+        return [claim, "", "not finished", command]
+    ember, adam = (
+        min((row for row in rows if row), key=lambda row: row.mean)
+        for rows in (embers, adams)
+    )
+    pairs = {
+        "with b2 0.999 for both": (embers[0], adams[0]),
+        "with the better b2 of 0.95 and 0.999 for each": (ember, adam),
+    }
+    found = {name: _against(*pair) for name, pair in pairs.items()}
+    text = "; ".join(text for text, _ in found.values())
+    verdict = "; ".join(f"{verdict} {name}" for name, (_, verdict) in found.items())
+    return [claim, text, verdict, command]
+
+
+def scaling(study: Study, stage: str, claim: str) -> list[str]:
+    """Whether Ember holds its place beside Adam from one end to the other."""
+    key = {"batch": "batch", "size": "width"}[stage]
+    pairs = list(study.against_adam(stage, *(["seeds"] if stage == "size" else [])))
+    expected = 2 * len(stages.BATCHES if stage == "batch" else stages.WIDTHS)
+    if len(pairs) < expected:
+        return [claim, "", "not finished", STAGE.format(stage)]
+    pairs.sort(key=lambda pair: getattr(pair[0].settings, key))
+    texts, verdicts = [], []
+    for arm in ("adam", "adam95"):
+        found = {
+            getattr(ember.settings, key): difference(ember, adam)
+            for ember, adam in pairs
+            if adam.settings.arm == arm
+        }
+        name = title(arm, ARMS[arm].b2)
+        texts.append(
+            f"Ember minus {name} at {key} "
+            + ", ".join(f"{size}: {d}" for size, d in found.items())
+        )
+        worse = [str(size) for size, d in found.items() if d.verdict == "worse"]
+        verdicts.append(
+            f"worse than {name} at {key} {', '.join(worse)}"
+            if worse
+            else f"nowhere worse than {name}"
+        )
+    verdict = "; ".join([*verdicts, "not tested at scale"])
+    return [claim, "; ".join(texts), verdict, STAGE.format(stage)]
+
+
+def state(study: Study) -> list[str]:
+    ember, adam = study.arm("ember"), study.arm("adam")
+    claim = "kilobytes of state"
+    if not (ember and adam):
+        return [claim, "", "not finished", STAGE.format("seeds")]
+    ratio = adam.state_bytes / ember.state_bytes
+    found = f"{ember.state_bytes:,} bytes against {adam.state_bytes:,}: 1/{ratio:.0f}"
+    return [claim, found, "reproduced", STAGE.format("seeds")]
+
+
+def narrow(study: Study) -> list[str]:
+    """Which optimizers come within the margin of the best."""
+    rows = sorted(study.rows("seeds"), key=lambda row: row.mean)
+    claim = "few optimizers suffice"
+    if len(rows) < len(stages.ARM_CASES):
+        return [
+            claim,
+            f"{len(rows)} arms finished",
+            "not finished",
+            STAGE.format("seeds"),
+        ]
+    best, groups = rows[0], {"no worse": [], "undecided": [], "worse": []}
+    for row in rows[1:]:
+        found = difference(row, best)
+        verdict = "worse" if math.isnan(found.mean) else found.verdict
+        groups[verdict].append(f"{row.title} ({found.mean:+.3f})")
+    text = f"Best: {best.title}. No worse: {_listed(groups['no worse'])}."
+    text += f" Undecided: {_listed(groups['undecided'])}."
+    text += f" Worse: {_listed(groups['worse'])}."
+    verdict = f"{len(groups['worse'])} of {len(rows)} are worse than the best"
+    return [claim, text, verdict, STAGE.format("seeds")]
+
+
+def same_as_factored(study: Study) -> list[str]:
+    """Runs of the searches, which have the same learning rates and the same seed."""
+    claim = "ours: Ember is `optax.scale_by_factored_rms` with a debiased decay"
+    ember, optax = (
+        stages.sweep({"arm": arm}, study.losses) for arm in ("ember", "factored_rms")
+    )
+    apart = [abs(ember[rate] - optax[rate]) for rate in ember if rate in optax]
+    if not apart:
+        return [claim, "", "not finished", STAGE.format("sweep")]
+    text = f"at {len(apart)} learning rates, one seed, losses differ by at most"
+    text += f" {max(apart):.4f}, as they round differently"
+    verdict = "they coincide" if max(apart) < MARGIN else "they differ"
+    return [claim, text, verdict, STAGE.format("sweep")]
+
+
+def column_means(study: Study) -> list[str]:
+    ember, active = study.arm("ember"), study.arm("ember_active")
+    claim = "ours: columns over all rows are as good as over active rows"
+    return [claim, *_against(ember, active), STAGE.format("seeds")]
+
+
+def post_trained(claim: str, name: str) -> list[str]:
+    """Ember against AdamW after pretraining, for each number of prompts a step."""
+    score = post_training.SCORES[name]
+    arms = [
+        post_training.best(a, score)
+        for a in post_training.arms(post_training.read(name))
+    ]
+    texts, verdicts = [], []
+    for ember, adam in zip(arms[::2], arms[1::2], strict=True):
+        scores = [{run["seed"]: score(run) for run in arm} for arm in (ember, adam)]
+        seeds = scores[0].keys() & scores[1].keys()
+        if len(seeds) < 2:
+            continue
+        # Lower is better in a difference, higher in a score.
+        found = interval([scores[1][seed] - scores[0][seed] for seed in sorted(seeds)])
+        prompts = ember[0].get("batch_size")
+        where = f" with {prompts} prompts a step" if prompts else ""
+        measure = "reward, negated" if name == "grpo" else "loss"
+        texts.append(f"{found}{where} ({measure}, {len(seeds)} seeds)")
+        verdicts.append(VERDICTS[found.verdict] + where)
+    text = "Ember minus AdamW: " + "; ".join(texts)
+    command = f"`python -m benchmarks.{name}`"
+    return [claim, text, "; ".join(verdicts), command]
+
+
+def elsewhere(claim: str, name: str, program: str) -> list[str]:
+    """A claim whose verdict another program writes into its own results.
+
+    Its file holds {"evidence": {"found": ..., "verdict": ...}}.
+    """
+    path = Path(RESULTS, f"{name}.json")
+    content = json.loads(path.read_text()) if path.exists() else {}
+    evidence = content.get("evidence")
+    if not evidence:
+        return [claim, "", "not tested in this study", ""]
+    return [claim, evidence["found"], evidence["verdict"], f"`python -m {program}`"]
+
+
+def _against(row: Row | None, rival: Row | None) -> tuple[str, str]:
+    if not (row and rival):
+        return "", "not finished"
+    found = difference(row, rival)
+    text = f"{row.title} minus {rival.title}: {found}"
+    return text, VERDICTS[found.verdict]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) or "none"

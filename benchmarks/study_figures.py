@@ -1,0 +1,201 @@
+"""The figures of docs/evidence.md that come from the study."""
+
+import math
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.study_rows import (
+    Row,
+    Study,
+    difference,
+    interval_of_mean,
+    setting,
+    title,
+)
+from examples.study import stages
+from examples.study.arms import ARMS
+
+EMBER, ADAM, OTHER = "#d1495b", "#1f77b4", "#999999"
+
+
+def color(arm: str) -> str:
+    if arm.startswith("ember"):
+        return EMBER
+    return ADAM if arm.startswith("adam") else OTHER
+
+
+def draw_all(study: Study, directory: Path) -> list[Path]:
+    """Draws what there are runs for; returns the files."""
+    figures = {
+        "study_lr": learning_rates,
+        "study_pareto": pareto,
+        "study_ember_minus_adam": ember_minus_adam,
+        "study_b2": decays,
+    }
+    paths = []
+    for name, draw in figures.items():
+        figure = draw(study)
+        if figure:
+            paths.append(directory / f"{name}.png")
+            figure.savefig(paths[-1], dpi=140)
+            plt.close(figure)
+    return paths
+
+
+def learning_rates(study: Study) -> Figure | None:
+    """Loss against the learning rate of the tables, a small panel for each arm."""
+    curves = {arm: stages.sweep({"arm": arm}, study.losses) for arm in ARMS}
+    curves = {arm: curve for arm, curve in curves.items() if len(curve) > 2}
+    if not curves:
+        return None
+    best = {arm: min(curve.values()) for arm, curve in curves.items()}
+    order = sorted(curves, key=lambda arm: best[arm])
+    columns = 5
+    shape = math.ceil(len(order) / columns), columns
+    figure, axes = plt.subplots(
+        *shape, figsize=(11, 2.1 * shape[0] + 0.5), sharey=True, layout="constrained"
+    )
+    lowest = min(best.values())
+    for axis, arm in zip(axes.flat, order, strict=False):
+        rates, losses = zip(*curves[arm].items(), strict=True)
+        axis.axhline(lowest, color="black", linewidth=0.6, linestyle=":")
+        axis.semilogx(rates, losses, "o-", color=color(arm), markersize=3)
+        axis.set_title(title(arm, ARMS[arm].b2), fontsize=8)
+        axis.text(0.5, 0.86, f"{best[arm]:.3f}", ha="center", transform=axis.transAxes)
+        axis.tick_params(labelsize=7)
+    for axis in list(axes.flat)[len(order) :]:
+        axis.set_visible(False)
+    axes.flat[0].set_ylim(lowest - 0.1, lowest + 1.4)
+    figure.suptitle(
+        "Validation loss by learning rate of the tables, best first; one seed."
+        " Dotted: the best of all"
+    )
+    return figure
+
+
+def pareto(study: Study) -> Figure | None:
+    """Loss against bytes of state of the tables."""
+    rows = [row for row in study.rows("seeds") if math.isfinite(row.mean)]
+    if not rows:
+        return None
+    lowest = min(row.mean for row in rows)
+    top = lowest + 0.6
+    rows.sort(key=lambda row: row.mean)
+    shown = [row for row in rows if row.mean < top]
+    figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
+    columns: dict[int, tuple[float, float]] = {}  # of labels: where, and the last one
+    for row in sorted(shown, key=lambda row: -row.state_bytes):
+        place = int(math.log10(row.state_bytes + 100))
+        columns.setdefault(place, (1.7 * row.state_bytes + 200, -math.inf))
+    for row in shown:
+        shade = color(row.settings.arm)
+        half = interval_of_mean(row).high - row.mean
+        point = row.state_bytes, row.mean
+        axis.errorbar(*point, half, fmt="o", color=shade, capsize=2)
+        # Labels of optimizers with about as much state are kept apart.
+        place = int(math.log10(row.state_bytes + 100))
+        x, below = columns[place]
+        y = max(row.mean, below + 0.022)
+        columns[place] = x, y
+        label = f"{row.title}  {row.mean:.3f}"
+        line = {"arrowstyle": "-", "color": shade, "lw": 0.5, "relpos": (0, 0.5)}
+        axis.annotate(
+            label, point, (x, y), fontsize=8, color=shade, va="center", arrowprops=line
+        )
+    shown.sort(key=lambda row: (row.state_bytes, row.mean))
+    front = [row for i, row in enumerate(shown) if _is_best(row, shown[:i])]
+    points = [(row.state_bytes, row.mean) for row in front]
+    axis.step(*zip(*points, strict=True), where="post", color="black", linewidth=0.7)
+    axis.set_xscale("symlog", linthresh=1e3)
+    ticks = {0: "0", 1e4: "10 kB", 1e5: "100 kB", 1e6: "1 MB", 1e7: "10 MB"}
+    axis.set_xticks(list(ticks), list(ticks.values()))
+    axis.set_xlim(-100, 1.5e8)
+    axis.set_ylim(lowest - 0.05, top)
+    axis.set_xlabel("optimizer state of the token tables")
+    axis.set_ylabel("validation loss, five seeds, 95% interval")
+    above = [f"{row.title} {row.mean:.2f}" for row in rows if row.mean >= top]
+    note = f" Above the frame: {', '.join(above)}." if above else ""
+    axis.set_title(f"Down and left is better.{note}", fontsize=10)
+    _plain(axis)
+    return figure
+
+
+def ember_minus_adam(study: Study) -> Figure | None:
+    """Paired differences between Ember and each Adam, in every setting."""
+    pairs = list(study.against_adam())
+    if not pairs:
+        return None
+    settings = list(dict.fromkeys(setting(ember) for ember, _ in pairs))
+    figure, axis = plt.subplots(
+        figsize=(8, 1.8 + 0.42 * len(settings)), layout="constrained"
+    )
+    for ember, adam in pairs:
+        found = difference(ember, adam)
+        is_999 = adam.settings.arm == "adam"
+        axis.errorbar(
+            found.mean,
+            settings.index(setting(ember)) + (-0.15 if is_999 else 0.15),
+            xerr=[[found.mean - found.low], [found.high - found.mean]],
+            fmt="o" if is_999 else "s",
+            markersize=5,
+            color={"better": "#2a9d4a", "worse": EMBER}.get(found.verdict, OTHER),
+            markerfacecolor=None if is_999 else "white",
+            capsize=3,
+        )
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(settings)), settings, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("← Ember is better        Ember is worse →")
+    axis.set_title(
+        "Validation loss of Ember minus that of Adam with b2 0.999 (●) and 0.95 (□),\n"
+        "five paired seeds, 95% intervals; grey: they include 0",
+        fontsize=9,
+    )
+    _plain(axis)
+    return figure
+
+
+def decays(study: Study) -> Figure | None:
+    """Loss of Ember at its best learning rate by b2."""
+    rows = [row for row in (study.arm("ember"), *study.rows("b2")) if row]
+    if len(rows) < 2:
+        return None
+    rows.sort(key=lambda row: row.settings.b2 or 0)
+    figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    for row in rows:
+        found = interval_of_mean(row)
+        half = found.high - found.mean
+        axis.errorbar(1 - (row.settings.b2 or 0), row.mean, half, fmt="o", color=EMBER)
+    growing = study.arm("ember_growing")
+    if growing:
+        axis.axhline(growing.mean, color=EMBER, linestyle="--", linewidth=1)
+        axis.annotate(
+            growing.title,
+            (0.02, growing.mean),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    axis.set_xscale("log")
+    axis.invert_xaxis()
+    axis.set_xticks(
+        [1 - (row.settings.b2 or 0) for row in rows],
+        [f"{row.settings.b2:g}" for row in rows],
+    )
+    axis.minorticks_off()
+    axis.set_xlabel("b2 of Ember")
+    axis.set_ylabel("validation loss, 95% interval")
+    _plain(axis)
+    return figure
+
+
+def _is_best(row: Row, others: list[Row]) -> bool:
+    return all(row.mean < other.mean for other in others)
+
+
+def _plain(axis: Axes) -> None:
+    axis.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,147 @@
+"""From finished runs of the study to its rows and to differences between them."""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from scipy.stats import t as student
+
+from examples.study import stages
+from examples.study.arms import ARMS
+from examples.study.run import Settings
+from examples.study.stages import Case
+
+MARGIN = 0.01
+"""A loss higher by less than this is no worse; in nats, chosen before the runs."""
+
+
+class Row(NamedTuple):
+    """One case of the study at its best learning rate."""
+
+    name: str  # for `--row`
+    case: Case
+    settings: Settings  # of one of its runs
+    losses: dict[int, float]  # by seed
+    state_bytes: int  # of all tables
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.losses.values())
+
+    @property
+    def deviation(self) -> float:
+        return statistics.stdev(self.losses.values())
+
+    @property
+    def title(self) -> str:
+        return title(self.settings.arm, self.settings.b2)
+
+
+class Difference(NamedTuple):
+    """Mean of paired differences in loss, with its 95% confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """Of the first against the second, lower being better."""
+        if self.high < 0:
+            return "better"
+        if self.low > 0:
+            return "worse"
+        return "no worse" if self.high < MARGIN else "undecided"
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+class Study:
+    """The finished runs of a file, arranged by the stages of the study."""
+
+    def __init__(self, records: dict[Settings, dict[str, Any]]):
+        self.records = records
+        found = {run: record["validation_loss"] for run, record in records.items()}
+        self.losses = {run: math.inf if x is None else x for run, x in found.items()}
+
+    def row(self, stage: str, case: Case) -> Row | None:
+        """Returns a row, or None where not all of its seeds are finished."""
+        try:
+            runs = stages.seeded(case, self.losses)
+        except stages.WaitingFor:
+            return None
+        if not all(run in self.losses for run in runs):
+            return None
+        losses = {run.seed: self.losses[run] for run in runs}
+        state_bytes = self.records[runs[0]]["table_state_bytes"]
+        return Row(stages.name_of(stage, case), case, runs[0], losses, state_bytes)
+
+    def rows(self, stage: str) -> list[Row]:
+        """Returns the finished rows of a stage."""
+        rows = [self.row(stage, case) for case in stages.CASES[stage]]
+        return [row for row in rows if row]
+
+    def arm(self, name: str) -> Row | None:
+        return self.row("seeds", {"arm": name})
+
+    def adams(self, stage: str, case: Case) -> list[Row]:
+        """Returns the finished Adams in the place of a case's own arm."""
+        changes = {k: v for k, v in case.items() if k not in ("arm", "b2")}
+        rows = [self.row(stage, {"arm": arm} | changes) for arm in ("adam", "adam95")]
+        return [row for row in rows if row]
+
+    def against_adam(self, *only: str) -> Iterator[tuple[Row, Row]]:
+        """Yields Ember (b2 0.999) beside each Adam in every setting.
+
+        Args:
+          *only: stages; by default all that have such settings.
+        """
+        for stage in only or ("seeds", "muon", "tied", "batch", "size", "length"):
+            for case in stages.CASES[stage]:
+                row = self.row(stage, case) if "b2" not in case else None
+                if row and case["arm"] == "ember":
+                    for adam in self.adams(stage, case):
+                        yield row, adam
+
+
+def difference(first: Row, second: Row) -> Difference:
+    """Returns first minus second, paired by seed."""
+    pairs = [(first.losses[seed], second.losses[seed]) for seed in first.losses]
+    if not all(math.isfinite(x) for pair in pairs for x in pair):
+        return Difference(math.nan, math.nan, math.nan)
+    return interval([a - b for a, b in pairs])
+
+
+def interval_of_mean(row: Row) -> Difference:
+    return interval(list(row.losses.values()))
+
+
+def interval(values: list[float]) -> Difference:
+    """Returns the mean of paired differences with its 95% interval (Student's t)."""
+    mean = statistics.fmean(values)
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    half = float(student.ppf(0.975, len(values) - 1)) * error
+    return Difference(mean, mean - half, mean + half)
+
+
+def title(arm: str, b2: float | None) -> str:
+    """Returns the name of an optimizer for people."""
+    ambiguous = arm in ("adam", "adam95") or b2 != ARMS[arm].b2
+    return f"{ARMS[arm].title}, b2 {b2:g}" if ambiguous else ARMS[arm].title
+
+
+def setting(row: Row) -> str:
+    """Returns for people in what a row differs from the main setting."""
+    defaults = {f.name: f.default for f in dataclasses.fields(Settings)}
+    words = {
+        "body": "body Muon",
+        "tied": "tied tables",
+        "batch": f"{row.settings.batch} sequences of {row.settings.window}",
+        "width": f"width {row.settings.width}",
+        "tokens": f"{row.settings.tokens:,} tokens",
+    }
+    changed = [k for k in words if getattr(row.settings, k) != defaults[k]]
+    return ", ".join(words[k] for k in changed) or "main setting"

@@ -1,0 +1,66 @@
+"""Full finetuning of a small model on instructions: minutes on two cores.
+
+Every value can be set on the command line: --config.finetuning.steps=1000.
+The tuned values come from benchmarks/results/finetune.json.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from configs.phases import phase
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # of the initial values and of the order of the batches
+    config.sequence_length = 48  # tokens of prompt and answer
+
+    # Text to pretrain on, and the vocabulary made of it, see examples/lm/data.py.
+    config.data = ConfigDict()
+    config.data.path = placeholder(str)
+    config.data.vocab_size = 2048
+    config.data.validation_fraction = 0.05  # of the documents, or of the tasks
+    config.data.split_seed = 0
+    config.data.cache_dir = ".cache"
+
+    # JSON Lines with "prompt" and "completion". By default the functions in the text
+    # to pretrain on, which is Python: the signature by the first line of the docstring.
+    config.tasks = placeholder(str)
+
+    # Directory of tunix checkpoints to start from, such as runs/mine/pretrained, with
+    # the same model and data. By default a model is pretrained first.
+    config.checkpoint = placeholder(str)
+
+    # Fields of tunix's ModelConfig for Qwen3.
+    config.model = ConfigDict()
+    config.model.num_layers = 2
+    config.model.embed_dim = 64
+    config.model.hidden_dim = 192
+    config.model.num_heads = 4
+    config.model.head_dim = 16
+    config.model.num_kv_heads = 2
+    config.model.rope_theta = 10_000
+    config.model.norm_eps = 1e-6
+    config.model.use_tied_embedding = False
+
+    # All arms start from the same model, trained with AdamW on the tables.
+    config.pretraining = phase(
+        steps=300,
+        batch_size=8,
+        table_learning_rates={"ember": 1e-2, "adam": 1e-2},
+        body_learning_rate=2e-3,
+        tables="adam",
+    )
+    config.finetuning = phase(
+        steps=200,
+        batch_size=8,
+        table_learning_rates={"ember": 1e-2, "adam": 1e-2},
+        body_learning_rate=5e-4,
+    )
+    config.eval_every = 50  # steps
+    config.eval_batches = 16
+
+    # A run replaces what an earlier one left here, unless it resumes it.
+    config.workdir = "runs/finetune_small"
+    config.resume = False
+    return config

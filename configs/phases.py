@@ -1,0 +1,41 @@
+"""Settings of one phase of training, for programs that have several."""
+
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def phase(
+    steps: int,
+    batch_size: int,
+    table_learning_rates: Mapping[str, float],
+    body_learning_rate: float,
+    tables: str = "ember",
+) -> ConfigDict:
+    """Returns what `examples.lm.optimizer.make_optimizer` needs, and a batch size.
+
+    Args:
+      steps: updates of the parameters.
+      batch_size: sequences or prompts in each.
+      table_learning_rates: the tuned one of each table optimizer.
+      body_learning_rate: of AdamW on everything else.
+      tables: which table optimizer to use.
+    """
+    config = ConfigDict({"steps": steps, "batch_size": batch_size})
+    config.tables = ConfigDict({"optimizer": tables, "weight_decay": 0.0})
+    config.tables.learning_rate = placeholder(float)  # by default the tuned one
+    config.tables.b2 = placeholder(float)  # likewise
+    config.tables.tuned = ConfigDict(
+        {
+            name: {"learning_rate": rate, "b2": 0.999}
+            for name, rate in table_learning_rates.items()
+        }
+    )
+    config.body = ConfigDict({"optimizer": "adamw", "weight_decay": 0.0})
+    config.body.learning_rate = placeholder(float)  # by default the tuned one
+    config.body.tuned = ConfigDict({"adamw": body_learning_rate})
+    config.warmup_fraction = 0.1  # of the steps
+    config.final_fraction = 0.1  # of the peak
+    config.clip_norm = 1.0  # of the gradient of tables and body together
+    return config

@@ -1,0 +1,175 @@
+r"""Full finetuning with tunix's PeftTrainer: token tables on Ember, the body on AdamW.
+
+    python -m examples.finetune --config=configs/finetune_small.py
+
+Useful flags (all of them are in the config file, with comments):
+
+    --compare                        then the same finetuning with AdamW on the tables
+    --config.tasks=tasks.jsonl       your own prompts and completions
+    --config.checkpoint=DIRECTORY    start from a tunix checkpoint, do not pretrain
+    --config.finetuning.steps=1000
+    --config.finetuning.tables.learning_rate=0.01  instead of the tuned one
+    --config.model.embed_dim=256     any field of tunix's ModelConfig of Qwen3
+    --config.seed=1
+    --config.workdir=runs/mine
+    --config.resume                  go on from the last checkpoints in workdir
+
+Needs the extra `post-training`: pip install 'ember-optax[post-training]'.
+"""
+
+# pyright: reportMissingImports=false
+
+import itertools
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import app, flags, logging
+from flax import nnx
+from ml_collections import ConfigDict, config_flags
+from tunix.models.qwen3.model import Qwen3
+from tunix.sft.checkpoint_manager import CheckpointManager
+
+import ember_optax
+from examples.lm import Config, corpus, data, metrics
+from examples.lm.optimizer import table_state_bytes
+from examples.post_training import instructions, supervised
+from examples.post_training.model import make_model
+
+
+class Tasks(NamedTuple):
+    """Instruction data as tokens."""
+
+    train: supervised.Batch
+    validation: supervised.Batch
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument {argv[1]!r}")
+    logging.set_verbosity(logging.ERROR)
+    run(flags.FLAGS.config, flags.FLAGS.compare)
+
+
+def run(config: Config, compare: bool = False) -> dict[str, list[metrics.Record]]:
+    """Finetunes in one or two arms, prints what came out and returns the losses."""
+    workdir = Path(config.workdir)
+    if not config.resume:
+        shutil.rmtree(workdir, ignore_errors=True)
+    tasks = load_tasks(config)
+    model = pretrained(config, workdir / "pretrained")
+    params = nnx.state(model, nnx.Param)
+    print(ember_optax.summarize(params), end="\n\n", flush=True)
+    print(
+        f"{len(tasks.train.tokens):,} tasks to train on,"
+        f" {len(tasks.validation.tokens):,} to validate on\n",
+        flush=True,
+    )
+    arms = {config.finetuning.tables.optimizer: config}
+    if compare:
+        arms["adam"] = with_adam_tables(config)
+    runs = {}
+    for name, arm in arms.items():
+        runs[name] = finetune(arm, nnx.clone(model), tasks, workdir / name)
+    plot = workdir / "loss.png"
+    plot.parent.mkdir(parents=True, exist_ok=True)
+    metrics.plot(plot, runs)
+    print(f"\n{'tables':<12}{'first loss':>14}{'last loss':>14}{'table state':>20}")
+    for name, records in runs.items():
+        losses = [r["validation_loss"] for r in records if "validation_loss" in r]
+        state = f"{table_state_bytes(arms[name].finetuning, params):,} bytes"
+        print(f"{name:<12}{losses[0]:>14.4f}{losses[-1]:>14.4f}{state:>20}")
+    print(f"\nValidation loss on answers, in nats per token. Loss plot: {plot}")
+    return runs
+
+
+def pretrained(config: Config, directory: Path) -> Qwen3:
+    """Returns the model of the user's checkpoint, or one pretrained for a short time.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint where the user says.
+    """
+    vocab_size = data.load_tokenizer(**config.data).get_vocab_size()
+    model = make_model(config.model, vocab_size, config.seed)
+    if config.checkpoint:
+        restore(model, Path(config.checkpoint))
+        return model
+    tokens, phase = data.load(**config.data), config.pretraining
+    windows = config.sequence_length - 1, phase.batch_size
+    batches = data.train_batches(tokens.train, *windows, config.seed)
+    held_out = data.validation_batches(tokens.validation, *windows, config.eval_batches)
+    trainer = supervised.make_trainer(
+        model, phase, config.eval_every, directory, "pretraining"
+    )
+    supervised.fit(
+        trainer,
+        map(supervised.all_of, batches),
+        [supervised.all_of(tokens) for tokens in held_out],
+    )
+    return model
+
+
+def restore(model: Qwen3, directory: Path) -> None:
+    """Gives a model the parameters of the last checkpoint in a directory of tunix's.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    if not any(path.name.isdigit() for path in directory.glob("*")):
+        raise FileNotFoundError(
+            f"checkpoint {str(directory)!r} holds no checkpoint of tunix. Give the"
+            " directory whose subdirectories are named by their steps."
+        )
+    manager = CheckpointManager(str(directory.absolute()))
+    manager.maybe_restore(model)
+    manager.close()
+
+
+def finetune(
+    config: Config, model: Qwen3, tasks: Tasks, directory: Path
+) -> list[metrics.Record]:
+    """Trains all parameters of a model, in place, on the answers to the tasks."""
+    phase = config.finetuning
+    batches = instructions.batches(tasks.train, phase.batch_size, config.seed)
+    held_out = instructions.batches(tasks.validation, phase.batch_size, seed=0)
+    n = max(1, len(tasks.validation.tokens) // phase.batch_size)
+    trainer = supervised.make_trainer(
+        model, phase, config.eval_every, directory, phase.tables.optimizer
+    )
+    return supervised.fit(
+        trainer, batches, list(itertools.islice(held_out, min(n, config.eval_batches)))
+    )
+
+
+def load_tasks(config: Config) -> Tasks:
+    """Returns the instruction data, split as the text to pretrain on."""
+    tokenizer = data.load_tokenizer(**config.data)
+    how = config.data.validation_fraction, config.data.split_seed
+    if config.tasks:
+        sides = data.split(instructions.read(config.tasks), *how)
+    else:
+        documents = data.split(corpus.read_documents(config.data.path), *how)
+        train, validation = map(instructions.from_source, documents)
+        seen = set(train)
+        sides = train, [task for task in validation if task not in seen]
+    return Tasks(
+        *(instructions.encode(tokenizer, s, config.sequence_length) for s in sides)
+    )
+
+
+def with_adam_tables(config: Config) -> Config:
+    """Returns the same config with AdamW on the tables, at its own tuned settings."""
+    config = ConfigDict(config.to_dict())
+    config.finetuning.tables.update(optimizer="adam", learning_rate=None, b2=None)
+    return config
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file(
+        "config", help_string="File with the configuration."
+    )
+    flags.mark_flag_as_required("config")
+    flags.DEFINE_bool(
+        "compare", False, "Run a second arm with AdamW on the token tables."
+    )
+    app.run(main)

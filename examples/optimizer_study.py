@@ -1,0 +1,136 @@
+r"""The study: which optimizer of token tables is best, at small scale.
+
+    python -m examples.optimizer_study                  # all stages, what is missing
+    python -m examples.optimizer_study sweep seeds      # some of them
+    python -m examples.optimizer_study --results=mine.jsonl   # all from the beginning
+    python -m examples.optimizer_study --row=seeds/ember      # a row of the evidence
+    python -m examples.optimizer_study --only='{"arm": "ember", "lr": 0.01, ...}'
+    make report                                         # docs/evidence.md from the runs
+
+Each finished run is a line in benchmarks/results/study.jsonl and is not run again. The
+exceptions are --row, a row of docs/evidence.md, and --only, the "settings" of a line:
+they show the new losses beside those of the file. Start the program once on every core
+(with taskset on Linux) to share the work: no run is done twice. On Linux,
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the environment saves a third of the time.
+
+Stages, in this order; each does what it needs of earlier ones:
+
+    body    learning rate of the body, for Ember and Adam together
+    sweep   learning rate of the tables for every optimizer
+    seeds   every optimizer at its best learning rate, five new seeds
+    b2      other decays of Ember
+    muon    Muon as the optimizer of the body
+    tables  Ember on one table, Adam on the other
+    tied    one table for input and output
+    batch   8 to 512 sequences of 16 tokens
+    size    two more widths
+    length  a quarter of the tokens, and four times as many
+"""
+
+import argparse
+import itertools
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks.results import RESULTS, provenance
+from configs.pretrain_small import get_config
+from examples.lm import Config, data
+from examples.study import records, stages
+from examples.study.run import Settings, execute
+
+STUDY = RESULTS / "study.jsonl"
+
+
+def work(names: list[str], path: Path, tokens: data.Tokens, vocab_size: int) -> None:
+    """Does all runs of the stages that are not finished and that nobody else does."""
+    while runs := missing(names, path):
+        for run in runs:
+            with records.claim(path, run) as is_mine:
+                if is_mine:
+                    finish(run, path, tokens, vocab_size)
+                    break
+        else:
+            time.sleep(5)  # others do all that can be done now
+
+
+def missing(names: list[str], path: Path) -> list[Settings]:
+    losses = records.read_losses(path)
+    lists = [stages.missing(name, losses) for name in names]
+    return list(dict.fromkeys(itertools.chain(*lists)))
+
+
+def finish(run: Settings, path: Path, tokens: data.Tokens, vocab_size: int) -> None:
+    """Does a run and writes its line."""
+    record = execute(run, tokens, vocab_size) | provenance()
+    records.append(path, record)
+    print(f"{len(records.read(path)):4} {describe(record)}", flush=True)
+
+
+def describe(record: dict[str, Any]) -> str:
+    run, loss = record["settings"], record["validation_loss"]
+    defaults = {f.name: f.default for f in Settings.__dataclass_fields__.values()}
+    changed = " ".join(f"{k}={v}" for k, v in run.items() if v != defaults[k])
+    found = "diverged" if loss is None else f"{loss:.4f}"
+    return f"{found} {record['seconds']:5.1f} s  {changed}"
+
+
+def rerun(
+    runs: list[Settings], path: Path, tokens: data.Tokens, vocab_size: int
+) -> None:
+    """Does runs again, or for the first time, and shows what they gave before."""
+    old = records.read(path)
+    for run in runs:
+        if run in old:
+            print("then", describe(old[run]))
+        print("now ", describe(execute(run, tokens, vocab_size)), flush=True)
+
+
+def runs_of_row(row: str, path: Path) -> list[Settings]:
+    """Returns the runs behind a row of the evidence."""
+    rows = {
+        stages.name_of(stage, case): case
+        for stage, cases in stages.CASES.items()
+        for case in cases
+    }
+    if row not in rows:
+        raise SystemExit(f"There is no row {row!r}, but there are {', '.join(rows)}.")
+    try:
+        return stages.seeded(rows[row], records.read_losses(path))
+    except stages.WaitingFor as waiting:
+        raise SystemExit(
+            f"The learning rate of {row} is not tuned: {waiting}."
+        ) from None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help="all by default")
+    parser.add_argument("--results", type=Path, default=STUDY, help="file of the runs")
+    parser.add_argument("--row", help="name of a row of docs/evidence.md to run again")
+    parser.add_argument("--only", type=json.loads, help="settings of a run, as JSON")
+    arguments = parser.parse_args()
+    unknown = set(arguments.stages) - set(stages.STAGES)
+    if unknown:
+        parser.error(f"unknown stage {min(unknown)!r}, known: {list(stages.STAGES)}")
+    path = arguments.results
+    runs = [Settings(**arguments.only)] if arguments.only else []
+    if arguments.row:
+        runs += runs_of_row(arguments.row, path)
+    jax.config.update("jax_compilation_cache_dir", os.path.abspath(".cache/jax"))
+    config: Config = get_config()
+    tokens, vocab_size = data.load(**config.data), config.data.vocab_size
+    if runs:
+        rerun(runs, path, tokens, vocab_size)
+    else:
+        work(arguments.stages or list(stages.STAGES), path, tokens, vocab_size)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the programs on tunix share: model, supervised phases, and their tasks."""

@@ -1,0 +1,105 @@
+"""Instruction data: a prompt and its answer, of which only the answer has a loss."""
+
+import ast
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from tokenizers import Tokenizer
+
+from examples.lm.data import END_OF_TEXT
+from examples.post_training.supervised import Batch
+
+
+class Task(NamedTuple):
+    prompt: str
+    answer: str
+
+
+def from_source(documents: list[str]) -> list[Task]:
+    """Returns tasks from Python sources: the signature of a function by its docstring.
+
+    Documents that this version of Python cannot parse have none.
+    """
+    return list(dict.fromkeys(task for text in documents for task in _signatures(text)))
+
+
+def read(path: str) -> list[Task]:
+    """Returns the tasks of a JSON Lines file with the fields "prompt" and "completion".
+
+    Raises:
+      ValueError: a line is not such an object, or there are no two of them.
+    """
+    tasks = []
+    for number, line in enumerate(Path(path).read_text("utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        match _parse(line):
+            case {"prompt": str(prompt), "completion": str(answer)}:
+                tasks.append(Task(prompt, answer))
+            case _:
+                raise ValueError(
+                    f'{path}:{number} is not a JSON object with strings "prompt" and'
+                    f' "completion": {line:.60}'
+                )
+    if len(tasks) < 2:
+        raise ValueError(
+            f"{path} holds {len(tasks)} tasks, but at least 2 are needed: one to train"
+            " on and one to validate on."
+        )
+    return tasks
+
+
+def encode(tokenizer: Tokenizer, tasks: list[Task], length: int) -> Batch:
+    """Returns the tasks that fit into `length` tokens, padded, as one large batch.
+
+    Raises:
+      ValueError: none of them fits.
+    """
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    prompts = tokenizer.encode_batch_fast([task.prompt for task in tasks])
+    answers = tokenizer.encode_batch_fast([task.answer for task in tasks])
+    pairs = [(p.ids, [*a.ids, end]) for p, a in zip(prompts, answers, strict=True)]
+    pairs = [(p, a) for p, a in pairs if len(p) + len(a) <= length]
+    if not pairs:
+        raise ValueError(
+            f"None of {len(tasks)} tasks fits into sequence_length, which is {length}"
+            " tokens: raise it."
+        )
+    tokens = np.full((len(pairs), length), end, np.int32)
+    mask = np.zeros((len(pairs), length), bool)
+    for row, (prompt, answer) in enumerate(pairs):
+        stop = len(prompt) + len(answer)
+        tokens[row, :stop] = prompt + answer
+        mask[row, len(prompt) : stop] = True
+    return Batch(tokens, mask)
+
+
+def batches(tasks: Batch, batch_size: int, seed: int) -> Iterator[Batch]:
+    """Yields batches of tasks without end; every epoch has another order."""
+    order = grain.MapDataset.range(len(tasks.tokens)).seed(seed)
+    for rows in order.shuffle().repeat().batch(batch_size, drop_remainder=True):
+        yield Batch(tasks.tokens[rows], tasks.mask[rows])
+
+
+def _signatures(text: str) -> Iterator[Task]:
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (ast.get_docstring(node) or "").splitlines()
+            if lines and lines[0].strip():
+                answer = f"def {node.name}({ast.unparse(node.args)}):"
+                yield Task(f"# {lines[0].strip()}\n", answer)
+
+
+def _parse(line: str) -> object:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None

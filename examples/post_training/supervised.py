@@ -1,0 +1,104 @@
+"""Supervised training with tunix's `PeftTrainer`."""
+
+# pyright: reportMissingImports=false
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+from tunix.sft import peft_trainer
+from tunix.sft.utils import build_positions_from_mask, make_causal_attn_mask
+
+from examples.lm import Config
+from examples.lm.metrics import Record
+from examples.lm.optimizer import make_optimizer
+
+
+class Batch(NamedTuple):
+    """Sequences, padded at their end."""
+
+    tokens: np.ndarray  # int32[batch, time]
+    mask: np.ndarray  # bool[batch, time], which tokens have a loss
+
+
+def make_trainer(
+    model: nnx.Module,
+    phase: Config,
+    eval_every: int,
+    directory: Path | None = None,
+    description: str = "",
+) -> peft_trainer.PeftTrainer:
+    """Returns a trainer of all parameters, at the last checkpoint if there is one.
+
+    Args:
+      model: to train, in place.
+      phase: with its optimizer and steps, see `configs.phases.phase`.
+      eval_every: steps between evaluations, and between checkpoints.
+      directory: of the checkpoints, if there are to be any.
+      description: for the progress bar.
+    """
+    return peft_trainer.PeftTrainer(
+        model,
+        make_optimizer(phase),
+        peft_trainer.TrainingConfig(
+            max_steps=phase.steps,
+            eval_every_n_steps=eval_every,
+            checkpoint_root_directory=directory and str(directory.absolute()),
+            checkpointing_options=ocp.CheckpointManagerOptions(
+                save_interval_steps=eval_every, max_to_keep=2
+            ),
+            pbar_description=description,
+        ),
+    ).with_gen_model_input_fn(_model_input)
+
+
+def fit(
+    trainer: peft_trainer.PeftTrainer, batches: Iterable[Batch], held_out: list[Batch]
+) -> list[Record]:
+    """Trains to the end and returns the losses by step, in nats per token."""
+    start, every = trainer.train_steps, trainer.config.eval_every_n_steps
+    trainer.train(batches, held_out)
+    # tunix evaluates before the first step too, and then at multiples of `every`.
+    multiples = range(start - start % every + every, trainer.train_steps + 1, every)
+    evaluated = [start, *multiples]
+    losses = history(trainer, "", "loss", "eval")
+    return [
+        {"step": step, "loss": loss}
+        for step, loss in enumerate(history(trainer, "", "loss"), start=start + 1)
+    ] + [
+        {"step": step, "validation_loss": loss}
+        for step, loss in zip(evaluated, losses, strict=True)
+    ]
+
+
+def history(
+    trainer: peft_trainer.PeftTrainer, prefix: str, name: str, mode: str = "train"
+) -> list[float]:
+    """Returns all values of a metric that tunix has logged, if there are any."""
+    logger: Any = trainer.metrics_logger
+    if not logger.metric_exists(prefix, name, mode):  # as when no step was left
+        return []
+    return logger.get_metric_history(prefix, name, mode).tolist()
+
+
+def all_of(tokens: np.ndarray) -> Batch:
+    """Returns a batch with a loss on every token but the first."""
+    return Batch(tokens, np.ones(tokens.shape, bool))
+
+
+def _model_input(batch: Batch) -> dict[str, Any]:
+    """Adds what the model takes beside tokens.
+
+    Padding comes last, where causal attention never looks at it.
+    """
+    everything = jnp.ones(batch.tokens.shape, bool)
+    return {
+        "input_tokens": batch.tokens,
+        "input_mask": batch.mask,
+        "positions": build_positions_from_mask(everything),
+        "attention_mask": make_causal_attn_mask(everything),
+    }

@@ -1,0 +1,1 @@
+"""What `examples.optimizer_study` is made of: arms, one run, stages, records."""

@@ -1,0 +1,194 @@
+"""Which runs the study consists of, some of which depend on the results of others.
+
+A case is what a run differs in from the others. Each case is tuned first, by a search
+for the learning rate of its tables with one seed, and then run at the best one with
+seeds that the search has not seen.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from examples.study.arms import ARMS
+from examples.study.records import Losses
+from examples.study.run import Settings
+
+Case = dict[str, Any]
+
+SEEDS = (1, 2, 3, 4, 5)  # the searches use seed 0
+RIVALS = ("ember", "adam", "adam95")
+BODY_RATES = {
+    "adamw": (1e-3, 2e-3, 4e-3, 8e-3),
+    "muon": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2),
+}
+BODY_CASES: tuple[Case, ...] = (
+    {"arm": "ember", "b2": 0.999, "lr": 0.01},
+    {"arm": "adam95", "b2": 0.95, "lr": 0.056},
+)
+B2S = (0.9, 0.95, 0.99, 0.9999)
+BATCHES = (8, 32, 128, 512)
+WIDTHS = (48, 192)
+LENGTHS = (65_536, 1_048_576)  # tokens
+
+ARM_CASES: list[Case] = [{"arm": arm} for arm in ARMS]
+CASES: dict[str, list[Case]] = {
+    "seeds": ARM_CASES,
+    "b2": [{"arm": "ember", "b2": b2} for b2 in B2S],
+    "muon": [{"arm": arm, "body": "muon"} for arm in RIVALS],
+    "tables": [{"arm": "ember", "tables": table} for table in ("embed", "lm_head")],
+    "tied": [{"arm": arm, "tied": True} for arm in RIVALS],
+    # Short windows, so that the largest batch still makes 32 steps.
+    "batch": [
+        {"arm": arm, "batch": batch, "window": 16}
+        for batch, arm in itertools.product(BATCHES, RIVALS)
+    ],
+    "size": [
+        {"arm": arm, "width": width} for width, arm in itertools.product(WIDTHS, RIVALS)
+    ],
+    "length": [
+        case | {"tokens": tokens}
+        for tokens in LENGTHS
+        for case in (
+            {"arm": "ember"},
+            {"arm": "ember", "b2": 0.95},
+            {"arm": "ember_growing"},
+            {"arm": "adam"},
+            {"arm": "adam95"},
+        )
+    ],
+}
+STAGES = ("body", "sweep", *CASES)
+
+
+class WaitingFor(Exception):
+    """The answer depends on runs that are not finished."""
+
+    def __init__(self, runs: Sequence[Settings]):
+        super().__init__(f"{len(runs)} runs are not finished")
+        self.runs = runs
+
+
+def name_of(stage: str, case: Case) -> str:
+    """Returns the name of a row of the evidence, such as `batch/ember/8/16`."""
+    return "/".join(map(str, (stage, *case.values())))
+
+
+def missing(stage: str, losses: Losses) -> Iterator[Settings]:
+    """Yields the runs of a stage that can be done now and are not finished."""
+    if stage == "body":
+        jobs = [lambda body=body: _body_runs(body) for body in BODY_RATES]
+    elif stage == "sweep":
+        jobs = [lambda case=case: [tuned(case, losses)] for case in ARM_CASES]
+    else:
+        jobs = [lambda case=case: seeded(case, losses) for case in CASES[stage]]
+    for job in jobs:
+        try:
+            runs = job()
+        except WaitingFor as waiting:
+            runs = waiting.runs
+        yield from (run for run in runs if run not in losses)
+
+
+def seeded(case: Case, losses: Losses) -> list[Settings]:
+    """Returns the runs of a case at its best learning rate.
+
+    Raises:
+      WaitingFor: that learning rate is not known yet.
+    """
+    best = tuned(case, losses)
+    return [dataclasses.replace(best, seed=seed) for seed in SEEDS]
+
+
+def tuned(case: Case, losses: Losses) -> Settings:
+    """Returns a case at its best learning rate, with the seed of the search.
+
+    Raises:
+      WaitingFor: it is not known yet.
+    """
+    arm = ARMS[case["arm"]]
+    base = start(case, losses)
+    if case.keys() == {"arm"}:
+        return search(dataclasses.replace(base, lr=arm.center), losses, reach=2)
+    center = tuned({"arm": case["arm"]}, losses).lr
+    return search(dataclasses.replace(base, lr=center), losses, reach=1)
+
+
+def start(case: Case, losses: Losses) -> Settings:
+    """Returns the settings of a case but for its own learning rate."""
+    body_lr = best_body_rate(case.get("body", "adamw"), losses)
+    fixed: Case = {"lr": math.nan, "b2": ARMS[case["arm"]].b2, "body_lr": body_lr}
+    if "tables" in case:
+        fixed["other_lr"] = tuned({"arm": "adam"}, losses).lr
+    run = Settings(**fixed | case)
+    # The usual rule for another number of tokens in a step.
+    scale = math.sqrt(run.batch * run.window / (Settings.batch * Settings.window))
+    return dataclasses.replace(run, body_lr=float(f"{body_lr * scale:.3g}"))
+
+
+def search(center: Settings, losses: Losses, reach: int) -> Settings:
+    """Returns the run with the best learning rate of the tables.
+
+    Learning rates are powers of 10^(1/4). The search tries every second of them,
+    `reach` to each side of the center, goes on where the best is at an edge, and in
+    the end tries both neighbours of the best.
+
+    Raises:
+      WaitingFor: runs are missing.
+    """
+    middle = round(4 * math.log10(center.lr))
+    tried = {middle + 2 * i for i in range(-reach, reach + 1)}
+    while True:
+        best = _best(center, tried, losses)
+        if best == min(tried):
+            tried.add(best - 2)
+        elif best == max(tried):
+            tried.add(best + 2)
+        else:
+            break
+    best = _best(center, {best - 1, best, best + 1}, losses)
+    return _at(center, best)
+
+
+def sweep(case: Case, losses: Losses) -> dict[float, float]:
+    """Returns the losses of a case with the seed of the search, by learning rate."""
+    base = start(case, losses)
+    runs = [run for run in losses if dataclasses.replace(base, lr=run.lr) == run]
+    return {run.lr: losses[run] for run in sorted(runs, key=lambda run: run.lr)}
+
+
+def best_body_rate(body: str, losses: Losses) -> float:
+    """Returns the learning rate of the body that is best for Ember and Adam together.
+
+    Raises:
+      WaitingFor: runs are missing.
+    """
+    runs = _require(_body_runs(body), losses)
+    return min(
+        BODY_RATES[body],
+        key=lambda rate: sum(losses[run] for run in runs if run.body_lr == rate),
+    )
+
+
+def _body_runs(body: str) -> list[Settings]:
+    return [
+        Settings(body=body, body_lr=rate, **case)
+        for rate in BODY_RATES[body]
+        for case in BODY_CASES
+    ]
+
+
+def _best(center: Settings, tried: set[int], losses: Losses) -> int:
+    _require([_at(center, k) for k in sorted(tried)], losses)
+    return min(sorted(tried), key=lambda k: losses[_at(center, k)])
+
+
+def _at(center: Settings, k: int) -> Settings:
+    return dataclasses.replace(center, lr=float(f"{10 ** (k / 4):.2g}"))
+
+
+def _require(runs: list[Settings], losses: Losses) -> list[Settings]:
+    if not all(run in losses for run in runs):
+        raise WaitingFor([run for run in runs if run not in losses])
+    return runs
