@@ -76,9 +76,14 @@ def update_moments(
     # 1 - b2 and not b2 is what must be exact: float32(0.999) is off by 1.3e-5 of 0.001.
     rate = jnp.asarray(1 - b2, dtype)
     return TableMoments(
-        moments.row - rate * moments.row + rate * (sums.row.astype(dtype) / n_columns),
-        moments.col - rate * moments.col + rate * (sums.col.astype(dtype) / n_rows),
+        move(moments.row, sums.row.astype(dtype) / n_columns, rate),
+        move(moments.col, sums.col.astype(dtype) / n_rows, rate),
     )
+
+
+def move(statistic: jax.Array, mean: jax.Array, rate: jax.Array) -> jax.Array:
+    """Moves a statistic towards the mean of a step, by `rate` = 1 - b2 of the way."""
+    return statistic - rate * statistic + rate * mean
 
 
 def precondition(
@@ -124,8 +129,8 @@ def precondition(
 
     # Taking roots before the product costs V + D of them and cannot underflow.
     columns = tuple(a for a in range(grad.ndim) if a != axis)
-    row_root = jnp.expand_dims(_root(row), columns)
-    col_root = jnp.expand_dims(_root(col_factor), axis)
+    row_root = jnp.expand_dims(root(row), columns)
+    col_root = jnp.expand_dims(root(col_factor), axis)
     update = grad.astype(dtype) / (row_root * col_root + jnp.asarray(eps, dtype))
     return update.astype(grad.dtype)
 
@@ -183,7 +188,7 @@ def _mean(x: jax.Array, names: tuple[str, ...] | None) -> jax.Array:
     return jax.lax.pmean(mean, names) if names else mean
 
 
-def _root(x: jax.Array) -> jax.Array:
+def root(x: jax.Array) -> jax.Array:
     """Returns sqrt(x), or infinity where x is 0.
 
     A row or column that has never seen a gradient then has the update 0, not 0 / 0,

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import (
     collectives,
     evidence,
+    fused,
     geometry_tables,
     lazy,
     ngram_table,
@@ -75,6 +76,12 @@ def test_tables_of_geometry_are_those_of_the_results() -> None:
     assert [
         table for table in geometry_tables.tables(content) if table not in page
     ] == []
+
+
+def test_tables_of_the_fused_step_are_those_of_the_results() -> None:
+    page = (ROOT / "docs" / "fused.md").read_text()
+    content = json.loads((results.RESULTS / "fused.json").read_text())
+    assert [table for table in fused.tables(content) if table not in page] == []
 
 
 def test_tables_of_steps_are_those_of_the_results() -> None:
