@@ -7,10 +7,12 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks import post_training
 from benchmarks.study_rows import (
     Row,
     Study,
     difference,
+    interval,
     interval_of_mean,
     setting,
     title,
@@ -77,7 +79,7 @@ def learning_rates(study: Study) -> Figure | None:
 
 
 def pareto(study: Study) -> Figure | None:
-    """Loss against bytes of state of the tables."""
+    """Loss against bytes of state of the tables, in and after pretraining."""
     rows = [row for row in study.rows("seeds") if math.isfinite(row.mean)]
     if not rows:
         return None
@@ -85,7 +87,9 @@ def pareto(study: Study) -> Figure | None:
     top = lowest + 0.6
     rows.sort(key=lambda row: row.mean)
     shown = [row for row in rows if row.mean < top]
-    figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
+    figure, (axis, *others) = plt.subplots(
+        ncols=3, figsize=(14, 5), width_ratios=(3, 1, 1), layout="constrained"
+    )
     columns: dict[int, tuple[float, float]] = {}  # of labels: where, and the last one
     for row in sorted(shown, key=lambda row: -row.state_bytes):
         place = int(math.log10(row.state_bytes + 100))
@@ -99,6 +103,8 @@ def pareto(study: Study) -> Figure | None:
         place = int(math.log10(row.state_bytes + 100))
         x, below = columns[place]
         y = max(row.mean, below + 0.022)
+        if row.state_bytes == 0:
+            y += 0.022  # above the line of the front
         columns[place] = x, y
         label = f"{row.title}  {row.mean:.3f}"
         line = {"arrowstyle": "-", "color": shade, "lw": 0.5, "relpos": (0, 0.5)}
@@ -118,9 +124,34 @@ def pareto(study: Study) -> Figure | None:
     axis.set_ylabel("validation loss, five seeds, 95% interval")
     above = [f"{row.title} {row.mean:.2f}" for row in rows if row.mean >= top]
     note = f" Above the frame: {', '.join(above)}." if above else ""
-    axis.set_title(f"Down and left is better.{note}", fontsize=10)
+    axis.set_title(f"Pretraining: down and left is better.{note}", fontsize=10)
     _plain(axis)
+    for panel, name in zip(others, post_training.SCORES, strict=True):
+        after_training(panel, name)
     return figure
+
+
+def after_training(axis: Axes, name: str) -> None:
+    """Loss of finetuning, or 1 - reward of GRPO, against bytes of state."""
+    score = post_training.SCORES[name]
+    *_, ember, adam = post_training.arms(post_training.read(name))  # the most prompts
+    for arm in (ember, adam):
+        runs = post_training.best(arm, score)
+        offset = 0 if name == "finetune" else 1
+        mean = interval([offset - score(run) for run in runs])
+        at, shade = runs[0]["table_state_bytes"], color(runs[0]["arm"])
+        axis.errorbar(
+            at, mean.mean, mean.high - mean.mean, fmt="o", color=shade, capsize=2
+        )
+        label = f"  {post_training.NAMES[runs[0]['arm']]}  {mean.mean:.3f}"
+        axis.annotate(label, (at, mean.mean), fontsize=8, color=shade, va="center")
+    axis.set(xscale="log", xlabel="state of the token tables, bytes")
+    axis.set_xlim(right=axis.get_xlim()[1] * 30)
+    labels = {"finetune": "validation loss", "grpo": "1 - reward"}
+    axis.set_ylabel(f"{labels[name]}, three seeds, 95% interval")
+    prompts = ember[0].get("batch_size")
+    axis.set_title(f"GRPO, {prompts} prompts" if prompts else "Finetuning", fontsize=10)
+    _plain(axis)
 
 
 def ember_minus_adam(study: Study) -> Figure | None:
