@@ -35,6 +35,10 @@ def lazy_step(table: Any, state: Any, ids: Any, row_grads: Any) -> Any:
     return lazy.apply(table, state, ids, row_grads, learning_rate=1e-2)
 
 
+def row_wise_step(table: Any, state: Any, ids: Any, row_grads: Any) -> Any:
+    return lazy.apply(table, state, ids, row_grads, learning_rate=1e-2, columns=False)
+
+
 TX = ember_optax.ember(1e-2, vocab_axis=0)
 
 
@@ -44,7 +48,11 @@ def dense_step(table: Any, state: Any, ids: Any, row_grads: Any) -> Any:
     return optax.apply_updates(table, updates), state
 
 
-RULES = {"lazy": (lazy.init, lazy_step), "dense": (TX.init, dense_step)}
+RULES = {
+    "lazy": (lazy.init, lazy_step),
+    "lazy, rows only": (lazy.init, row_wise_step),
+    "dense": (TX.init, dense_step),
+}
 
 
 def compile_step(rule: str, rows: int, n: int, columns: int) -> Any:
@@ -91,9 +99,9 @@ def measure(n: int, columns: int, repeats: int) -> dict[str, dict[str, Any]]:
     sizes = [rows for rows in SIZES if 4 * rows * (columns + 2) < fits]
     measured: dict[str, dict[str, Any]] = {}
     for rule in RULES:
-        tables = [x for x in sizes if rule == "lazy" or x <= LARGEST_DENSE]
+        tables = [x for x in sizes if rule != "dense" or x <= LARGEST_DENSE]
         steps = {rows: compile_step(rule, rows, n, columns) for rows in tables}
-        times = repeats if rule == "lazy" else repeats // 10
+        times = repeats if rule != "dense" else repeats // 10
         seconds = time_in_turns(rule, steps, n, columns, times)
         measured[rule] = {
             str(rows): {
@@ -106,14 +114,14 @@ def measure(n: int, columns: int, repeats: int) -> dict[str, dict[str, Any]]:
         for rows, m in measured[rule].items():
             ratios = zip(seconds[int(rows)], seconds[sizes[0]], strict=True)
             m["time_over_smallest"] = statistics.median(a / b for a, b in ratios)
-    lazy_steps = measured["lazy"]
-    smallest, second = (lazy_steps[str(rows)] for rows in sizes[:2])
-    # The same for each row more, so it is what XLA counts and nobody accesses.
-    per_row = (second["bytes_accessed"] - smallest["bytes_accessed"]) / (
-        sizes[1] - sizes[0]
-    )
-    for rows, m in lazy_steps.items():
-        m["batch_bytes"] = m["bytes_accessed"] - per_row * int(rows)
+    for rule in ("lazy", "lazy, rows only"):
+        smallest, second = (measured[rule][str(rows)] for rows in sizes[:2])
+        # The same for each row more, so it is what XLA counts and nobody accesses.
+        per_row = (second["bytes_accessed"] - smallest["bytes_accessed"]) / (
+            sizes[1] - sizes[0]
+        )
+        for rows, m in measured[rule].items():
+            m["batch_bytes"] = m["bytes_accessed"] - per_row * int(rows)
     return measured
 
 

@@ -73,6 +73,7 @@ def step(
     *,
     b2: Scalar,
     eps: Scalar,
+    columns: bool,
     axes: tuple[str, ...],
 ) -> tuple[jax.Array, LazyState]:
     """Takes a step on the rows that this device has.
@@ -85,6 +86,7 @@ def step(
       rates: learning rate and weight decays.
       b2: decay of the statistics.
       eps: added to the root of the second moment.
+      columns: whether columns have a factor of their own.
       axes: inside `jax.shard_map`, the mesh axes that rows are sharded over.
     """
     n_rows, dtype = table.shape[0], state.row.dtype
@@ -104,13 +106,15 @@ def step(
     # A saturated counter stands still: this step counts all the same.
     missed = jnp.maximum(count - last, 1).astype(dtype)
     row = _shrink(row, missed * jnp.log1p(-rate)) + rate * row_mean
-    col_mean = jnp.sum(jnp.square(grads), axis=0) / n_rows
-    if axes:
-        col_mean = jax.lax.pmean(col_mean, axes)
-    col = state.col - rate * state.col + rate * col_mean
+    col = state.col
+    if columns:
+        col_mean = jnp.sum(jnp.square(grads), axis=0) / n_rows
+        if axes:
+            col_mean = jax.lax.pmean(col_mean, axes)
+        col = _moments.move(col, col_mean, rate)
     update = _moments.precondition(
         grads,
-        TableMoments(row, col),
+        TableMoments(row, col if columns else jnp.ones_like(col)),
         count,
         axis=0,
         b2=b2,

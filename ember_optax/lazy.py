@@ -104,6 +104,7 @@ def apply(
     eps: Scalar = 1e-8,
     weight_decay: Scalar = 0.0,
     touched_weight_decay: Scalar = 0.0,
+    columns: bool = True,
     param_shardings: Any = None,
 ) -> tuple[jax.Array, LazyState]:
     r"""Takes a step on the rows of a batch, equal to that on the dense gradient.
@@ -134,6 +135,11 @@ def apply(
         learning rate may; their product must lie in [0, 1).
       touched_weight_decay: strength of a decay of the rows of the batch only, once for
         each step that touches a row. This is not the dense rule.
+      columns: False leaves out the factor of the columns and does not update `col`:
+        each row has its own rate and nothing else, as in the row-wise Adagrad of
+        recommender systems. With `b2=1 - 1e-9` and a learning rate of
+        c / sqrt(count + 1) it is that: c G over the root of the sum of all mean squares
+        of the row.
       param_shardings: on a mesh with Auto axes, the `NamedSharding` of the table. Each
         device then updates its own rows, as on Explicit axes it does without.
 
@@ -180,7 +186,7 @@ def apply(
     row_grads = row_grads.reshape(ids.size, *table.shape[1:])
 
     axes = _row_axes(layout)
-    step = partial(_lazy.step, b2=b2, eps=eps, axes=axes)
+    step = partial(_lazy.step, b2=b2, eps=eps, columns=columns, axes=axes)
     if layout:
         specs = P(axes), _specs(state, axes)
         step = jax.shard_map(

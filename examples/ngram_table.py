@@ -10,6 +10,7 @@ table is trained first, with the same seed on the same batches.
 
 import argparse
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,10 +26,12 @@ from ember_optax import lazy
 from examples.lm import data
 
 COLUMNS = 32
-TABLE_LEARNING_RATE = 1e-2
 VOCAB_SIZE = 4096
 SEQUENCE_LENGTH = 64
 BATCH_SIZE = 16
+
+TableStep = Callable[..., tuple[jax.Array, lazy.LazyState]]
+ember_step: TableStep = partial(lazy.apply, learning_rate=1e-2)
 
 
 class LanguageModel(nn.Module):
@@ -80,18 +83,19 @@ def loss_fn(params: Any, rows: Any, apply_fn: Any, tokens: jax.Array) -> jax.Arr
     return loss.mean()
 
 
-@partial(jax.jit, donate_argnums=(0, 1))
+@partial(jax.jit, donate_argnums=(0, 1), static_argnames="table_step")
 def train_step(
-    state: TrainState, bigrams: Bigrams | None, tokens: jax.Array
+    state: TrainState,
+    bigrams: Bigrams | None,
+    tokens: jax.Array,
+    table_step: TableStep = ember_step,
 ) -> tuple[TrainState, Bigrams | None, jax.Array]:
     ids, rows = read(bigrams, tokens[:, :-1])
     loss, (grads, row_grads) = jax.value_and_grad(loss_fn, argnums=(0, 1))(
         state.params, rows, state.apply_fn, tokens
     )
     if bigrams is not None:
-        rate = TABLE_LEARNING_RATE
-        new = lazy.apply(*bigrams, ids, row_grads, learning_rate=rate)
-        bigrams = Bigrams(*new)
+        bigrams = Bigrams(*table_step(*bigrams, ids, row_grads))
     return state.apply_gradients(grads=grads), bigrams, loss
 
 
@@ -124,8 +128,21 @@ def create_bigrams(rows: int) -> Bigrams:
     return Bigrams(table, lazy.init(table))
 
 
-def train(rows: int, steps: int, seed: int, path: str | None = None) -> dict[str, Any]:
+def train(
+    rows: int,
+    steps: int,
+    seed: int,
+    path: str | None = None,
+    table_step: TableStep = ember_step,
+) -> dict[str, Any]:
     """Trains with a table of that many rows, or without one if there are none.
+
+    Args:
+      rows: of the table.
+      steps: of a batch each.
+      seed: of initial values and of the order of the batches.
+      path: text or JSON Lines; by default the source of the standard library.
+      table_step: `lazy.apply` with its learning rate, and other options.
 
     Returns:
       `validation_loss` in nats per token, `seconds_per_step`, and of the table
@@ -141,7 +158,7 @@ def train(rows: int, steps: int, seed: int, path: str | None = None) -> dict[str
     start = 0.0
     progress = tqdm(range(steps), desc=f"{rows:,} bigrams" if rows else "no table")
     for step in progress:
-        state, bigrams, loss = train_step(state, bigrams, next(batches))
+        state, bigrams, loss = train_step(state, bigrams, next(batches), table_step)
         if step % 10 == 0:
             progress.set_postfix(loss=f"{loss:.3f}")
         if step == 0:  # which has compiled

@@ -67,7 +67,8 @@ def test_tables_of_lazy_rows_are_those_of_the_results() -> None:
     steps = json.loads((results.RESULTS / "lazy.json").read_text())
     assert lazy.markdown(steps["measured"]) in page
     models = json.loads((results.RESULTS / "ngram_table.json").read_text())
-    assert ngram_table.markdown(models["runs"]) in page
+    assert ngram_table.markdown(models) in page
+    assert ngram_table.markdown_of_sweep(models) in " ".join(page.split())
 
 
 def test_tables_of_geometry_are_those_of_the_results() -> None:

@@ -254,6 +254,54 @@ def test_decay_of_touched_rows_only() -> None:
     np.testing.assert_allclose(table[:, 0], [3, kept, kept, 3], rtol=1e-6)
 
 
+def row_wise(
+    table: np.ndarray, ids: np.ndarray, grads: np.ndarray, direction: Any
+) -> np.ndarray:
+    """Float64 steps along a direction, made of the sums of squares of rows so far."""
+    table, steps = np.float64(table), []
+    for batch, row_grads in zip(ids, np.float64(grads), strict=True):
+        dense = np.zeros_like(table)
+        np.add.at(dense, batch[batch >= 0], row_grads[batch >= 0])
+        steps.append(np.mean(dense**2, axis=1, keepdims=True))
+        table -= direction(dense, steps)
+    return table
+
+
+def test_rows_alone_are_those_of_a_moment_for_each_row() -> None:
+    (ids, grads), b2 = zipf(100), 0.9
+
+    def direction(dense: np.ndarray, squares: list[np.ndarray]) -> np.ndarray:
+        t = len(squares)
+        weights = (1 - b2) * b2 ** np.arange(t - 1, -1, -1)
+        vhat = np.tensordot(weights, squares, 1) / (1 - b2**t)
+        return 0.1 * np.divide(dense, np.sqrt(vhat), where=dense != 0, out=0 * dense)
+
+    table, state = jnp.asarray(table_of()), lazy.init(table_of())
+    step = jitted(learning_rate=0.1, b2=b2, columns=False)
+    for batch in zip(ids, grads, strict=True):
+        table, state = step(table, state, *batch)
+    assert error_of_rows(table, row_wise(table_of(), ids, grads, direction)) < 2e-6
+    np.testing.assert_array_equal(state.col, 0)
+
+
+def test_rows_alone_are_row_wise_adagrad_where_nothing_is_forgotten() -> None:
+    ids, grads = zipf(300)
+
+    def direction(dense: np.ndarray, squares: list[np.ndarray]) -> np.ndarray:
+        total = np.sqrt(np.sum(squares, axis=0))
+        return 0.1 * np.divide(dense, total, where=dense != 0, out=0 * dense)
+
+    table, state = jnp.asarray(table_of()), lazy.init(table_of())
+    step = jitted(
+        learning_rate=lambda count: 0.1 / jnp.sqrt(jnp.float32(count) + 1),
+        b2=1 - 1e-9,
+        columns=False,
+    )
+    for batch in zip(ids, grads, strict=True):
+        table, state = step(table, state, *batch)
+    assert error_of_rows(table, row_wise(table_of(), ids, grads, direction)) < 2e-6
+
+
 def test_reads_rows_with_the_decay_that_they_missed() -> None:
     table, (ids, grads) = jnp.asarray(table_of()), zipf(20)
     options = {"learning_rate": 1.0, "weight_decay": 0.1}
