@@ -15,7 +15,8 @@ from pathlib import Path
 
 from benchmarks import study_figures
 from benchmarks.evidence_claims import claims
-from benchmarks.evidence_tables import SECTIONS, markdown, table
+from benchmarks.evidence_tables import SECTIONS, table
+from benchmarks.results import markdown
 from benchmarks.study_rows import MARGIN, Row, Study, difference, setting
 from examples.optimizer_study import STUDY
 from examples.study import records, stages

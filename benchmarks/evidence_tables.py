@@ -1,8 +1,8 @@
 """The tables of docs/evidence.md: a row for each case of the study."""
 
 import math
-from collections.abc import Iterable
 
+from benchmarks.results import markdown
 from benchmarks.study_rows import Row, Study, difference, setting
 from examples.study import stages
 
@@ -80,8 +80,3 @@ def _difference(row: Row, rival: Row | None) -> str:
     if rival is None or rival.settings == row.settings:
         return ""
     return str(difference(row, rival))
-
-
-def markdown(head: list[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

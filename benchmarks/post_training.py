@@ -46,7 +46,7 @@ def sweep(runs: list[Run], score: Callable[[Run], float]) -> str:
         scores = {run["learning_rate"]: abs(score(run)) for run in arm}
         cells = (f"{scores[r]:.3f}" if r in scores else "" for r in rates)
         rows.append([*_first(arm[0]).values(), *cells])
-    return _markdown([head, *rows])
+    return results.markdown(head, rows)
 
 
 def comparison(runs: list[Run], score: Callable[[Run], float]) -> str:
@@ -63,7 +63,7 @@ def comparison(runs: list[Run], score: Callable[[Run], float]) -> str:
         ]
         rows.append([*_first(arm[0]).values(), *cells])
     head = ["learning rate", "by seed", "mean", "bytes of table state"]
-    return _markdown([[*_first(runs[0]), *head], *rows])
+    return results.markdown([*_first(runs[0]), *head], rows)
 
 
 def best(arm: list[Run], score: Callable[[Run], float]) -> list[Run]:
@@ -118,12 +118,6 @@ def _first(run: Run) -> dict[str, str]:
     """Returns the first cells of a row, by column."""
     prompts = {"prompts": str(run["batch_size"])} if "batch_size" in run else {}
     return prompts | {"tables": NAMES[run["arm"]]}
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    head, *body = rows
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,3 +46,9 @@ def _processor() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [x.partition(":")[2].strip() for x in lines if x.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def markdown(head: list[str], rows: Iterable[Iterable[str]]) -> str:
+    """Returns a table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -22,6 +22,7 @@ from typing import Any
 from flax import nnx
 
 from benchmarks import results
+from benchmarks.results import markdown
 from configs.pretrain_small import get_config
 from examples.lm import Config, data, training
 from examples.lm.optimizer import table_state_bytes
@@ -119,18 +120,16 @@ def report() -> str:
     full = [r for r in runs if r["config"]["steps"] != SHORT["steps"]]
     head = ["tables", "body", "validation loss", "train loss"]
     parts = [f"Short runs, {SHORT['steps']} steps, seed 0:"]
-    parts += [_markdown(head, map(_cells, short)), "Runs of full length, seed 0:"]
-    parts += [_markdown(head, [_cells(r) for r in full if r["seed"] not in SEEDS])]
+    parts += [
+        markdown(head, map(_cells, short)),
+        "Runs of full length, seed 0:",
+    ]
+    parts += [markdown(head, [_cells(r) for r in full if r["seed"] not in SEEDS])]
     again = itertools.groupby((r for r in full if r["seed"] in SEEDS), key=_arm)
     head = ["tables", "body", "seeds", "validation loss", "mean", "deviation", "bytes"]
     parts += ["Runs of full length, other seeds, with the state of the tables:"]
-    parts += [_markdown(head, (_summary(list(group)) for _, group in again))]
+    parts += [markdown(head, (_summary(list(group)) for _, group in again))]
     return "\n\n".join(parts)
-
-
-def _markdown(head: list[str], rows: Iterable[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _cells(result: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ The tuned values come from benchmarks/results/finetune.json.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs.phases import phase
+from configs.phases import phase, tiny_qwen3
 
 
 def get_config() -> ConfigDict:
@@ -31,17 +31,7 @@ def get_config() -> ConfigDict:
     # the same model and data. By default a model is pretrained first.
     config.checkpoint = placeholder(str)
 
-    # Fields of tunix's ModelConfig for Qwen3.
-    config.model = ConfigDict()
-    config.model.num_layers = 2
-    config.model.embed_dim = 64
-    config.model.hidden_dim = 192
-    config.model.num_heads = 4
-    config.model.head_dim = 16
-    config.model.num_kv_heads = 2
-    config.model.rope_theta = 10_000
-    config.model.norm_eps = 1e-6
-    config.model.use_tied_embedding = False
+    config.model = tiny_qwen3()
 
     # All arms start from the same model, trained with AdamW on the tables.
     config.pretraining = phase(

@@ -6,7 +6,7 @@ The tuned values come from benchmarks/results/grpo.json.
 
 from ml_collections import ConfigDict
 
-from configs.phases import phase
+from configs.phases import phase, tiny_qwen3
 
 
 def get_config() -> ConfigDict:
@@ -20,17 +20,7 @@ def get_config() -> ConfigDict:
 
     config.batch_sizes = (4, 16, 64)  # prompts in a step of GRPO, with --compare
 
-    # Fields of tunix's ModelConfig for Qwen3.
-    config.model = ConfigDict()
-    config.model.num_layers = 2
-    config.model.embed_dim = 64
-    config.model.hidden_dim = 192
-    config.model.num_heads = 4
-    config.model.head_dim = 16
-    config.model.num_kv_heads = 2
-    config.model.rope_theta = 10_000
-    config.model.norm_eps = 1e-6
-    config.model.use_tied_embedding = False
+    config.model = tiny_qwen3()
 
     # All arms start from the same model, trained with AdamW on the tables.
     config.supervised = phase(

@@ -1,4 +1,4 @@
-"""Settings of one phase of training, for programs that have several."""
+"""Settings that the programs for post-training share: a phase, and a model."""
 
 from collections.abc import Mapping
 
@@ -39,3 +39,20 @@ def phase(
     config.final_fraction = 0.1  # of the peak
     config.clip_norm = 1.0  # of the gradient of tables and body together
     return config
+
+
+def tiny_qwen3() -> ConfigDict:
+    """Returns fields of tunix's ModelConfig for Qwen3."""
+    return ConfigDict(
+        {
+            "num_layers": 2,
+            "embed_dim": 64,
+            "hidden_dim": 192,
+            "num_heads": 4,
+            "head_dim": 16,
+            "num_kv_heads": 2,
+            "rope_theta": 10_000,
+            "norm_eps": 1e-6,
+            "use_tied_embedding": False,
+        }
+    )

@@ -15,6 +15,7 @@ import pytest
 
 import ember_optax
 from benchmarks import step
+from benchmarks.step import bytes_of
 from benchmarks.tpu_step import compile_training_step
 
 # Optax divides floats by integers, in Adam and in its schedules.
@@ -67,10 +68,6 @@ def make_step(tx: optax.GradientTransformation) -> Any:
 def compile_step(tx: optax.GradientTransformation, params: Any) -> Any:
     state = jax.eval_shape(tx.init, params)
     return make_step(tx).lower(params, state, params).compile()
-
-
-def bytes_of(tree: Any) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def traffic(compiled: Any, params: Any) -> float:
