@@ -62,8 +62,7 @@ def page(study: Study, figures: Collection[str] = ()) -> str:
         _paragraphs(
             """Finetuning and reinforcement learning with the trainers of tunix are in
             [post-training](post_training.md), what gradients and paths of tokens look
-            like in [geometry](geometry.md). The first two have seed 0 in common with
-            their searches for a learning rate."""
+            like in [geometry](geometry.md)."""
         ),
         *(
             f"![{title}](../benchmarks/results/{name}.png)"

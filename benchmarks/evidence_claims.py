@@ -4,9 +4,9 @@ import json
 import math
 from pathlib import Path
 
-from benchmarks import post_training
 from benchmarks.results import RESULTS
 from benchmarks.study_rows import MARGIN, Row, Study, difference, interval, title
+from benchmarks.tuning import FINETUNE, GRPO, Benchmark, on_file
 from examples.study import stages
 from examples.study.arms import ARMS
 
@@ -23,8 +23,8 @@ def claims(study: Study) -> list[list[str]]:
     """Returns a row for each claim: claim, finding, verdict, command."""
     return [
         pretraining(study),
-        post_trained("at least Adam's equal in supervised finetuning", "finetune"),
-        post_trained("at least Adam's equal in reinforcement learning", "grpo"),
+        post_trained("at least Adam's equal in supervised finetuning", FINETUNE),
+        post_trained("at least Adam's equal in reinforcement learning", GRPO),
         state(study),
         scaling(study, "batch", "scales with the batch size"),
         scaling(study, "size", "scales with the number of parameters"),
@@ -140,28 +140,20 @@ def column_means(study: Study) -> list[str]:
     return [claim, *_against(ember, active), STAGE.format("seeds")]
 
 
-def post_trained(claim: str, name: str) -> list[str]:
-    """Ember against AdamW after pretraining, for each number of prompts a step."""
-    score = post_training.SCORES[name]
-    arms = [
-        post_training.best(a, score)
-        for a in post_training.arms(post_training.read(name))
-    ]
+def post_trained(claim: str, benchmark: Benchmark) -> list[str]:
+    """Ember against AdamW after pretraining, in each case."""
+    arms = on_file(benchmark).arms
     texts, verdicts = [], []
     for ember, adam in zip(arms[::2], arms[1::2], strict=True):
-        scores = [{run["seed"]: score(run) for run in arm} for arm in (ember, adam)]
-        seeds = scores[0].keys() & scores[1].keys()
-        if len(seeds) < 2:
-            continue
-        # Lower is better in a difference, higher in a score.
-        found = interval([scores[1][seed] - scores[0][seed] for seed in sorted(seeds)])
-        prompts = ember[0].get("batch_size")
+        pairs = zip(ember.repeated, adam.repeated, strict=True)
+        found = interval([benchmark.loss(a) - benchmark.loss(b) for a, b in pairs])
+        prompts = ember.case.get("batch_size")
         where = f" with {prompts} prompts a step" if prompts else ""
-        measure = "reward, negated" if name == "grpo" else "loss"
-        texts.append(f"{found}{where} ({measure}, {len(seeds)} seeds)")
+        texts.append(f"{found}{where}")
         verdicts.append(VERDICTS[found.verdict] + where)
-    text = "Ember minus AdamW: " + "; ".join(texts)
-    command = f"`python -m benchmarks.{name}`"
+    measure = "reward, negated" if benchmark is GRPO else "loss on answers"
+    text = f"Ember minus AdamW ({measure}): " + "; ".join(texts)
+    command = f"`python -m benchmarks.{benchmark.name}`"
     return [claim, text, "; ".join(verdicts), command]
 
 

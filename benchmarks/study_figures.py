@@ -17,6 +17,7 @@ from benchmarks.study_rows import (
     setting,
     title,
 )
+from benchmarks.tuning import FINETUNE, GRPO, Benchmark, on_file
 from examples.study import stages
 from examples.study.arms import ARMS
 
@@ -126,30 +127,28 @@ def pareto(study: Study) -> Figure | None:
     note = f" Above the frame: {', '.join(above)}." if above else ""
     axis.set_title(f"Pretraining: down and left is better.{note}", fontsize=10)
     _plain(axis)
-    for panel, name in zip(others, post_training.SCORES, strict=True):
-        after_training(panel, name)
+    for panel, benchmark in zip(others, (FINETUNE, GRPO), strict=True):
+        after_training(panel, benchmark)
     return figure
 
 
-def after_training(axis: Axes, name: str) -> None:
+def after_training(axis: Axes, benchmark: Benchmark) -> None:
     """Loss of finetuning, or 1 - reward of GRPO, against bytes of state."""
-    score = post_training.SCORES[name]
-    *_, ember, adam = post_training.arms(post_training.read(name))  # the most prompts
+    *_, ember, adam = on_file(benchmark).arms  # the most prompts
+    offset = 1 if benchmark is GRPO else 0
     for arm in (ember, adam):
-        runs = post_training.best(arm, score)
-        offset = 0 if name == "finetune" else 1
-        mean = interval([offset - score(run) for run in runs])
-        at, shade = runs[0]["table_state_bytes"], color(runs[0]["arm"])
+        mean = interval([offset + benchmark.loss(run) for run in arm.repeated])
+        at, shade = arm.repeated[0]["table_state_bytes"], color(arm.name)
         axis.errorbar(
             at, mean.mean, mean.high - mean.mean, fmt="o", color=shade, capsize=2
         )
-        label = f"  {post_training.NAMES[runs[0]['arm']]}  {mean.mean:.3f}"
+        label = f"  {post_training.NAMES[arm.name]}  {mean.mean:.3f}"
         axis.annotate(label, (at, mean.mean), fontsize=8, color=shade, va="center")
     axis.set(xscale="log", xlabel="state of the token tables, bytes")
     axis.set_xlim(right=axis.get_xlim()[1] * 30)
-    labels = {"finetune": "validation loss", "grpo": "1 - reward"}
-    axis.set_ylabel(f"{labels[name]}, three seeds, 95% interval")
-    prompts = ember[0].get("batch_size")
+    measure = "1 - reward" if benchmark is GRPO else "validation loss"
+    axis.set_ylabel(f"{measure}, five seeds, 95% interval")
+    prompts = ember.case.get("batch_size")
     axis.set_title(f"GRPO, {prompts} prompts" if prompts else "Finetuning", fontsize=10)
     _plain(axis)
 
