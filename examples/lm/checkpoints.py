@@ -6,24 +6,20 @@ another mesh and by another number of processes.
 
 import contextlib
 import errno
-import functools
-import json
 import os
 import shutil
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import grain
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from examples.lm import Config, processes
+from examples.lm import Config, fingerprints, processes
+from examples.lm.fingerprints import paths, some
 from examples.lm.program import State
 
 _MAY_CHANGE = (
@@ -111,7 +107,7 @@ def save(
     with processes.fail_together():
         _check_space(manager.directory, state)
     parts = {"config": config.to_dict(), "batches": position}
-    parts["fingerprints"] = fingerprints(state) | _checksums(parts)
+    parts["fingerprints"] = fingerprints.of_arrays(state) | fingerprints.of_json(parts)
     json_args = {name: ocp.args.JsonSave(part) for name, part in parts.items()}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), **json_args)
     manager.save(step, args=args)
@@ -171,34 +167,6 @@ def restore(
     return None
 
 
-def fingerprints(state: State) -> dict[str, int]:
-    """Returns a number for each array, by path, that any damaged word changes.
-
-    It depends on the values alone, not on where they are.
-    """
-    numbers = np.asarray(_fingerprints(state))
-    return dict(zip(_paths(state), numbers.tolist(), strict=True))
-
-
-@jax.jit
-def _fingerprints(state: State) -> jax.Array:
-    def of(x: jax.Array) -> jax.Array:
-        unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
-        words = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
-        position = functools.reduce(
-            lambda p, axis: (
-                p * jnp.uint32(x.shape[axis])
-                + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-            ),
-            range(x.ndim),
-            jnp.uint32(0),
-        )
-        # An odd factor loses no bit of a word, and tells places apart.
-        return jnp.sum(words * (2 * position + jnp.uint32(1)), dtype=jnp.uint32)
-
-    return jnp.stack([of(x) for x in jax.tree.leaves(state)])
-
-
 def complete_steps(directory: Path) -> list[int]:
     """Returns the steps of all complete checkpoints in a directory, in order."""
     return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit())
@@ -227,23 +195,13 @@ def read(path: Any, target: State, config: Config) -> tuple[State, Any]:
     with processes.fail_together():
         parts: dict[str, Any] = {n: json_handler.restore(path / n) for n in _JSON}
         saved = parts.pop("fingerprints")
-        _compare(_checksums(parts), saved)
+        fingerprints.check(fingerprints.of_json(parts), saved)
         _check_arrays(arrays.metadata(path / "state").tree, target, str(path))
         _check_config(parts["config"], config)
         args = ocp.args.StandardRestore(target)
         state = arrays.restore(path / "state", args=args)
-    _compare(fingerprints(state), saved)
+    fingerprints.check(fingerprints.of_arrays(state), saved)
     return state, parts["batches"]
-
-
-def _compare(now: dict[str, int], saved: Mapping[str, Any]) -> None:
-    if damaged := [name for name, number in now.items() if saved.get(name) != number]:
-        raise ValueError(f"{_some(damaged)} has other values than were saved")
-
-
-def _checksums(parts: dict[str, Any]) -> dict[str, int]:
-    texts = {name: json.dumps(part, sort_keys=True) for name, part in parts.items()}
-    return {name: zlib.crc32(text.encode()) for name, text in texts.items()}
 
 
 def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, Exception]) -> None:
@@ -270,7 +228,7 @@ def _check_arrays(metadata: Any, target: State, path: str) -> None:
     """Raises Unusable if the arrays of a checkpoint are not those of the run."""
     old = {x.name: tuple(x.shape) for x in jax.tree.leaves(metadata)}
     shapes = [x.shape for x in jax.tree.leaves(target)]
-    new = dict(zip(_paths(target), shapes, strict=True))
+    new = dict(zip(paths(target), shapes, strict=True))
     # Parameters come first: what differs there explains the rest.
     names = sorted(old | new, key=lambda name: (not name.startswith("params"), name))
     listed = [
@@ -281,7 +239,7 @@ def _check_arrays(metadata: Any, target: State, path: str) -> None:
     if listed:
         raise Unusable(
             f"The checkpoint {path} is of another model or optimizer:"
-            f" {_some(listed, '; ')}. Resume with the flags of that run, or start a new"
+            f" {some(listed, '; ')}. Resume with the flags of that run, or start a new"
             " one in another --config.workdir."
         )
 
@@ -300,18 +258,6 @@ def _check_config(saved: dict[str, Any], config: Config) -> None:
             f" {'; '.join(changes)}. Resume with the flags of that run, or start a new"
             " one with another workdir or without resume."
         )
-
-
-def _paths(state: State) -> list[str]:
-    """Names of the leaves, as Orbax writes them."""
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return [jax.tree_util.keystr(p, simple=True, separator=".") for p, _ in leaves]
-
-
-def _some(items: list[str], separator: str = ", ") -> str:
-    """Lists the first few."""
-    more = [f"and {len(items) - 5} more"] if len(items) > 5 else []
-    return separator.join(items[:5] + more)
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

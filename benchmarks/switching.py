@@ -1,0 +1,201 @@
+"""What a change of the optimizer or of the vocabulary does to a run in progress.
+
+    python -m benchmarks.switching
+
+A small language model on Python's standard library changes the optimizer of its tables
+in mid-run, and goes on beside a copy that does not. Then the first step of a token that
+is new is compared, for several values of its `row`, with the step that it takes when it
+is not. Takes about five minutes on one core; writes benchmarks/results/switching.json
+and prints the tables of docs/switching.md.
+"""
+
+import argparse
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+import ember_optax
+from benchmarks import results
+from benchmarks.study_rows import interval
+from configs.pretrain_small import get_config
+from ember_optax import EmberState, TableMoments
+from examples.lm import Config, data
+from examples.lm.mesh import use_mesh
+from examples.lm.optimizer import make_optimizer, table_b2
+from examples.lm.program import Program, State, make_program
+
+SEEDS = (0, 1, 2, 3, 4)
+BEFORE, AFTER, EVERY = 150, 60, 5  # steps to the change, from it, between evaluations
+SHOWN = (5, 10, 20, 40, 60)
+# Optimizer and learning rate of the tables; 0.01 and 0.1 are those of `make pretrain`.
+CHANGES = {
+    "AdamW to Ember, same rate": (("adam", 0.03), ("ember", 0.03)),
+    "AdamW to Ember, tuned rates": (("adam", 0.1), ("ember", 0.01)),
+    "Ember to AdamW, tuned rates": (("ember", 0.01), ("adam", 0.1)),
+    "Ember to AdamW, same rate": (("ember", 0.03), ("adam", 0.03)),
+}
+CONVERSIONS = {"adam": ember_optax.from_adam, "ember": ember_optax.to_adam}
+
+TRAINED, BATCHES = 400, 20  # steps before tokens are taken for new ones, and from there
+
+
+def make_config(tables: tuple[str, float], seed: int, steps: int) -> Config:
+    config: Config = get_config()
+    config.update(steps=steps, batch_size=8, sequence_length=64, seed=seed)
+    config.model.update(width=64, mlp_width=192, vocab_multiple=1)
+    config.tables.optimizer, config.tables.learning_rate = tables
+    config.mesh.fsdp = 1
+    return config
+
+
+def batches(config: Config, tokens: data.Tokens) -> Iterator[jax.Array]:
+    sizes = config.sequence_length, config.batch_size
+    return map(jnp.asarray, data.train_batches(tokens.train, *sizes, config.seed))
+
+
+def train(program: Program, state: State, some: Iterable[jax.Array]) -> State:
+    for batch in some:
+        state, _ = program.train_step(state, batch)
+    return state
+
+
+def losses_after_change(change: str, seed: int) -> list[float]:
+    """Returns by how much a change raises the validation loss, every EVERY steps."""
+    before, after = (
+        make_config(tables, seed, 2 * BEFORE) for tables in CHANGES[change]
+    )
+    tokens = data.load(**before.data)
+    sizes = before.sequence_length, before.batch_size
+    held_out = data.validation_batches(tokens.validation, *sizes, n_batches=16)
+    with use_mesh(before) as mesh:
+        old, new = make_program(before, mesh), make_program(after, mesh)
+        ahead = batches(before, tokens)
+        state = train(old, old.init(), itertools.islice(ahead, BEFORE))
+        decays = {c.tables.optimizer: table_b2(c) for c in (before, after)}
+        convert = CONVERSIONS[before.tables.optimizer]
+        opt_state = convert(
+            state.opt_state,
+            make_optimizer(after),
+            state.params,
+            adam_b2=decays["adam"],
+            ember_b2=decays["ember"],
+        )
+        # Both share arrays, which steps donate.
+        changed = jax.tree.map(jnp.copy, State(state.params, opt_state))
+        found = []
+        for _ in range(AFTER // EVERY):
+            some = list(itertools.islice(ahead, EVERY))
+            state, changed = train(old, state, some), train(new, changed, some)
+            losses = [
+                np.mean([program.eval_step(s.params, jnp.asarray(b)) for b in held_out])
+                for program, s in ((new, changed), (old, state))
+            ]
+            found.append(float(losses[0] - losses[1]))
+        return found
+
+
+def first_steps() -> dict[str, dict[str, float]]:
+    """Returns the size of a token's step, by what its `row` is and by table.
+
+    Sizes are root mean squares, in learning rates, over all tokens of each batch that
+    have had a gradient before.
+    """
+    config = make_config(("ember", 0.01), 0, 2 * TRAINED)
+    tokens = data.load(**config.data)
+    ahead = batches(config, tokens)
+    with use_mesh(config) as mesh:
+        program = make_program(config, mesh)
+        state = train(program, program.init(), itertools.islice(ahead, TRAINED))
+        parts = jax.tree.leaves(
+            state.opt_state, is_leaf=lambda part: isinstance(part, EmberState)
+        )
+        (ember,) = (part for part in parts if isinstance(part, EmberState))
+        steps = jax.jit(lambda batch: _steps(program, state.params, ember, batch))
+        found = [steps(batch) for batch in itertools.islice(ahead, BATCHES)]
+    total, count = jax.tree.map(lambda *x: float(np.sum(x)), *found)
+    return {
+        row: {table: float(np.sqrt(x / count[table])) for table, x in squares.items()}
+        for row, squares in total.items()
+    }
+
+
+ROWS = {
+    "its own, as if it were not new": lambda row: row,
+    "zero": jnp.zeros_like,
+    "mean of the rows with a gradient": lambda row: _of_seen(jnp.nanmean, row),
+    "their geometric mean": lambda row: jnp.exp(_of_seen(jnp.nanmean, jnp.log(row))),
+    "their median": lambda row: _of_seen(jnp.nanmedian, row),
+    "their lower quartile": lambda row: _of_seen(_lower_quartile, row),
+}
+
+
+def _of_seen(statistic: Any, row: jax.Array) -> jax.Array:
+    seen = jnp.where(jnp.isfinite(row) & (row != 0), row, jnp.nan)
+    return jnp.full_like(row, statistic(seen))
+
+
+def _lower_quartile(row: jax.Array) -> jax.Array:
+    return jnp.nanquantile(row, 0.25)
+
+
+def _steps(program: Program, params: Any, ember: EmberState, batch: jax.Array) -> Any:
+    """Returns sums of squares by `row` and table, and the numbers of tokens."""
+    grads = jax.grad(program.eval_step)(params, batch)
+    norm = optax.tree.norm(grads)
+    tables = {
+        "embed/embedding": (grads["embed"]["embedding"], batch[:, :-1]),
+        "lm_head/kernel": (grads["lm_head"]["kernel"].T, batch[:, 1:]),
+    }
+    tx = ember_optax.scale_by_ember()
+    squares: dict[str, Any] = {row: {} for row in ROWS}
+    counts = {}
+    for name, (grad, ids) in tables.items():
+        row, col = ember.tables[name]
+        taken = jnp.zeros(row.shape, bool).at[ids].set(True) & (row > 0)
+        counts[name] = taken.sum()
+        for label, value in ROWS.items():
+            moments = TableMoments(jnp.where(taken, value(row), row), col)
+            state = EmberState(ember.count, {"": moments})
+            update, _ = tx.update(grad / jnp.maximum(norm, 1), state)  # clipped
+            mean_squares = jnp.mean(jnp.square(cast(jax.Array, update)), axis=1)
+            squares[label][name] = jnp.sum(jnp.where(taken, mean_squares, 0))
+    return squares, counts
+
+
+def tables(content: dict[str, Any]) -> list[str]:
+    """Returns the tables of docs/switching.md."""
+    changes = [
+        [change, *(str(interval([x[n // EVERY - 1] for x in runs])) for n in SHOWN)]
+        for change, runs in content["changes"].items()
+    ]
+    rows = [
+        [row, *(f"{x:.2f}" for x in steps.values())]
+        for row, steps in content["first_steps"].items()
+    ]
+    return [
+        results.markdown(["change", *(f"{n} steps after" for n in SHOWN)], changes),
+        results.markdown(["`row` of a new token", "embedding", "head"], rows),
+    ]
+
+
+def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    runs = {
+        change: [losses_after_change(change, seed) for seed in tqdm(SEEDS, desc=change)]
+        for change in CHANGES
+    }
+    content = {"changes": runs, "first_steps": first_steps()}
+    path = results.write("switching", content)
+    print(*tables(content), f"Wrote {path}", sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
