@@ -163,7 +163,7 @@ def tuning(study: Study) -> str:
     fewest = min(len(stages.sweep(case, study.losses)) for case in stages.ARM_CASES)
     bodies = " and ".join(
         f"{stages.best_body_rate(body, study.losses):g} for {name} (of"
-        f" {', '.join(f'{rate:g}' for rate in stages.BODY_RATES[body])})"
+        f" {', '.join(f'{rate:g}' for rate in stages.BODIES[body].rates)})"
         for body, name in (("adamw", "AdamW"), ("muon", "Muon"))
     )
     return _paragraphs(

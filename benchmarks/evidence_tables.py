@@ -36,6 +36,12 @@ SECTIONS = {
         "Length of the run",
         "A quarter of the tokens, and four times as many.",
     ),
+    "scale": (
+        "124 million parameters",
+        "For a machine with a GPU, and not run for this page: a vocabulary of 50,257,"
+        " 131 million tokens, tied tables. `python -m examples.optimizer_study --help`"
+        " has the command.",
+    ),
 }
 
 

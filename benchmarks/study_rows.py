@@ -17,6 +17,10 @@ MARGIN = 0.01
 """A loss higher by less than this is no worse; in nats, chosen before the runs."""
 
 
+COMPARED = ("seeds", "muon", "tied", "batch", "size", "length", "scale")
+"""Stages that have Ember beside both Adams."""
+
+
 class Row(NamedTuple):
     """One case of the study at its best learning rate."""
 
@@ -99,7 +103,7 @@ class Study:
         Args:
           *only: stages; by default all that have such settings.
         """
-        for stage in only or ("seeds", "muon", "tied", "batch", "size", "length"):
+        for stage in only or COMPARED:
             for case in stages.CASES[stage]:
                 row = self.row(stage, case) if "b2" not in case else None
                 if row and case["arm"] == "ember":
@@ -136,6 +140,8 @@ def title(arm: str, b2: float | None) -> str:
 def setting(row: Row) -> str:
     """Returns for people in what a row differs from the main setting."""
     defaults = {f.name: f.default for f in dataclasses.fields(Settings)}
+    if row.settings.config != defaults["config"]:
+        return "124M parameters"
     words = {
         "body": "body Muon",
         "tied": "tied tables",

@@ -10,6 +10,7 @@ and prints the tables of docs/switching.md.
 """
 
 import argparse
+import functools
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
@@ -45,9 +46,9 @@ CONVERSIONS = {"adam": ember_optax.from_adam, "ember": ember_optax.to_adam}
 TRAINED, BATCHES = 400, 20  # steps before tokens are taken for new ones, and from there
 
 
-def make_config(tables: tuple[str, float], seed: int, steps: int) -> Config:
+def make_config(tables: tuple[str, float], steps: int) -> Config:
     config: Config = get_config()
-    config.update(steps=steps, batch_size=8, sequence_length=64, seed=seed)
+    config.update(steps=steps, batch_size=8, sequence_length=64)
     config.model.update(width=64, mlp_width=192, vocab_multiple=1)
     config.tables.optimizer, config.tables.learning_rate = tables
     config.mesh.fsdp = 1
@@ -65,49 +66,50 @@ def train(program: Program, state: State, some: Iterable[jax.Array]) -> State:
     return state
 
 
-def losses_after_change(change: str, seed: int) -> list[float]:
-    """Returns by how much a change raises the validation loss, every EVERY steps."""
-    before, after = (
-        make_config(tables, seed, 2 * BEFORE) for tables in CHANGES[change]
-    )
-    tokens = data.load(**before.data)
+def losses_after_change(change: str, tokens: data.Tokens) -> list[dict[str, Any]]:
+    """Returns validation losses of the run that changes and of its copy, by seed."""
+    before, after = (make_config(tables, 2 * BEFORE) for tables in CHANGES[change])
     sizes = before.sequence_length, before.batch_size
     held_out = data.validation_batches(tokens.validation, *sizes, n_batches=16)
+    decays = {c.tables.optimizer: table_b2(c) for c in (before, after)}
+    convert = functools.partial(
+        CONVERSIONS[before.tables.optimizer],
+        tx=make_optimizer(after),
+        adam_b2=decays["adam"],
+        ember_b2=decays["ember"],
+    )
+    runs = []
     with use_mesh(before) as mesh:
         old, new = make_program(before, mesh), make_program(after, mesh)
-        ahead = batches(before, tokens)
-        state = train(old, old.init(), itertools.islice(ahead, BEFORE))
-        decays = {c.tables.optimizer: table_b2(c) for c in (before, after)}
-        convert = CONVERSIONS[before.tables.optimizer]
-        opt_state = convert(
-            state.opt_state,
-            make_optimizer(after),
-            state.params,
-            adam_b2=decays["adam"],
-            ember_b2=decays["ember"],
-        )
-        # Both share arrays, which steps donate.
-        changed = jax.tree.map(jnp.copy, State(state.params, opt_state))
-        found = []
-        for _ in range(AFTER // EVERY):
-            some = list(itertools.islice(ahead, EVERY))
-            state, changed = train(old, state, some), train(new, changed, some)
-            losses = [
-                np.mean([program.eval_step(s.params, jnp.asarray(b)) for b in held_out])
-                for program, s in ((new, changed), (old, state))
-            ]
-            found.append(float(losses[0] - losses[1]))
-        return found
+
+        def loss(state: State) -> float:
+            losses = [old.eval_step(state.params, jnp.asarray(b)) for b in held_out]
+            return float(np.mean(losses))
+
+        for seed in tqdm(SEEDS, desc=change):
+            before.seed = seed
+            state, ahead = make_program(before, mesh).init(), batches(before, tokens)
+            kept = train(old, state, itertools.islice(ahead, BEFORE))
+            opt_state = convert(kept.opt_state, params=kept.params)
+            # Both share arrays, which steps donate.
+            changed = jax.tree.map(jnp.copy, State(kept.params, opt_state))
+            losses: dict[str, list[float]] = {"changed": [], "kept": []}
+            for _ in range(AFTER // EVERY):
+                some = list(itertools.islice(ahead, EVERY))
+                kept, changed = train(old, kept, some), train(new, changed, some)
+                losses["kept"].append(loss(kept))
+                losses["changed"].append(loss(changed))
+            runs.append({"seed": seed, **losses})
+    return runs
 
 
-def first_steps() -> dict[str, dict[str, float]]:
+def first_steps(tokens: data.Tokens) -> dict[str, dict[str, float]]:
     """Returns the size of a token's step, by what its `row` is and by table.
 
     Sizes are root mean squares, in learning rates, over all tokens of each batch that
     have had a gradient before.
     """
-    config = make_config(("ember", 0.01), 0, 2 * TRAINED)
-    tokens = data.load(**config.data)
+    config = make_config(("ember", 0.01), 2 * TRAINED)
     ahead = batches(config, tokens)
     with use_mesh(config) as mesh:
         program = make_program(config, mesh)
@@ -120,8 +122,8 @@ def first_steps() -> dict[str, dict[str, float]]:
         found = [steps(batch) for batch in itertools.islice(ahead, BATCHES)]
     total, count = jax.tree.map(lambda *x: float(np.sum(x)), *found)
     return {
-        row: {table: float(np.sqrt(x / count[table])) for table, x in squares.items()}
-        for row, squares in total.items()
+        row: {name: float(np.sqrt(total[row][name] / count[name])) for name in count}
+        for row in ROWS
     }
 
 
@@ -170,16 +172,20 @@ def _steps(program: Program, params: Any, ember: EmberState, batch: jax.Array) -
 
 def tables(content: dict[str, Any]) -> list[str]:
     """Returns the tables of docs/switching.md."""
-    changes = [
-        [change, *(str(interval([x[n // EVERY - 1] for x in runs])) for n in SHOWN)]
-        for change, runs in content["changes"].items()
-    ]
+    changes = []
+    for change, runs in content["changes"].items():
+        changed, kept = (np.array([r[k] for r in runs]) for k in ("changed", "kept"))
+        shown = [n // EVERY - 1 for n in SHOWN]
+        differences = (changed - kept).T[shown].tolist()
+        noise = kept.std(axis=0, ddof=1)[shown].mean()
+        changes.append([change, *map(str, map(interval, differences)), f"{noise:.3f}"])
     rows = [
         [row, *(f"{x:.2f}" for x in steps.values())]
         for row, steps in content["first_steps"].items()
     ]
+    head = ["change", *(f"{n} steps after" for n in SHOWN), "spread of seeds"]
     return [
-        results.markdown(["change", *(f"{n} steps after" for n in SHOWN)], changes),
+        results.markdown(head, changes),
         results.markdown(["`row` of a new token", "embedding", "head"], rows),
     ]
 
@@ -188,11 +194,10 @@ def main() -> None:
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    runs = {
-        change: [losses_after_change(change, seed) for seed in tqdm(SEEDS, desc=change)]
-        for change in CHANGES
-    }
-    content = {"changes": runs, "first_steps": first_steps()}
+    config: Config = get_config()
+    tokens = data.load(**config.data)
+    runs = {change: losses_after_change(change, tokens) for change in CHANGES}
+    content = {"changes": runs, "first_steps": first_steps(tokens)}
     path = results.write("switching", content)
     print(*tables(content), f"Wrote {path}", sep="\n\n")
 

@@ -25,34 +25,47 @@ Stages, in this order; each does what it needs of earlier ones:
     batch   8 to 512 sequences of 16 tokens
     size    two more widths
     length  a quarter of the tokens, and four times as many
+
+A further one runs only when it is named, for it needs a GPU and text of your own, of a
+hundred million tokens or more:
+
+    python -m examples.optimizer_study body sweep scale --text='texts/*.txt' \
+      --results=mine.jsonl
+
+    scale   124 million parameters with a vocabulary of 50,257
 """
 
 import argparse
+import functools
 import itertools
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from benchmarks.results import RESULTS, provenance
-from configs.pretrain_small import get_config
 from examples.lm import Config, data
 from examples.study import records, stages
-from examples.study.run import Settings, execute
+from examples.study.run import CONFIGS, Settings, execute
 
 STUDY = RESULTS / "study.jsonl"
 
 
-def work(names: list[str], path: Path, tokens: data.Tokens, vocab_size: int) -> None:
+Load = Callable[[str], tuple[data.Tokens, int]]
+"""Returns the tokens of a config and the size of their vocabulary."""
+
+
+def work(names: list[str], path: Path, load: Load) -> None:
     """Does all runs of the stages that are not finished and that nobody else does."""
     while runs := missing(names, path):
         for run in runs:
             with records.claim(path, run) as is_mine:
                 if is_mine:
-                    finish(run, path, tokens, vocab_size)
+                    finish(run, path, load)
                     break
         else:
             time.sleep(5)  # others do all that can be done now
@@ -64,9 +77,9 @@ def missing(names: list[str], path: Path) -> list[Settings]:
     return list(dict.fromkeys(itertools.chain(*lists)))
 
 
-def finish(run: Settings, path: Path, tokens: data.Tokens, vocab_size: int) -> None:
+def finish(run: Settings, path: Path, load: Load) -> None:
     """Does a run and writes its line."""
-    record = execute(run, tokens, vocab_size) | provenance()
+    record = execute(run, *load(run.config)) | provenance()
     records.append(path, record)
     print(f"{len(records.read(path)):4} {describe(record)}", flush=True)
 
@@ -79,15 +92,13 @@ def describe(record: dict[str, Any]) -> str:
     return f"{found} {record['seconds']:5.1f} s  {changed}"
 
 
-def rerun(
-    runs: list[Settings], path: Path, tokens: data.Tokens, vocab_size: int
-) -> None:
+def rerun(runs: list[Settings], path: Path, load: Load) -> None:
     """Does runs again, or for the first time, and shows what they gave before."""
     old = records.read(path)
     for run in runs:
         if run in old:
             print("then", describe(old[run]))
-        print("now ", describe(execute(run, tokens, vocab_size)), flush=True)
+        print("now ", describe(execute(run, *load(run.config))), flush=True)
 
 
 def runs_of_row(row: str, path: Path) -> list[Settings]:
@@ -115,21 +126,29 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=STUDY, help="file of the runs")
     parser.add_argument("--row", help="name of a row of docs/evidence.md to run again")
     parser.add_argument("--only", type=json.loads, help="settings of a run, as JSON")
+    parser.add_argument("--text", help="files to train on, as in examples.pretrain")
     arguments = parser.parse_args()
     unknown = set(arguments.stages) - set(stages.STAGES)
     if unknown:
         parser.error(f"unknown stage {min(unknown)!r}, known: {list(stages.STAGES)}")
     path = arguments.results
+    if arguments.text and path == STUDY:
+        parser.error("--text needs --results: runs in one file have one text")
     runs = [Settings(**arguments.only)] if arguments.only else []
     if arguments.row:
         runs += runs_of_row(arguments.row, path)
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(".cache/jax"))
-    config: Config = get_config()
-    tokens, vocab_size = data.load(**config.data), config.data.vocab_size
+
+    @functools.cache
+    def load(name: str) -> tuple[data.Tokens, int]:
+        config: Config = CONFIGS[name].get_config()
+        config.data.path = arguments.text
+        return data.load(**config.data), config.data.vocab_size
+
     if runs:
-        rerun(runs, path, tokens, vocab_size)
+        rerun(runs, path, load)
     else:
-        work(arguments.stages or list(stages.STAGES), path, tokens, vocab_size)
+        work(arguments.stages or list(stages.ON_CPU), path, load)
 
 
 if __name__ == "__main__":

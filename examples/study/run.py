@@ -14,15 +14,15 @@ from flax import nnx
 from tqdm import tqdm
 
 import ember_optax
-from configs.pretrain_small import get_config
-from examples.lm import Config, data
+from configs import pretrain_124m, pretrain_small
+from examples.lm import Config, data, program
 from examples.lm.model import Decoder
 from examples.lm.optimizer import body_optimizer, schedule
-from examples.lm.program import State
+from examples.study import loss as fast
 from examples.study.arms import ARMS
-from examples.study.loss import loss_fn
 
 VALIDATION_TOKENS = 32_768
+CONFIGS = {"pretrain_small": pretrain_small, "pretrain_124m": pretrain_124m}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Settings:
     width: int = 96
     layers: int = 2
     seed: int = 0  # of the initial values and of the order of the batches
+    config: str = "pretrain_small"  # what is not said here, such as the vocabulary
 
     def __post_init__(self) -> None:
         if self.arm not in ARMS:
@@ -64,14 +65,14 @@ class Settings:
 
 
 def make_config(run: Settings) -> Config:
-    """Returns the config of `make pretrain`, changed by the settings of a run."""
-    config: Config = get_config()
+    """Returns the config of a pretraining run, changed by the settings of a run."""
+    config: Config = CONFIGS[run.config].get_config()
     config.update(
         steps=run.steps, batch_size=run.batch, sequence_length=run.window, seed=run.seed
     )
     config.model.update(
         width=run.width,
-        mlp_width=3 * run.width,
+        mlp_width=config.model.mlp_width * run.width // config.model.width,
         layers=run.layers,
         tied=run.tied,
         vocab_multiple=1,  # the loss knows no padding
@@ -121,8 +122,8 @@ def _labels(params: Any) -> Any:
 class Functions(NamedTuple):
     """What XLA compiles."""
 
-    init: Callable[[int], State]
-    step: Callable[[State, Any, float, float], tuple[State, jax.Array]]
+    init: Callable[[int], program.State]
+    step: Callable[[program.State, Any, float, float], tuple[program.State, jax.Array]]
     loss: Callable[[Any, Any], jax.Array]
 
 
@@ -133,27 +134,36 @@ def make_functions(run: Settings, vocab_size: int) -> Functions:
     make_model = functools.partial(Decoder, vocab_size, **config.model)
     graph = nnx.graphdef(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
 
-    def init(seed: int) -> State:
+    def init(seed: int) -> program.State:
         model = make_model(rngs=nnx.Rngs(jax.random.key(seed)))
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-        return State(params, make_optimizer(run, config, 0.0, 0.0).init(params))
+        return program.State(params, make_optimizer(run, config, 0.0, 0.0).init(params))
 
     def loss(params: Any, tokens: jax.Array) -> jax.Array:
-        return loss_fn(nnx.merge(graph, params), tokens)
+        model = nnx.merge(graph, params)
+        if config.loss_chunks == 1:
+            return fast.loss_fn(model, tokens)
+        return program.loss_fn(model, tokens, config.loss_chunks)
 
     def step(
-        state: State, tokens: jax.Array, lr: float, other_lr: float
-    ) -> tuple[State, jax.Array]:
+        state: program.State, tokens: jax.Array, lr: float, other_lr: float
+    ) -> tuple[program.State, jax.Array]:
         value, grads = jax.value_and_grad(loss)(state.params, tokens)
         tx = make_optimizer(run, config, lr, other_lr)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        return State(optax.apply_updates(state.params, updates), opt_state), value
+        params = optax.apply_updates(state.params, updates)
+        return program.State(params, opt_state), value
 
     return Functions(jax.jit(init), jax.jit(step, donate_argnums=0), jax.jit(loss))
 
 
 def execute(run: Settings, tokens: data.Tokens, vocab_size: int) -> dict[str, Any]:
     """Trains one model.
+
+    Args:
+      run: its settings.
+      tokens: of the vocabulary of its config.
+      vocab_size: number of tokens in that.
 
     Returns:
       What is kept of it. The validation loss is that of the last step on the same

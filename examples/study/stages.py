@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from examples.study.arms import ARMS
 from examples.study.records import Losses
@@ -19,9 +19,29 @@ Case = dict[str, Any]
 
 SEEDS = (1, 2, 3, 4, 5)  # the searches use seed 0
 RIVALS = ("ember", "adam", "adam95")
-BODY_RATES = {
-    "adamw": (1e-3, 2e-3, 4e-3, 8e-3),
-    "muon": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2),
+# For one large GPU.
+AT_SCALE: Case = {
+    "config": "pretrain_124m",
+    "width": 768,
+    "layers": 12,
+    "tied": True,
+    "batch": 64,
+    "window": 1024,
+    "tokens": 131_072_000,
+}
+
+
+class BodySearch(NamedTuple):
+    """Learning rates of the body, and what runs with them have in common."""
+
+    rates: tuple[float, ...]
+    runs: Case
+
+
+BODIES = {
+    "adamw": BodySearch((1e-3, 2e-3, 4e-3, 8e-3), {}),
+    "muon": BodySearch((1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2), {"body": "muon"}),
+    "pretrain_124m": BodySearch((5e-4, 1e-3, 2e-3, 4e-3), AT_SCALE),
 }
 BODY_CASES: tuple[Case, ...] = (
     {"arm": "ember", "b2": 0.999, "lr": 0.01},
@@ -58,8 +78,10 @@ CASES: dict[str, list[Case]] = {
             {"arm": "adam95"},
         )
     ],
+    "scale": [{"arm": arm, "config": "pretrain_124m"} for arm in RIVALS],
 }
 STAGES = ("body", "sweep", *CASES)
+ON_CPU = STAGES[:-1]
 
 
 class WaitingFor(Exception):
@@ -78,7 +100,7 @@ def name_of(stage: str, case: Case) -> str:
 def missing(stage: str, losses: Losses) -> Iterator[Settings]:
     """Yields the runs of a stage that can be done now and are not finished."""
     if stage == "body":
-        jobs = [lambda body=body: _body_runs(body) for body in BODY_RATES]
+        jobs = [lambda body=body: _body_runs(body) for body in ("adamw", "muon")]
     elif stage == "sweep":
         jobs = [lambda case=case: [tuned(case, losses)] for case in ARM_CASES]
     else:
@@ -117,13 +139,15 @@ def tuned(case: Case, losses: Losses) -> Settings:
 
 def start(case: Case, losses: Losses) -> Settings:
     """Returns the settings of a case but for its own learning rate."""
-    body_lr = best_body_rate(case.get("body", "adamw"), losses)
+    body = case.get("config") or case.get("body", "adamw")
+    body_lr, searched = best_body_rate(body, losses), BODIES[body].runs
     fixed: Case = {"lr": math.nan, "b2": ARMS[case["arm"]].b2, "body_lr": body_lr}
     if "tables" in case:
         fixed["other_lr"] = tuned({"arm": "adam"}, losses).lr
-    run = Settings(**fixed | case)
+    run = Settings(**fixed | searched | case)
+    found_with = _body_runs(body)[0]
     # The usual rule for another number of tokens in a step.
-    scale = math.sqrt(run.batch * run.window / (Settings.batch * Settings.window))
+    scale = math.sqrt(run.batch * run.window / (found_with.batch * found_with.window))
     return dataclasses.replace(run, body_lr=float(f"{body_lr * scale:.3g}"))
 
 
@@ -166,15 +190,15 @@ def best_body_rate(body: str, losses: Losses) -> float:
     """
     runs = _require(_body_runs(body), losses)
     return min(
-        BODY_RATES[body],
+        BODIES[body].rates,
         key=lambda rate: sum(losses[run] for run in runs if run.body_lr == rate),
     )
 
 
 def _body_runs(body: str) -> list[Settings]:
     return [
-        Settings(body=body, body_lr=rate, **case)
-        for rate in BODY_RATES[body]
+        Settings(body_lr=rate, **BODIES[body].runs, **case)
+        for rate in BODIES[body].rates
         for case in BODY_CASES
     ]
 

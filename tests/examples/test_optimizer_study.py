@@ -174,7 +174,24 @@ def test_seeds_are_run_at_the_best_learning_rate_and_not_the_one_of_the_search()
 
 def test_a_stage_asks_for_what_it_depends_on():
     rates = {r.body_lr for r in stages.missing("batch", {})}
-    assert rates == set(stages.BODY_RATES["adamw"])
+    assert rates == set(stages.BODIES["adamw"].rates)
+
+
+def test_the_stage_for_a_gpu_has_the_124_million_parameters_of_its_config():
+    losses = finish_all(["body", "sweep"])
+    waiting = list(stages.missing("scale", losses))
+    assert {r.body_lr for r in waiting} == set(stages.BODIES["pretrain_124m"].rates)
+    losses = finish_all(["body", "sweep", "scale"])
+    settings = stages.tuned({"arm": "ember", "config": "pretrain_124m"}, losses)
+    assert settings.body_lr in stages.BODIES["pretrain_124m"].rates
+    assert settings.steps == 2000
+    functions = run.make_functions(settings, 50_257)
+    state = jax.eval_shape(functions.init, 0)
+    n_parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    assert n_parameters == pytest.approx(124e6, rel=0.01)
+    tokens = jax.ShapeDtypeStruct((64, 1025), jnp.int32)
+    after, loss = jax.eval_shape(functions.step, state, tokens, 0.1, 0.0)
+    assert (jax.tree.structure(after), loss.shape) == (jax.tree.structure(state), ())
 
 
 def test_the_plan_has_all_stages_and_enough_runs():
@@ -197,8 +214,8 @@ def test_finished_runs_are_skipped_and_others_done_once(tokens, tmp_path, monkey
 
     monkeypatch.setattr(optimizer_study, "execute", execute)
     records.append(path, record_of(todo[1], 1.0))
-    optimizer_study.work(["any"], path, tokens, VOCAB)
-    optimizer_study.work(["any"], path, tokens, VOCAB)
+    optimizer_study.work(["any"], path, lambda _: (tokens, VOCAB))
+    optimizer_study.work(["any"], path, lambda _: (tokens, VOCAB))
     assert done == [0, 2]
     assert len(path.read_text().splitlines()) == 3
 
