@@ -57,6 +57,17 @@ def table(study: Study, stage: str) -> str:
     return "\n\n".join(x for x in (markdown(head, cells) if cells else "", note) if x)
 
 
+def summary(study: Study) -> str:
+    """Returns the table of README.md: all optimizers in the main setting."""
+    ember, rows = study.arm("ember"), sorted(study.rows("seeds"), key=lambda r: r.mean)
+    cells = [
+        [row.title, _mean(row), _difference(row, ember), f"{row.state_bytes:,}"]
+        for row in rows
+    ]
+    head = ["tables", "validation loss", "minus Ember", "state of the tables, bytes"]
+    return markdown(head, cells, left=1)
+
+
 def _cells(study: Study, stage: str, row: Row) -> list[str]:
     # Rows that only Ember has are compared with those of the main setting.
     alone = stage in ("b2", "tables")

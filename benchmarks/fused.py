@@ -90,7 +90,7 @@ def markdown_of_steps(measured: dict[str, Any]) -> str:
     head = ["", "temporaries, v5p"]
     for family in CHIPS:
         head += [f"{family}: traffic", "time / Ember"]
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    rows = []
     for dtype in DTYPES:
         for name in (*OTHERS, "fused"):
             temporaries = measured["v5p"][dtype][name]["temp_bytes"] / 1e6
@@ -99,8 +99,8 @@ def markdown_of_steps(measured: dict[str, Any]) -> str:
                 by_name = measured[family][dtype]
                 ratio = by_name[name]["seconds"] / by_name["Ember"]["seconds"]
                 cells += [f"{by_name[name]['traffic']:.3f}", f"{ratio:.2f}"]
-            lines.append(cells)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+            rows.append(cells)
+    return results.markdown(head, rows, left=1)
 
 
 def markdown_of_distances(runs: list[dict[str, Any]]) -> str:
@@ -115,13 +115,13 @@ def markdown_of_distances(runs: list[dict[str, Any]]) -> str:
     head = ["step"]
     for what in ("updates", "tables", "tables of a nudged run"):
         head += [f"{what}: {name}" for name in fused_runs.VOCAB_AXES]
-    lines = [head, ["---:"] * len(head)]
+    rows = []
     for count in runs[0]["logged"]:
         cells = [count]
         for path in (["of_updates"], ["of_tables", "fused"], ["of_tables", "nudged"]):
             cells += [mean(count, *path, name) for name in fused_runs.VOCAB_AXES]
-        lines.append(cells)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        rows.append(cells)
+    return results.markdown(head, rows, left=0)
 
 
 def markdown_of_losses(content: dict[str, Any]) -> str:

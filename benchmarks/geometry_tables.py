@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.geometry_readings import COUNTS, SHARES
+from benchmarks.results import markdown
 
 MEDIAN = 2  # of the five quantiles
 NAMES = {"ember": "Ember", "adam": "Adam"}
@@ -25,7 +26,7 @@ def tables(content: dict[str, Any]) -> list[str]:
 
 def rays(runs: Any) -> str:
     header = ["rows", "tables with", "share on a line", "random walk"]
-    lines = [[*header, "cosine to the displacement", "random walk"]]
+    head, rows = [*header, "cosine to the displacement", "random walk"], []
     for name, group in groups(runs):
         for optimizer in NAMES:
             numbers = [
@@ -34,8 +35,8 @@ def rays(runs: Any) -> str:
                 for case in ("actual", "walk")
             ]
             medians = [shown(x[MEDIAN]) for x in numbers]
-            lines.append([label(name, group), NAMES[optimizer], *medians])
-    return markdown(lines, left=2)
+            rows.append([label(name, group), NAMES[optimizer], *medians])
+    return markdown(head, rows, left=2)
 
 
 def evidence(runs: Any) -> dict[str, str]:
@@ -58,7 +59,8 @@ def evidence(runs: Any) -> dict[str, str]:
 
 
 def autocorrelations(runs: Any) -> str:
-    lines = [["rows", "tables with", "lag 1", "2", "3", "4", "random order"]]
+    head = ["rows", "tables with", "lag 1", "2", "3", "4", "random order"]
+    rows = []
     for name, group in groups(runs):
         for optimizer in NAMES:
             at = optimizer, "matrices", name, "autocorrelation", group
@@ -66,12 +68,13 @@ def autocorrelations(runs: Any) -> str:
                 continue  # too few have been touched often enough
             numbers = [*read(runs, *at, "actual"), *read(runs, *at, "null")]
             row = [shown(x, "+.3f") for x in numbers]
-            lines.append([label(name, group), NAMES[optimizer], *row])
-    return markdown(lines, left=2)
+            rows.append([label(name, group), NAMES[optimizer], *row])
+    return markdown(head, rows, left=2)
 
 
 def factorizations(runs: Any) -> str:
-    lines = [["matrix", "tables with", *CASES, "update off by", "if it were exact"]]
+    head = ["matrix", "tables with", *CASES, "update off by", "if it were exact"]
+    rows = []
     for name in runs[0]["matrices"]:
         for optimizer in NAMES:
             at = optimizer, "matrices", name, "factorization"
@@ -79,13 +82,13 @@ def factorizations(runs: Any) -> str:
             for case in CASES[:2]:
                 off = np.exp(-read(runs, *at, case, "log_ratio") / 2)
                 row.append(f"{off[-1]:.2f} to {off[0]:.2f}")
-            lines.append([name, NAMES[optimizer], *row])
-    return markdown(lines, left=2)
+            rows.append([name, NAMES[optimizer], *row])
+    return markdown(head, rows, left=2)
 
 
 def steps(runs: Any) -> str:
-    lines = [["steps with the token", "tokens", "expected", "Ember"]]
-    lines[0] += ["Adam", "Adam, path for each touch"]
+    head, rows = ["steps with the token", "tokens", "expected", "Ember"], []
+    head += ["Adam", "Adam, path for each touch"]
     edges = [f"{100 * x:g} %" for x in SHARES]
     for i, label in enumerate(intervals(edges, "below", "from")):
         bins = {
@@ -102,13 +105,14 @@ def steps(runs: Any) -> str:
             for key in ("tokens", "expected")
         )
         medians = [shown(x[MEDIAN]) for x in row]
-        lines.append([label, f"{tokens:,.0f}", shown(expected), *medians])
-    return markdown(lines, left=1)
+        rows.append([label, f"{tokens:,.0f}", shown(expected), *medians])
+    return markdown(head, rows, left=1)
 
 
 def frequencies(runs: Any) -> str:
-    lines = [["occurrences in the run", "tokens", "places", "Ember", "if calibrated"]]
-    lines[0] += ["Adam", "if calibrated", "frequency in the run"]
+    head = ["occurrences in the run", "tokens", "places", "Ember", "if calibrated"]
+    rows = []
+    head += ["Adam", "if calibrated", "frequency in the run"]
     columns = [(k, case) for k in NAMES for case in ("model", "calibrated")]
     numbers = [
         read(runs, "ember", "frequencies", "tokens"),
@@ -120,17 +124,18 @@ def frequencies(runs: Any) -> str:
     labels[0] = "none"
     for label, tokens, places, *row in zip(labels, *numbers, strict=True):
         errors = [shown(x, "+.2f") for x in row]
-        lines.append([label, f"{tokens:,.0f}", f"{places:,.0f}", *errors])
-    return markdown(lines, left=1)
+        rows.append([label, f"{tokens:,.0f}", f"{places:,.0f}", *errors])
+    return markdown(head, rows, left=1)
 
 
 def losses(runs: Any) -> str:
-    lines = [["tables with", "seed", "validation loss", "largest step of a token"]]
+    head = ["tables with", "seed", "validation loss", "largest step of a token"]
+    rows = []
     for x in runs:
         largest = shown(x["steps"]["largest"])
         row = [str(x["seed"]), f"{x['validation_loss']:.3f}", largest]
-        lines.append([NAMES[x["optimizer"]], *row])
-    return markdown(lines, left=1)
+        rows.append([NAMES[x["optimizer"]], *row])
+    return markdown(head, rows, left=1)
 
 
 def groups(runs: Any) -> Iterator[tuple[str, str]]:
@@ -167,12 +172,6 @@ def intervals(edges: list[str], below: str, above: str) -> list[str]:
 
 def shown(x: float, spec: str = ".2f") -> str:
     return "-" if np.isnan(x) else format(x, spec)
-
-
-def markdown(lines: list[list[str]], left: int) -> str:
-    """Returns a table whose first columns are text and whose others are numbers."""
-    rule = ["---"] * left + ["---:"] * (len(lines[0]) - left)
-    return "\n".join(f"| {' | '.join(x)} |" for x in [lines[0], rule, *lines[1:]])
 
 
 def cost(content: dict[str, Any]) -> str:

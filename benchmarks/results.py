@@ -48,7 +48,17 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def markdown(head: list[str], rows: Iterable[Iterable[str]]) -> str:
-    """Returns a table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def markdown(
+    head: list[str], rows: Iterable[Iterable[str]], left: int | None = None
+) -> str:
+    """Returns a table.
+
+    Args:
+      head: of the columns.
+      rows: below it.
+      left: number of columns aligned to the left, before those of numbers; by default
+        all are.
+    """
+    left = len(head) if left is None else left
+    rule = ["---"] * left + ["---:"] * (len(head) - left)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, rule, *rows])

@@ -148,15 +148,15 @@ def markdown(by_dtype: dict[str, dict[str, dict[str, float]]]) -> str:
     head = ["", "state"]
     for dtype in by_dtype:
         head += [f"{dtype}: traffic", "temporaries", "time / Adam", "time / floor"]
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    rows = []
     for name in by_dtype["float32"]:
         cells = [name, f"{by_dtype['float32'][name]['state_bytes'] / 1e6:,.2f} MB"]
         for by_name in by_dtype.values():
             m = by_name[name]
             cells += [f"{m['traffic']:.2f}", f"{m['temp_bytes'] / 1e6:,.1f} MB"]
             cells += [f"{m['over_adam']:.2f}", f"{m['over_floor']:.2f}"]
-        lines.append(cells)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        rows.append(cells)
+    return results.markdown(head, rows, left=1)
 
 
 def title_of(table: str) -> str:

@@ -133,7 +133,7 @@ def markdown_of_tables(measured: dict[str, Any], table: str, dtype: str) -> str:
     head = ["", "temporaries, v5p"]
     for family in CHIPS:
         head += [f"{family}: traffic", "time / Adam"]
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    rows = []
     for name in COMPARED:
         temporaries = measured["v5p"]["tables"][table][dtype][name]["temp_bytes"]
         cells = [name, f"{temporaries / 1e6:,.1f} MB"]
@@ -142,8 +142,23 @@ def markdown_of_tables(measured: dict[str, Any], table: str, dtype: str) -> str:
             ours, adams = by_name[name]["seconds"], by_name["Adam"]["seconds"]
             ratio = f"{ours / adams:.2f}" if ours and adams else "no estimate"
             cells += [f"{by_name[name]['traffic']:.2f}", ratio]
-        lines.append(cells)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        rows.append(cells)
+    return results.markdown(head, rows, left=1)
+
+
+def markdown_of_summary(on_cpu: dict[str, Any], on_tpu: dict[str, Any]) -> str:
+    """Returns the table of README.md: one table of 50304 x 768."""
+    cpu, tpu = on_cpu["50304x768"], on_tpu["v5p"]["tables"]["50304x768"]["float32"]
+    head = ["tables", "state, float32", "TPU v5p: bytes read and written"]
+    head += ["estimated time", "2 CPU cores: time, float32", "bfloat16"]
+    rows = []
+    for name in ("SGD", "Ember", "Lion", "Adam", "Adafactor"):
+        state = cpu["float32"][name]["state_bytes"] / 1e6
+        times = [cpu[dtype][name]["over_adam"] for dtype in DTYPES]
+        times.insert(0, tpu[name]["seconds"] / tpu["Adam"]["seconds"])
+        cells = [name, f"{state:.2f} MB", f"{tpu[name]['traffic']:.2f} tables"]
+        rows.append([*cells, *(f"{time:.2f}" for time in times)])
+    return results.markdown(head, rows, left=1)
 
 
 def markdown_of_training(measured: dict[str, Any]) -> str:
@@ -152,12 +167,12 @@ def markdown_of_training(measured: dict[str, Any]) -> str:
         "tables",
         *(f"{f}: {name} / SGD" for f in CHIPS for name in IN_TRAINING[1:]),
     ]
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    rows = []
     for case in measured["v5p"]["training"]:
         peaks = [measured[family]["training"][case] for family in CHIPS]
         ratios = [p[name] / p["SGD"] for p in peaks for name in IN_TRAINING[1:]]
-        lines.append([case, *(f"{ratio:.3f}" for ratio in ratios)])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        rows.append([case, *(f"{ratio:.3f}" for ratio in ratios)])
+    return results.markdown(head, rows, left=1)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import (
     collectives,
     evidence,
+    evidence_tables,
     fused,
     geometry_tables,
     lazy,
@@ -16,6 +17,7 @@ from benchmarks import (
     post_training,
     results,
     step,
+    switching,
     tpu_step,
 )
 from benchmarks.study_rows import Study
@@ -100,11 +102,26 @@ def test_tables_of_steps_are_those_of_the_results() -> None:
         assert tpu_step.markdown_of_tables(on_tpu, table, dtype) in page
 
 
+def test_tables_in_the_readme_are_those_of_the_results() -> None:
+    page = (ROOT / "README.md").read_text()
+    on_cpu = json.loads((results.RESULTS / "step.json").read_text())["measured"]
+    on_tpu = json.loads((results.RESULTS / "tpu_step.json").read_text())["measured"]
+    assert tpu_step.markdown_of_summary(on_cpu, on_tpu) in page
+    study = Study(records.read(results.RESULTS / "study.jsonl"))
+    assert evidence_tables.summary(study) in page
+
+
 def test_evidence_is_that_of_the_results() -> None:
     page = (ROOT / "docs" / "evidence.md").read_text()
     study = Study(records.read(results.RESULTS / "study.jsonl"))
     figures = [path.stem for path in results.RESULTS.glob("study_*.png")]
     assert evidence.page(study, figures) == page
+
+
+def test_tables_of_switching_are_those_of_the_results() -> None:
+    page = (ROOT / "docs" / "switching.md").read_text()
+    content = json.loads((results.RESULTS / "switching.json").read_text())
+    assert [table for table in switching.tables(content) if table not in page] == []
 
 
 def test_tables_of_post_training_are_those_of_the_results() -> None:
