@@ -21,7 +21,6 @@ from benchmarks.study_rows import MARGIN, Row, Study, difference, setting
 from examples.optimizer_study import STUDY
 from examples.study import records, stages
 from examples.study.arms import ARMS
-from examples.study.run import Settings
 
 PAGE = Path("docs", "evidence.md")
 ELSEWHERE = {
@@ -134,29 +133,28 @@ def losing(study: Study) -> str:
 
 
 def decays(study: Study) -> str:
-    """Says which decay of Ember was best for each length of the run."""
-    rows: dict[int, list[Row]] = {}
-    for row in (*study.rows("seeds"), *study.rows("b2"), *study.rows("length")):
-        if row.settings.arm in ("ember", "ember_growing"):
-            rows.setdefault(row.settings.tokens, []).append(row)
+    """Compares decays of Ember in every setting that several were tried in."""
+    rows: dict[str, list[Row]] = {}
+    for stage in ("seeds", "b2", "batch", "length"):
+        for row in study.rows(stage):
+            if row.settings.arm in ("ember", "ember_growing"):
+                rows.setdefault(setting(row), []).append(row)
     lines = []
-    for tokens, found in sorted(rows.items()):
+    for name, found in rows.items():
         usual = [row for row in found if row.settings.b2 == ARMS["ember"].b2]
-        best = min(found, key=lambda row: row.mean)
-        if len(found) < 3 or not usual:
+        if len(found) < 2 or not usual:
             continue
-        line = (
-            f"- {tokens:,} tokens ({best.settings.steps} steps), {len(found)} decays:"
+        others = sorted((r for r in found if r is not usual[0]), key=lambda r: r.mean)
+        differences = (f"{decay(r)} {difference(r, usual[0])}" for r in others)
+        lines.append(
+            f"- {name}, {usual[0].settings.steps} steps: {', '.join(differences)}"
         )
-        line += f" best with {decay(best.settings)}"
-        if best is not usual[0]:
-            line += f", {difference(best, usual[0])} against {usual[0].settings.b2:g}"
-        lines.append(line)
-    return "\n".join(lines)
+    return "Loss minus that with b2 0.999, best first:\n\n" + "\n".join(lines)
 
 
-def decay(run: Settings) -> str:
-    return "a growing decay" if run.b2 is None else f"b2 {run.b2:g}"
+def decay(row: Row) -> str:
+    b2 = row.settings.b2
+    return "growing decay" if b2 is None else f"b2 {b2:g}"
 
 
 def tuning(study: Study) -> str:

@@ -5,7 +5,15 @@ import math
 from pathlib import Path
 
 from benchmarks.results import RESULTS
-from benchmarks.study_rows import MARGIN, Row, Study, difference, interval, title
+from benchmarks.study_rows import (
+    MARGIN,
+    Difference,
+    Row,
+    Study,
+    difference,
+    interval,
+    title,
+)
 from benchmarks.tuning import FINETUNE, GRPO, Benchmark, on_file
 from examples.study import stages
 from examples.study.arms import ARMS
@@ -76,14 +84,17 @@ def scaling(study: Study, stage: str, claim: str) -> list[str]:
             f"Ember minus {name} at {key} "
             + ", ".join(f"{size}: {d}" for size, d in found.items())
         )
-        worse = [str(size) for size, d in found.items() if d.verdict == "worse"]
-        verdicts.append(
-            f"worse than {name} at {key} {', '.join(worse)}"
-            if worse
-            else f"nowhere worse than {name}"
-        )
+        verdicts.append(f"against {name} {_by_verdict(found)}")
     verdict = "; ".join([*verdicts, "not tested at scale"])
     return [claim, "; ".join(texts), verdict, STAGE.format(stage)]
+
+
+def _by_verdict(found: dict[int, Difference]) -> str:
+    sizes = {
+        verdict: [str(size) for size, d in found.items() if d.verdict == verdict]
+        for verdict in VERDICTS
+    }
+    return ", ".join(f"{k} at {', '.join(v)}" for k, v in sizes.items() if v)
 
 
 def state(study: Study) -> list[str]:

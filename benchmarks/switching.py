@@ -34,13 +34,17 @@ from examples.lm.program import Program, State, make_program
 SEEDS = (0, 1, 2, 3, 4)
 BEFORE, AFTER, EVERY = 150, 60, 5  # steps to the change, from it, between evaluations
 SHOWN = (5, 10, 20, 40, 60)
-# Optimizer and learning rate of the tables; 0.01 and 0.1 are those of `make pretrain`.
-CHANGES = {
-    "AdamW to Ember, same rate": (("adam", 0.03), ("ember", 0.03)),
-    "AdamW to Ember, tuned rates": (("adam", 0.1), ("ember", 0.01)),
-    "Ember to AdamW, tuned rates": (("ember", 0.01), ("adam", 0.1)),
-    "Ember to AdamW, same rate": (("ember", 0.03), ("adam", 0.03)),
-}
+# Optimizer and learning rate of the tables, before and after. Those of `make pretrain`
+# are 0.1 for AdamW and 0.01 for Ember.
+CHANGES = [
+    (("adam", 0.03), ("ember", 0.03)),
+    (("adam", 0.03), ("ember", 0.01)),
+    (("adam", 0.1), ("ember", 0.01)),
+    (("ember", 0.03), ("adam", 0.03)),
+    (("ember", 0.01), ("adam", 0.03)),
+    (("ember", 0.01), ("adam", 0.1)),
+]
+NAMES = {"adam": "AdamW", "ember": "Ember"}
 CONVERSIONS = {"adam": ember_optax.from_adam, "ember": ember_optax.to_adam}
 
 TRAINED, BATCHES = 400, 20  # steps before tokens are taken for new ones, and from there
@@ -66,9 +70,15 @@ def train(program: Program, state: State, some: Iterable[jax.Array]) -> State:
     return state
 
 
-def losses_after_change(change: str, tokens: data.Tokens) -> list[dict[str, Any]]:
+def title(change: Iterable[tuple[str, float]]) -> str:
+    return " to ".join(f"{NAMES[optimizer]} {rate:g}" for optimizer, rate in change)
+
+
+def losses_after(
+    change: Iterable[tuple[str, float]], tokens: data.Tokens
+) -> list[dict[str, Any]]:
     """Returns validation losses of the run that changes and of its copy, by seed."""
-    before, after = (make_config(tables, 2 * BEFORE) for tables in CHANGES[change])
+    before, after = (make_config(tables, 2 * BEFORE) for tables in change)
     sizes = before.sequence_length, before.batch_size
     held_out = data.validation_batches(tokens.validation, *sizes, n_batches=16)
     decays = {c.tables.optimizer: table_b2(c) for c in (before, after)}
@@ -86,7 +96,7 @@ def losses_after_change(change: str, tokens: data.Tokens) -> list[dict[str, Any]
             losses = [old.eval_step(state.params, jnp.asarray(b)) for b in held_out]
             return float(np.mean(losses))
 
-        for seed in tqdm(SEEDS, desc=change):
+        for seed in tqdm(SEEDS, desc=title(change)):
             before.seed = seed
             state, ahead = make_program(before, mesh).init(), batches(before, tokens)
             kept = train(old, state, itertools.islice(ahead, BEFORE))
@@ -196,7 +206,7 @@ def main() -> None:
     ).parse_args()
     config: Config = get_config()
     tokens = data.load(**config.data)
-    runs = {change: losses_after_change(change, tokens) for change in CHANGES}
+    runs = {title(change): losses_after(change, tokens) for change in CHANGES}
     content = {"changes": runs, "first_steps": first_steps(tokens)}
     path = results.write("switching", content)
     print(*tables(content), f"Wrote {path}", sep="\n\n")

@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
         steps=200,
         batch_size=8,
         table_learning_rates={"ember": 1e-2, "adam": 1e-2},
-        body_learning_rate=5e-4,
+        body_learning_rate=1e-3,
     )
     config.eval_every = 50  # steps
     config.eval_batches = 16

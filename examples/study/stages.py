@@ -63,6 +63,10 @@ CASES: dict[str, list[Case]] = {
     "batch": [
         {"arm": arm, "batch": batch, "window": 16}
         for batch, arm in itertools.product(BATCHES, RIVALS)
+    ]
+    + [
+        {"arm": "ember", "b2": 0.95, "batch": batch, "window": 16}
+        for batch in (BATCHES[0], BATCHES[-1])
     ],
     "size": [
         {"arm": arm, "width": width} for width, arm in itertools.product(WIDTHS, RIVALS)
