@@ -195,8 +195,8 @@ def tables(content: dict[str, Any]) -> list[str]:
     ]
     head = ["change", *(f"{n} steps after" for n in SHOWN), "spread of seeds"]
     return [
-        results.markdown(head, changes),
-        results.markdown(["`row` of a new token", "embedding", "head"], rows),
+        results.markdown(head, changes, left=1),
+        results.markdown(["`row` of a new token", "embedding", "head"], rows, left=1),
     ]
 
 
