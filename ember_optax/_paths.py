@@ -1,7 +1,9 @@
-"""One name for a parameter, whatever container holds it and whenever it is seen."""
+"""Trees of parameters as an optimizer meets them: names of leaves, and placeholders."""
 
+from collections.abc import Collection
 from typing import Any
 
+import jax
 from jax.tree_util import (
     DictKey,
     FlattenedIndexKey,
@@ -40,6 +42,16 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
 def quoted(path: str) -> str:
     """Returns a path as messages show it; a bare array has none."""
     return repr(path) if path else "the bare array"
+
+
+def is_placeholder(params: Any) -> bool:
+    """Whether `optax.tree.map_params` is asking which parts mirror the parameters.
+
+    It calls `init` with an opaque tree of one node and no leaves.
+    """
+    structure = jax.tree.structure(params)
+    opaque = structure.num_nodes == 1 and structure.num_leaves == 0
+    return opaque and params is not None and not isinstance(params, Collection)
 
 
 def _entry(key: Any) -> Any:
