@@ -71,8 +71,15 @@ def draw(finetune: Comparison, grpo: Comparison) -> None:
     )
     for arm in finetune.arms:
         for run in arm.repeated:
-            steps = [record["step"] for record in run["losses"]]
-            losses = [record["validation_loss"] for record in run["losses"]]
+            # The loss before the first step would hide all others.
+            steps, losses = zip(
+                *(
+                    (r["step"], r["validation_loss"])
+                    for r in run["losses"]
+                    if r["step"]
+                ),
+                strict=True,
+            )
             _line(panels[0], run, steps, losses)
     panels[0].set(title="finetuning", xlabel="step", ylabel="validation loss")
     for axes, case in zip(panels[1:], GRPO.cases, strict=True):
