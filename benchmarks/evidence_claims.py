@@ -72,7 +72,7 @@ def scaling(study: Study, stage: str, claim: str) -> list[str]:
     if len(pairs) < expected:
         return [claim, "", "not finished", STAGE.format(stage)]
     pairs.sort(key=lambda pair: getattr(pair[0].settings, key))
-    texts, verdicts = [], []
+    texts, verdicts, kinds = [], [], set()
     for arm in ("adam", "adam95"):
         found = {
             getattr(ember.settings, key): difference(ember, adam)
@@ -85,7 +85,9 @@ def scaling(study: Study, stage: str, claim: str) -> list[str]:
             + ", ".join(f"{size}: {d}" for size, d in found.items())
         )
         verdicts.append(f"against {name} {_by_verdict(found)}")
-    verdict = "; ".join([*verdicts, "not tested at scale"])
+        kinds |= {VERDICTS[d.verdict] for d in found.values()}
+    overall = kinds.pop() if len(kinds) == 1 else "mixed"
+    verdict = "; ".join([overall, *verdicts, "not tested at scale"])
     return [claim, "; ".join(texts), verdict, STAGE.format(stage)]
 
 
