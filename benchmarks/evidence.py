@@ -15,12 +15,11 @@ from pathlib import Path
 
 from benchmarks import study_figures
 from benchmarks.evidence_claims import claims
-from benchmarks.evidence_tables import SECTIONS, table
+from benchmarks.evidence_tables import SECTIONS, by_decay, table
 from benchmarks.results import markdown
-from benchmarks.study_rows import MARGIN, Row, Study, difference, setting
+from benchmarks.study_rows import MARGIN, Study, difference, setting
 from examples.optimizer_study import STUDY
 from examples.study import records, stages
-from examples.study.arms import ARMS
 
 PAGE = Path("docs", "evidence.md")
 ELSEWHERE = {
@@ -73,7 +72,7 @@ def page(study: Study, figures: Collection[str] = ()) -> str:
         if stage == "seeds":
             parts.append(figure("study_pareto", "Loss by bytes of state"))
         if stage == "b2":
-            parts += [figure("study_b2", "Loss of Ember by b2"), decays(study)]
+            parts += [figure("study_b2", "Loss of Ember by b2"), by_decay(study)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -130,31 +129,6 @@ def losing(study: Study) -> str:
         the same setting, Ember is {text}{":" if lines else "."}"""
     )
     return "\n\n".join([head, "\n".join(lines)]).strip()
-
-
-def decays(study: Study) -> str:
-    """Compares decays of Ember in every setting that several were tried in."""
-    rows: dict[str, list[Row]] = {}
-    for stage in ("seeds", "b2", "batch", "length"):
-        for row in study.rows(stage):
-            if row.settings.arm in ("ember", "ember_growing"):
-                rows.setdefault(setting(row), []).append(row)
-    lines = []
-    for name, found in rows.items():
-        usual = [row for row in found if row.settings.b2 == ARMS["ember"].b2]
-        if len(found) < 2 or not usual:
-            continue
-        others = sorted((r for r in found if r is not usual[0]), key=lambda r: r.mean)
-        differences = (f"{decay(r)} {difference(r, usual[0])}" for r in others)
-        lines.append(
-            f"- {name}, {usual[0].settings.steps} steps: {', '.join(differences)}"
-        )
-    return "Loss minus that with b2 0.999, best first:\n\n" + "\n".join(lines)
-
-
-def decay(row: Row) -> str:
-    b2 = row.settings.b2
-    return "growing decay" if b2 is None else f"b2 {b2:g}"
 
 
 def tuning(study: Study) -> str:

@@ -5,6 +5,7 @@ import math
 from benchmarks.results import markdown
 from benchmarks.study_rows import Row, Study, difference, setting
 from examples.study import stages
+from examples.study.arms import ARMS
 
 SECTIONS = {
     "seeds": (
@@ -66,6 +67,34 @@ def summary(study: Study) -> str:
     ]
     head = ["tables", "validation loss", "minus Ember", "state of the tables, bytes"]
     return markdown(head, cells, left=1)
+
+
+def by_decay(study: Study) -> str:
+    """Returns a table of what other decays of Ember change, by tokens in a step.
+
+    It is that of README.md as well.
+    """
+    found: dict[tuple[int, int], dict[float | None, Row]] = {}
+    for stage in ("seeds", "b2", "batch", "length"):
+        for row in study.rows(stage):
+            run = row.settings
+            if run.arm in ("ember", "ember_growing"):
+                key = run.batch * run.window, run.steps
+                found.setdefault(key, {})[run.b2] = row
+    cells = []
+    for (tokens, steps), rows in sorted(found.items()):
+        usual = rows.get(ARMS["ember"].b2)
+        others = [rows.get(0.95), rows.get(None)]
+        if usual and any(others):
+            changes = [str(difference(row, usual)) if row else "" for row in others]
+            cells.append([f"{tokens:,}", f"{steps:,}", *changes])
+    head = [
+        "tokens in a step",
+        "steps",
+        "b2 0.95 minus 0.999",
+        "growing decay minus 0.999",
+    ]
+    return markdown(head, cells, left=0)
 
 
 def _cells(study: Study, stage: str, row: Row) -> list[str]:

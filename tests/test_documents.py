@@ -109,6 +109,7 @@ def test_tables_in_the_readme_are_those_of_the_results() -> None:
     assert tpu_step.markdown_of_summary(on_cpu, on_tpu) in page
     study = Study(records.read(results.RESULTS / "study.jsonl"))
     assert evidence_tables.summary(study) in page
+    assert evidence_tables.by_decay(study) in page
 
 
 def test_evidence_is_that_of_the_results() -> None:

@@ -65,8 +65,9 @@ CASES: dict[str, list[Case]] = {
         for batch, arm in itertools.product(BATCHES, RIVALS)
     ]
     + [
-        {"arm": "ember", "b2": 0.95, "batch": batch, "window": 16}
+        decay | {"batch": batch, "window": 16}
         for batch in (BATCHES[0], BATCHES[-1])
+        for decay in ({"arm": "ember", "b2": 0.95}, {"arm": "ember_growing"})
     ],
     "size": [
         {"arm": arm, "width": width} for width, arm in itertools.product(WIDTHS, RIVALS)
