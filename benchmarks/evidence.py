@@ -72,7 +72,11 @@ def page(study: Study, figures: Collection[str] = ()) -> str:
         if stage == "seeds":
             parts.append(figure("study_pareto", "Loss by bytes of state"))
         if stage == "b2":
-            parts += [figure("study_b2", "Loss of Ember by b2"), by_decay(study)]
+            parts += [
+                figure("study_b2", "Loss of Ember by b2"),
+                "In runs of other lengths and with other batches (tables below):",
+                by_decay(study),
+            ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
