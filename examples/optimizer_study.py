@@ -29,8 +29,7 @@ Stages, in this order; each does what it needs of earlier ones:
 A further one runs only when it is named, for it needs a GPU and text of your own, of a
 hundred million tokens or more:
 
-    python -m examples.optimizer_study body sweep scale --text='texts/*.txt' \
-      --results=mine.jsonl
+    python -m examples.optimizer_study scale --text='texts/*.txt' --results=mine.jsonl
 
     scale   124 million parameters with a vocabulary of 50,257
 """
