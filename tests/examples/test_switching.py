@@ -110,7 +110,8 @@ def test_from_adam_to_ember_without_a_bump(tokens: data.Tokens, mesh: Any) -> No
     excess = np.mean(switched, axis=0) - np.mean(unswitched, axis=0)
     # Both learning rates are equal, so that only the switch can make a difference.
     assert excess.max() < noise.mean()
-    assert np.max(switched, axis=1).tolist() == [losses[0] for losses in switched]
+    rise = np.max(switched, axis=1) - np.array(switched)[:, 0]  # of each seed
+    assert rise.max() < noise.mean()
     assert bump.max() > 3 * noise.mean()  # what a wrong state would have done
 
 
