@@ -28,9 +28,8 @@ from examples.lm.metrics import plt, smooth
 NAMES = {"ember": "Ember", "adam": "AdamW"}
 
 
-def tables(benchmark: Benchmark) -> list[str]:
+def tables(benchmark: Benchmark, found: Comparison) -> list[str]:
     """Returns both tables of a benchmark."""
-    found = on_file(benchmark)
     return [sweep(found, benchmark.score), best(found, benchmark.score)]
 
 
@@ -110,12 +109,13 @@ def _first(arm: Arm) -> dict[str, str]:
 
 
 def main() -> None:
-    draw(on_file(FINETUNE), on_file(GRPO))
-    for benchmark in (FINETUNE, GRPO):
-        found = on_file(benchmark)
+    benchmarks = FINETUNE, GRPO
+    comparisons = [on_file(benchmark) for benchmark in benchmarks]
+    draw(*comparisons)
+    for benchmark, found in zip(benchmarks, comparisons, strict=True):
         tried = ", ".join(f"{rate:g}" for rate in found.swept)
         print(f"{benchmark.name}: body {found.body_rate:g} of {tried}")
-        print(*tables(benchmark), sep="\n\n", end="\n\n")
+        print(*tables(benchmark, found), sep="\n\n", end="\n\n")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from benchmarks import (
     step,
     switching,
     tpu_step,
+    tuning,
 )
 from benchmarks.study_rows import Study
-from benchmarks.tuning import FINETUNE, GRPO
 from examples.study import records
 
 ROOT = Path(__file__).parents[1]
@@ -127,5 +127,6 @@ def test_tables_of_switching_are_those_of_the_results() -> None:
 
 def test_tables_of_post_training_are_those_of_the_results() -> None:
     page = (ROOT / "docs" / "post_training.md").read_text()
-    tables = [*post_training.tables(FINETUNE), *post_training.tables(GRPO)]
-    assert [table for table in tables if table not in page] == []
+    for benchmark in (tuning.FINETUNE, tuning.GRPO):
+        tables = post_training.tables(benchmark, tuning.on_file(benchmark))
+        assert [table for table in tables if table not in page] == []
