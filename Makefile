@@ -32,7 +32,7 @@ pretrain: $(READY)  ## Train a small language model on real text: Ember against 
 pretrain-mesh: $(READY)  ## The same in 2 processes with 4 devices each, beside one device
 	$(BIN)/python -m examples.pretrain --config=configs/pretrain_small.py \
 	  --config.workdir=runs/one_device --config.mesh.fsdp=1
-	$(BIN)/python -m examples.launch --processes=2 --devices=4 -- \
+	$(BIN)/python -m examples.tools.launch --processes=2 --devices=4 -- \
 	  -m examples.pretrain --config=configs/pretrain_small.py \
 	  --config.workdir=runs/mesh --config.mesh.tensor=2 \
 	  --beside=runs/one_device/ember

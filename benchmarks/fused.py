@@ -22,7 +22,7 @@ from benchmarks import fused_runs, results
 from benchmarks.step import OPTIMIZERS, bytes_of, compile_step
 from benchmarks.tpu_step import CHIPS, DTYPES, chip
 from configs import pretrain_small
-from ember_optax import fused
+from ember_optax.experimental import fused
 from examples.lm import Config, data
 
 TABLE = (256128, 2048)

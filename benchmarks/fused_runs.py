@@ -14,8 +14,8 @@ from flax import nnx
 from tqdm import tqdm
 
 import ember_optax
-from benchmarks.geometry import LEARNING_RATES, get_config
-from ember_optax import fused
+from benchmarks.geometry.run import LEARNING_RATES, get_config
+from ember_optax.experimental import fused
 from examples.lm import Config, data
 from examples.lm.optimizer import body_optimizer, schedule
 from examples.lm.program import loss_fn, make_model

@@ -7,7 +7,7 @@ The tuned values come from benchmarks/results/finetune.json.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs.phases import phase, tiny_qwen3
+from examples.post_training.phases import phase, tiny_qwen3
 
 
 def get_config() -> ConfigDict:

@@ -6,7 +6,7 @@ The tuned values come from benchmarks/results/grpo.json.
 
 from ml_collections import ConfigDict
 
-from configs.phases import phase, tiny_qwen3
+from examples.post_training.phases import phase, tiny_qwen3
 
 
 def get_config() -> ConfigDict:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from ember_optax import _moments
-from ember_optax._moments import TableMoments
+from ember_optax import _rule
 from ember_optax._paths import quoted
+from ember_optax._rule import TableMoments
 
 Scalar = float | jax.Array
 
@@ -128,7 +128,7 @@ def vocab_axes(
             )
         axis = vocab_axis.get(path) if isinstance(vocab_axis, Mapping) else vocab_axis
         if axis is None:
-            axis = _moments.longest_axis(leaf.shape)
+            axis = _rule.longest_axis(leaf.shape)
         elif not -leaf.ndim <= axis < leaf.ndim:
             raise ValueError(
                 f"vocab_axis is {axis} for {quoted(path)}, but that table has the shape"

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
-from ember_optax import _checks, _moments, _sharding
+from ember_optax import _checks, _mesh, _rule
 from ember_optax._checks import Scalar, VocabAxis
-from ember_optax._moments import ColumnMean, TableMoments
-from ember_optax._paths import is_placeholder, named_leaves
-from ember_optax._sharding import AxisName, AxisNames, Layout, find_layout, pin
-from ember_optax._statistics import read_again, sum_all_squares
+from ember_optax._mesh import AxisName, AxisNames, Layout, find_layout, pin
+from ember_optax._paths import by_path, is_placeholder
+from ember_optax._reduce import read_again, sum_all_squares
+from ember_optax._rule import ColumnMean, TableMoments
 
 RowState = Literal["replicated", "sharded"]
 
@@ -133,12 +133,12 @@ def scale_by_ember(
             # There are no parameter-shaped parts here: one leaf in the place of
             # `tables` makes optax.tree.map_params treat all of them as such.
             return EmberState(count, count)  # pyright: ignore[reportArgumentType]
-        leaves = named_leaves(params)
+        leaves = list(by_path(params).items())
         axes = _checks.vocab_axes(leaves, vocab_axis)
         layout = find_layout(leaves, param_shardings, rows_sharded=rows_sharded)
         tables = {}
         for i, (path, leaf) in enumerate(leaves):
-            zeros = _moments.init_moments(leaf.shape, leaf.dtype, axes[path])
+            zeros = _rule.init_moments(leaf.shape, leaf.dtype, axes[path])
             tables[path] = pin_moments(zeros, layout, i, axes[path])
         return EmberState(count, tables)
 
@@ -150,12 +150,12 @@ def scale_by_ember(
     ) -> tuple[optax.Updates, EmberState]:
         del params, extra_args
         _checks.check_state(state, EmberState)
-        leaves = named_leaves(updates)
+        leaves = list(by_path(updates).items())
         axes = _checks.vocab_axes(leaves, vocab_axis)
         _checks.check_gradients(leaves, axes, state.tables)
         layout = find_layout(leaves, param_shardings, rows_sharded=rows_sharded)
         if names:
-            _sharding.check_bound(names)
+            _mesh.check_bound(names)
         all_sums = sum_all_squares(
             [grad for _, grad in leaves],
             list(axes.values()),
@@ -169,7 +169,7 @@ def scale_by_ember(
         for i, (path, grad) in enumerate(leaves):
             axis = axes[path]
             grad = read_again(grad, all_sums[i])
-            moments = _moments.update_moments(
+            moments = _rule.update_moments(
                 state.tables[path],
                 all_sums[i],
                 b2=b2,
@@ -177,7 +177,7 @@ def scale_by_ember(
                 names=names,
             )
             tables[path] = pin_moments(moments, layout, i, axis)
-            update = _moments.precondition(
+            update = _rule.precondition(
                 grad,
                 tables[path],
                 count,

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ember_optax import _names
-from ember_optax._paths import named_leaves, normalize, quoted
+from ember_optax import _label_words
+from ember_optax._paths import by_path, normalize, quoted
 
 _PAD_MULTIPLE = 256
 """A vocabulary may be padded up to the next multiple of this."""
@@ -71,10 +71,10 @@ def label_token_tables(
        'wpe': {'embedding': 'body'},
        'wte': {'embedding': 'table'}}
     """
-    leaves = named_leaves(params)
+    leaves = list(by_path(params).items())
     vocab_sizes = _as_tuple(vocab_size)
     candidates = [(path, leaf.shape) for path, leaf in leaves if _may_be(path, leaf)]
-    named = {path for path, _ in candidates if _names.is_table_name(path)}
+    named = {path for path, _ in candidates if _label_words.is_table_name(path)}
     if vocab_sizes:
         widths = {size for size in vocab_sizes if _is_width(size, leaves, named)}
         decisive = set(vocab_sizes) - widths
@@ -104,7 +104,7 @@ def _may_be(path: str, leaf: Any) -> bool:
     """Rules 2 and 3: whether the parameter could be a token table at all."""
     if not _is_floating(leaf) or not 2 <= len(leaf.shape) <= 3 or min(leaf.shape) < 2:
         return False
-    return not _names.is_vetoed(path)
+    return not _label_words.is_vetoed(path)
 
 
 def _is_width(size: int, leaves: list[tuple[str, Any]], named: set[str]) -> bool:
@@ -122,10 +122,10 @@ def _is_width(size: int, leaves: list[tuple[str, Any]], named: set[str]) -> bool
     layers = Counter(
         re.sub(r"\d+", "#", path)
         for path, _ in matrices
-        if not _names.is_below_head(path)
+        if not _label_words.is_below_head(path)
     )
     return (
-        any(_names.is_in_block(path) for path, _ in matches)
+        any(_label_words.is_in_block(path) for path, _ in matches)
         or any(shape.count(size) > 1 for _, shape in matrices)
         or any(count > 1 for count in layers.values())
     )

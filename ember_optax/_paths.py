@@ -1,5 +1,6 @@
 """Trees of parameters as an optimizer meets them: names of leaves, and placeholders."""
 
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -18,9 +19,10 @@ def normalize(path: KeyPath) -> str:
     """Returns the `/`-joined name of the leaf at a JAX key path.
 
     The same parameter gets the same name in every form in which an optimizer meets
-    it: Flax NNX shows `embed/embedding` with a trailing `.value` at init and without
-    at update, linen boxes add the same suffix, and Haiku keeps slashes inside one key
-    and marks constructors with `~`.
+    it. Flax NNX shows `embed/embedding` with a trailing `.value` at init and without
+    at update, and linen boxes add the same suffix. Haiku keeps slashes inside one key
+    and marks constructors with `~`. Flat dictionaries have dotted keys
+    (`embed.embedding`) or tuples.
 
     Args:
       path: key path as given by `jax.tree_util.tree_flatten_with_path`.
@@ -30,13 +32,44 @@ def normalize(path: KeyPath) -> str:
     """
     if path and path[-1] == GetAttrKey("value"):
         path = path[:-1]
-    segments = [s for key in path for s in str(_entry(key)).split("/")]
+    segments = [s for key in path for s in _segments(_entry(key))]
     return "/".join(s for s in segments if s not in ("", "~"))
 
 
-def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Returns (normalised name, leaf) for every leaf of a pytree, in its order."""
-    return [(normalize(path), leaf) for path, leaf in tree_leaves_with_path(tree)]
+def by_path(tree: Any) -> dict[str, Any]:
+    """Returns every leaf of a pytree by its normalised name, in the tree's order.
+
+    Raises:
+      ValueError: two leaves have the same name.
+    """
+    leaves: dict[str, Any] = {}
+    keys: dict[str, str] = {}  # of what is in `leaves`, as key paths that JAX prints
+    for key_path, leaf in tree_leaves_with_path(tree):
+        path, shown = normalize(key_path), jax.tree_util.keystr(key_path)
+        key = to_key(path)
+        if key in keys:
+            raise ValueError(
+                f"Two leaves are called {quoted(path)}: {keys[key]} and {shown}. Names drop"
+                " `.value` and `~` and split keys at `/` and `.`, but the optimizer state"
+                " needs a name for each. Rename one of them."
+            )
+        leaves[path] = leaf
+        keys[key] = shown
+    return leaves
+
+
+def to_key(path: str) -> str:
+    """Returns the key of a table in an optimizer state: its path with `:` for `/`.
+
+    Checkpointers join the names of a tree with `/` or `.` and split them again, and
+    rules of sharding search for `embed_tokens/embedding` in them.
+    """
+    return path.replace("/", ":")
+
+
+def from_key(key: str) -> str:
+    """Returns a path as messages show it, of the key of a table in a state."""
+    return key.replace(":", "/")
 
 
 def quoted(path: str) -> str:
@@ -64,3 +97,9 @@ def _entry(key: Any) -> Any:
             return entry
         case _:
             return key
+
+
+def _segments(entry: Any) -> list[str]:
+    if isinstance(entry, tuple):
+        return [s for part in entry for s in _segments(part)]
+    return re.split(r"[/.]", str(entry))

@@ -1,183 +1,108 @@
-"""Where tables and their state lie on a device mesh."""
+"""Shardings of a whole optimizer state, for creating it where it belongs."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-from jax.sharding import AxisType, NamedSharding
+import optax
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ember_optax._paths import named_leaves, quoted
-
-Spec = tuple[tuple[str, ...], ...]
-"""Names of the mesh axes that each dimension of an array is sharded over."""
-
-
-AxisName = str | tuple[str, ...] | None
-
-
-class AxisNames(NamedTuple):
-    """Mesh axes of the tables inside `jax.shard_map`, for all tables the same."""
-
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-
-    @classmethod
-    def of(cls, names: tuple[AxisName, AxisName]) -> "AxisNames":
-        """Reads the entries of a PartitionSpec of two dimensions."""
-        return cls(*_axes(P(*names), 2))
+from ember_optax._checks import (
+    VocabAxis,
+    check_row_state,
+    check_vocab_axis,
+    vocab_axes,
+)
+from ember_optax._ember import EmberState, RowState
+from ember_optax._mesh import common_mesh, sharding_of
+from ember_optax._paths import by_path
 
 
-def check_bound(names: AxisNames) -> None:
-    """Raises ValueError for names that are no manual axes where this is called."""
-    for name in names.rows + names.columns:
-        try:
-            jax.lax.axis_size(name)
-        except NameError as error:
-            raise ValueError(
-                f"axis_names has {name!r}, but update is not inside a jax.shard_map"
-                " over that axis: name the axes that it is over, and outside of one"
-                " none."
-            ) from error
+def opt_state_shardings(
+    tx: optax.GradientTransformation,
+    params: Any,
+    param_shardings: Any,
+    *,
+    row_state: RowState = "replicated",
+    vocab_axis: VocabAxis = None,
+) -> Any:
+    """Returns the sharding of every leaf of an optimizer state.
 
-
-class Layout(NamedTuple):
-    """Tables on a mesh, all of them or none."""
-
-    mesh: Any  # jax.sharding.Mesh or AbstractMesh
-    specs: tuple[Spec, ...]  # one for each table
-
-    def used(self) -> tuple[str, ...]:
-        """Mesh axes that any table is sharded over, in the order of the mesh."""
-        names = {name for spec in self.specs for axes in spec for name in axes}
-        return tuple(name for name in self.mesh.axis_names if name in names)
-
-
-def find_layout(
-    leaves: Sequence[tuple[str, Any]], param_shardings: Any, *, rows_sharded: bool
-) -> Layout | None:
-    """Tells how tables are sharded, where that is known while tracing.
+    Parts that mirror the parameters, such as Adam's moments, are sharded like them.
+    Everything else is replicated: counts, and the state of Ember.
 
     Args:
-      leaves: (path, array) of every table.
-      param_shardings: shardings of the parameters as the user gave them, or None. They
-        are not needed on Explicit axes, where types carry the sharding.
-      rows_sharded: whether the layout is needed to shard the state.
+      tx: any optimizer, with Ember somewhere in it or not.
+      params: the parameters, as arrays or `jax.ShapeDtypeStruct`: a plain tree, linen
+        boxes or an `nnx.State`. An `nnx.State` with sharding metadata needs a mesh in
+        context (`jax.set_mesh`), here as anywhere.
+      param_shardings: a `NamedSharding` for each parameter, in a tree whose paths are
+        those of `params`; boxes may be missing.
+      row_state: as given to `ember`: with `"sharded"`, `row` is sharded as the rows.
+      vocab_axis: as given to `ember`.
 
     Returns:
-      The layout, or None where nothing is sharded or XLA alone knows how.
+      A tree of `NamedSharding` with the structure of `tx.init(params)`, to be used as
+      `jax.jit(tx.init, out_shardings=...)`.
 
     Raises:
-      ValueError: `param_shardings` does not fit the tables or the mesh, or is missing
-        where it is needed.
+      ValueError: a parameter has no sharding, or one that does not fit its shape. The
+        message names the parameter.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, ember_optax
+      >>> from jax.sharding import NamedSharding, PartitionSpec as P
+      >>> params = {"embed": jnp.ones((8, 4))}
+      >>> mesh = jax.make_mesh((1,), ("fsdp",))
+      >>> shardings = {"embed": NamedSharding(mesh, P("fsdp", None))}
+      >>> tx = ember_optax.ember(1e-2)
+      >>> out = ember_optax.opt_state_shardings(tx, params, shardings)
+      >>> state = jax.jit(tx.init, out_shardings=out)(params)
+      >>> state[0].tables["embed"].row.sharding.spec
+      P()
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if not leaves or AxisType.Manual in mesh.axis_types:
-        return None
-    if rows_sharded and len(set(mesh.axis_types)) > 1:
-        raise ValueError(
-            f"row_state is 'sharded' on {mesh}, but rows can be pinned only where all"
-            " axes are Auto or all are Explicit: use row_state='replicated'."
+    check_row_state(row_state)
+    check_vocab_axis(vocab_axis)
+    given_by_path = by_path(param_shardings)
+    leaves = list(by_path(params).items())
+    shardings = {path: sharding_of(path, leaf, given_by_path) for path, leaf in leaves}
+    replicated = NamedSharding(common_mesh(shardings), P())
+
+    def of_leaf(x: Any, sharding: Any, param: Any) -> Any:
+        if isinstance(x, optax.MaskedNode):
+            return x
+        # Adafactor keeps statistics of other shapes in the places of parameters.
+        return sharding if x.shape == param.shape else replicated
+
+    state = jax.eval_shape(tx.init, params)
+    mapped = optax.tree.map_params(
+        # Abstractly, for the devices of the mesh in context may not be here.
+        lambda placeholder: jax.eval_shape(tx.init, placeholder),
+        of_leaf,
+        state,
+        jax.tree.unflatten(
+            jax.tree.structure(params), [shardings[path] for path, _ in leaves]
+        ),
+        params,
+        transform_non_params=lambda x: jax.tree.map(lambda _: replicated, x),
+        is_leaf=lambda x: isinstance(x, optax.MaskedNode),
+    )
+    if row_state == "replicated":
+        return mapped
+
+    def shard_rows(part: Any) -> Any:
+        if not isinstance(part, EmberState):
+            return part
+        tables = {path: leaf for path, leaf in leaves if path in part.tables}
+        rows = {
+            path: P(*shardings[path].spec[axis : axis + 1])
+            for path, axis in vocab_axes(list(tables.items()), vocab_axis).items()
+        }
+        return part._replace(
+            tables={
+                path: moments._replace(row=NamedSharding(replicated.mesh, rows[path]))
+                for path, moments in part.tables.items()
+            }
         )
-    if mesh.are_all_axes_explicit:
-        specs = [jax.typeof(leaf).sharding.spec for _, leaf in leaves]
-    elif param_shardings is not None:
-        by_path = dict(named_leaves(param_shardings))
-        shardings = {path: sharding_of(path, leaf, by_path) for path, leaf in leaves}
-        given = common_mesh(shardings)
-        if not mesh.empty and given.abstract_mesh != mesh:
-            raise ValueError(
-                f"param_shardings has {given} for {quoted(leaves[0][0])}, but the mesh"
-                f" in context is {mesh}: pass the same to jax.set_mesh."
-            )
-        mesh = given
-        specs = [sharding.spec for sharding in shardings.values()]
-    elif rows_sharded and mesh.size > 1:
-        raise ValueError(
-            "row_state is 'sharded', but on Auto axes only XLA knows where the rows of"
-            f" {quoted(leaves[0][0])} lie: pass param_shardings, with a NamedSharding"
-            " for each table."
-        )
-    else:
-        return None
-    layout = Layout(mesh, tuple(map(_axes, specs, [x.ndim for _, x in leaves])))
-    return layout if layout.used() else None
 
-
-def pin(x: jax.Array, spec: P, layout: Layout | None) -> jax.Array:
-    """Pins the sharding of an array, on Auto and on Explicit axes.
-
-    With neither a layout nor a mesh of `jax.set_mesh` in context this does nothing, nor
-    does it over the axes of a `jax.shard_map`, where arrays are local.
-
-    Args:
-      x: array of any shape, concrete or traced.
-      spec: how to shard it.
-      layout: has the mesh; None for the mesh in context.
-    """
-    mesh = layout.mesh if layout else jax.sharding.get_abstract_mesh()
-    axis_types = set(mesh.axis_types)
-    sharding = NamedSharding(mesh, spec) if layout else spec
-    # Each function is silently wrong or an error on the other kind of axis: reshard
-    # ignores Auto axes, with_sharding_constraint only asserts on Explicit ones.
-    if AxisType.Explicit in axis_types:
-        x = jax.reshard(x, sharding)
-    if AxisType.Auto in axis_types:
-        x = jax.lax.with_sharding_constraint(x, sharding)
-    return x
-
-
-def sharding_of(path: str, leaf: Any, shardings: dict[str, Any]) -> NamedSharding:
-    """Returns the sharding of a parameter.
-
-    Raises:
-      ValueError: there is none, or it does not fit the parameter.
-    """
-    if path not in shardings:
-        known = ", ".join(sorted(map(quoted, shardings))) or "none"
-        raise ValueError(
-            f"param_shardings has no sharding for {quoted(path)}, but for {known}. Pass"
-            " a tree of shardings with the structure of the parameters."
-        )
-    sharding = shardings[path]
-    found = f"param_shardings has {sharding} for {quoted(path)} of shape {leaf.shape}"
-    if not isinstance(sharding, NamedSharding):
-        raise ValueError(
-            f"{found}, but a NamedSharding is needed, which has the mesh:"
-            " NamedSharding(mesh, spec)."
-        )
-    if len(sharding.spec) > leaf.ndim:
-        raise ValueError(
-            f"{found}, but at most {leaf.ndim} dimensions can be sharded: shorten the"
-            " spec."
-        )
-    try:
-        sharding.shard_shape(leaf.shape)
-    except ValueError as error:
-        raise ValueError(
-            f"{found}, but all shards must have the same size: pad the parameter, or"
-            " shard another axis of it."
-        ) from error
-    return sharding
-
-
-def common_mesh(shardings: dict[str, NamedSharding]) -> Any:
-    """Returns the mesh of the shardings of all parameters.
-
-    Raises:
-      ValueError: there are two.
-    """
-    (first, one), *others = shardings.items()
-    for path, other in others:
-        if other.mesh != one.mesh:
-            raise ValueError(
-                f"param_shardings has {one.mesh} for {quoted(first)}, but {other.mesh}"
-                f" for {quoted(path)}: put all parameters on one mesh."
-            )
-    return one.mesh
-
-
-def _axes(spec: P, ndim: int) -> Spec:
-    """Returns the mesh axes of each dimension, as tuples."""
-    entries = tuple(spec) + (None,) * (ndim - len(spec))
-    return tuple((e,) if isinstance(e, str) else tuple(e or ()) for e in entries)
+    return jax.tree.map(shard_rows, mapped, is_leaf=lambda x: isinstance(x, EmberState))

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from ember_optax._checks import vocab_axes
 from ember_optax._labels import label_token_tables
-from ember_optax._moments import init_moments
-from ember_optax._paths import named_leaves
+from ember_optax._paths import by_path
+from ember_optax._rule import init_moments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ def summarize(
       1 table          38,633,472 parameters  94% of all  204.3 kB     309.1 MB (1,513x)
     """
     tree = labels(params) if callable(labels) else labels
-    leaves = named_leaves(params)
+    leaves = list(by_path(params).items())
     found = jax.tree.leaves(jax.tree.broadcast(tree, params))
     if found and table not in found:
         raise ValueError(

@@ -7,13 +7,20 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from pretraining import ROOT, checkpoint, complete_steps, losses, run_dir, train
 
 from ember_optax import EmberState
-from examples.convert_checkpoint import convert
 from examples.lm import checkpoints
 from examples.lm.mesh import use_mesh
 from examples.lm.program import State, make_program
+from examples.tools.convert_checkpoint import convert
+from tests.examples.pretraining import (
+    ROOT,
+    checkpoint,
+    complete_steps,
+    losses,
+    run_dir,
+    train,
+)
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -79,7 +86,12 @@ def test_there_and_back_from_a_mesh(config):
 
 def test_the_command_with_settings_of_the_new_optimizer(config):
     src = run_until_step_4(config, "adam")
-    command = ["-m", "examples.convert_checkpoint", str(src), str(src.parent / "ember")]
+    command = [
+        "-m",
+        "examples.tools.convert_checkpoint",
+        str(src),
+        str(src.parent / "ember"),
+    ]
     done = subprocess.run(
         [sys.executable, *command, "--learning_rate=0.02", "--b2=0.9"],
         cwd=ROOT,

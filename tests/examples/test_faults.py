@@ -14,7 +14,8 @@ from typing import Any
 import chex
 import orbax.checkpoint as ocp
 import pytest
-from pretraining import (
+
+from tests.examples.pretraining import (
     ROOT,
     checkpoint,
     complete_steps,

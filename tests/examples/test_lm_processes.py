@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 from ml_collections import ConfigDict
-from pretraining import (
+
+from examples.lm import Config
+from examples.tools.launch import launch
+from tests.examples.pretraining import (
     ROOT,
     at_step,
     checkpoint,
@@ -16,9 +19,6 @@ from pretraining import (
     train,
     wait_for_a_step,
 )
-
-from examples.launch import launch
-from examples.lm import Config
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -97,7 +97,7 @@ def test_two_processes(config: Config, pretrain: Any) -> None:
 
 def test_ctrl_c_on_the_launcher(config: Config, pretrain: Any) -> None:
     config.steps = 1000
-    command = [sys.executable, "-m", "examples.launch", "--", *pretrain()]
+    command = [sys.executable, "-m", "examples.tools.launch", "--", *pretrain()]
     launcher = subprocess.Popen(command, cwd=ROOT, **CAPTURED)
     wait_for_a_step(config, launcher)
     launcher.send_signal(signal.SIGINT)

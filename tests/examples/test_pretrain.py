@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from absl import flags
 from ml_collections import config_flags
-from pretraining import at_step
 
 import examples.pretrain
 import examples.train_state
 from examples.lm import data, processes, training
+from tests.examples.pretraining import at_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

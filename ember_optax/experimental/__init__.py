@@ -1,0 +1,5 @@
+"""Variants that are not the exact rule: they may change or go without notice."""
+
+from ember_optax.experimental import fused as fused
+
+__all__ = ["fused"]

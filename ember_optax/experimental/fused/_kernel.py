@@ -1,0 +1,208 @@
+"""The mathematics of a fused step, as a kernel for TPU and in plain JAX."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from ember_optax import _rule
+from ember_optax._reduce import read_again, sum_all_squares
+
+# A block that is as large as this takes 8 times its bytes on the chip: theta twice and
+# the gradient, each with the block after it, and what does not fit into registers.
+_BLOCK_SIZE = 2**19
+_MOST_ROWS = 1024
+_LANES = 128
+_ON_CHIP_BYTES = 60 * 2**20  # v5p has 64 MiB, others 128 MiB
+
+
+class Numbers(NamedTuple):
+    """What a step multiplies with, in the dtype of the state."""
+
+    rate: jax.Array  # 1 - b2
+    eps: jax.Array
+    learning_rate: jax.Array
+    weight_decay: jax.Array
+
+
+class Stepped(NamedTuple):
+    """What one pass over table and gradient gives."""
+
+    table: jax.Array
+    row: jax.Array  # [V], after the step
+    col_sums: jax.Array  # [D], of the squared gradient
+
+
+def column_root(col: jax.Array, correction: jax.Array) -> jax.Array:
+    """Returns the root of the factor of each column, as known before the step.
+
+    Args:
+      col: [D], column statistic before the step.
+      correction: bias correction of the row statistic after the step; that of `col`
+        cancels in col / mean(col).
+    """
+    mean = jnp.mean(col)
+    factor = jnp.where(mean == 0, 1, col / jnp.where(mean == 0, 1, mean))
+    return _rule.root(factor / correction)
+
+
+def plain_step(
+    table: jax.Array,
+    grad: jax.Array,
+    row: jax.Array,
+    col_root: jax.Array,
+    numbers: Numbers,
+    *,
+    axis: int,
+) -> Stepped:
+    """Takes a step in plain JAX, which reads the gradient two or three times.
+
+    Args:
+      table: [V, D], or [D, V] with axis 1.
+      grad: likewise.
+      row: [V], row statistic before the step.
+      col_root: [D], of :func:`column_root`.
+      numbers: hyperparameters.
+      axis: the axis that holds the tokens.
+    """
+    (sums,) = sum_all_squares(
+        [grad], [axis], [row.dtype], layout=None, names=None, rows_sharded=False
+    )
+    grad = read_again(grad, sums)
+    row = _rule.move(row, sums.row / col_root.size, numbers.rate)
+    row_root = jnp.expand_dims(_rule.root(row), 1 - axis)
+    col_root = jnp.expand_dims(col_root, axis)
+    return Stepped(_descend(table, grad, row_root, col_root, numbers), row, sums.col)
+
+
+def kernel_step(
+    table: jax.Array,
+    grad: jax.Array,
+    row: jax.Array,
+    col_root: jax.Array,
+    numbers: Numbers,
+    *,
+    axis: int,
+) -> Stepped:
+    """Takes the step of :func:`plain_step` in one pass, in place, on a TPU."""
+    n_rows, n_columns = row.size, col_root.size
+    rows = _LANES * max(1, min(_MOST_ROWS, _BLOCK_SIZE // n_columns) // _LANES)
+    rows = min(rows, n_rows)
+    n_blocks = pl.cdiv(n_rows, rows)
+    # A v5p has two cores, each of which takes half of the blocks.
+    n_halves = min(2, n_blocks)
+    in_half = pl.cdiv(n_blocks, n_halves)
+
+    def along(half: Any, i: Any) -> Any:
+        # The last half may be a block short. It then stays at its last one.
+        return jnp.minimum(half * in_half + i, n_blocks - 1)
+
+    if axis == 0:
+        tiles = pl.BlockSpec((rows, n_columns), lambda *at: (along(*at), 0))
+    else:
+        tiles = pl.BlockSpec((n_columns, rows), lambda *at: (0, along(*at)))
+    row_tiles = pl.BlockSpec((1, rows), lambda *at: (0, along(*at)))
+    columns = pl.BlockSpec((1, n_columns), lambda *_: (0, 0))
+    sums = pl.BlockSpec((None, 1, n_columns), lambda half, _: (half, 0, 0))
+
+    operands = (
+        jnp.stack(numbers),
+        row.reshape(1, n_rows),
+        col_root.reshape(1, n_columns),
+        table,
+        grad,
+    )
+    varying = jax.typeof(table).manual_axis_type
+    like = partial(jax.ShapeDtypeStruct, manual_axis_type=varying)
+    outputs = (
+        like((1, n_rows), row.dtype),
+        like((n_halves, 1, n_columns), row.dtype),
+        like(table.shape, table.dtype),
+    )
+    new_row, col_sums, table = pl.pallas_call(
+        partial(_kernel, axis=axis, n_rows=n_rows, n_blocks=n_blocks),
+        grid=(n_halves, in_half),
+        in_specs=[
+            pl.BlockSpec(memory_space=pltpu.SMEM),
+            *(row_tiles, columns, tiles, tiles),
+        ],
+        out_specs=(row_tiles, sums, tiles),
+        out_shape=outputs,
+        input_output_aliases={1: 0, 3: 2},
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"),
+            vmem_limit_bytes=_ON_CHIP_BYTES,
+        ),
+        # XLA counts nothing in a kernel by itself.
+        cost_estimate=pl.CostEstimate(
+            flops=12 * table.size,
+            transcendentals=n_rows,
+            bytes_accessed=sum(x.size * x.dtype.itemsize for x in operands + outputs),
+        ),
+    )(*operands)
+    return Stepped(table, new_row.reshape(n_rows), col_sums.sum((0, 1)))
+
+
+def _kernel(
+    numbers: Any,
+    row: Any,
+    col_root: Any,
+    table: Any,
+    grad: Any,
+    new_row: Any,
+    col_sums: Any,
+    new_table: Any,
+    *,
+    axis: int,
+    n_rows: int,
+    n_blocks: int,
+) -> None:
+    """Takes the step on one block of rows, all arguments being references to it."""
+    half, i = pl.program_id(0), pl.program_id(1)
+    block = half * pl.num_programs(1) + i
+
+    @pl.when(i == 0)
+    def _() -> None:
+        col_sums[...] = jnp.zeros_like(col_sums)
+
+    @pl.when(block < n_blocks)
+    def _() -> None:
+        hyper = Numbers(*(numbers[k] for k in range(len(Numbers._fields))))
+        squares = jnp.square(grad[...].astype(row.dtype))
+        index = jax.lax.broadcasted_iota(jnp.int32, squares.shape, axis)
+        # Beyond the last row the block holds whatever was in memory.
+        squares = jnp.where(block * row.size + index < n_rows, squares, 0)
+        sums = jnp.sum(squares, axis=axis, keepdims=True)
+        col_sums[...] += _turn(sums, 1 - axis)
+        mean = jnp.sum(squares, axis=1 - axis, keepdims=True) / col_root.size
+        new_row[...] = _rule.move(row[...], _turn(mean, axis), hyper.rate)
+        new_table[...] = _descend(
+            table[...],
+            grad[...],
+            _turn(_rule.root(new_row[...]), axis),
+            _turn(col_root[...], 1 - axis),
+            hyper,
+        )
+
+
+def _turn(x: jax.Array, axis: int) -> jax.Array:
+    """Turns a statistic between [1, N], as it is stored, and where N is that axis."""
+    return x.T if axis == 0 else x
+
+
+def _descend(
+    table: jax.Array,
+    grad: jax.Array,
+    row_root: jax.Array,
+    col_root: jax.Array,
+    numbers: Numbers,
+) -> jax.Array:
+    """Returns the table after the step, computed in the dtype of the statistics."""
+    dtype = row_root.dtype
+    theta = table.astype(dtype)
+    update = grad.astype(dtype) / (row_root * col_root + numbers.eps)
+    theta -= numbers.learning_rate * (update + numbers.weight_decay * theta)
+    return theta.astype(table.dtype)

@@ -1,0 +1,9 @@
+"""Ember for tables so large that a step must touch only the rows of its batch."""
+
+from ember_optax.lazy._lazy import LazyState as LazyState
+from ember_optax.lazy._lazy import RowDecay as RowDecay
+from ember_optax.lazy._lazy import apply as apply
+from ember_optax.lazy._lazy import init as init
+from ember_optax.lazy._lazy import rows as rows
+
+__all__ = ["LazyState", "RowDecay", "apply", "init", "rows"]

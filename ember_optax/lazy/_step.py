@@ -1,0 +1,164 @@
+"""The mathematics of a lazy step: rows that catch up when they are met again."""
+
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ember_optax import _rule
+from ember_optax._checks import Scalar
+from ember_optax._rule import TableMoments
+
+
+class RowDecay(NamedTuple):
+    """Weight decay that rows still have to catch up with, in logarithms."""
+
+    total: jax.Array  # float32[], sum of log(1 - lr weight_decay) over all steps
+    error: jax.Array  # float32[], what rounding has added to `total`
+    row: jax.Array  # float32[V], `total` at the last step of each row
+
+
+class LazyState(NamedTuple):
+    """State of the lazy Ember: two numbers for each row and one for each column."""
+
+    row: jax.Array  # float32[V], statistic of each row at its last step
+    last: jax.Array  # int32[V], the last step that touched the row, 0 before any
+    col: jax.Array  # float32[*D], statistic of each column
+    count: jax.Array  # int32[], steps taken
+    decay: RowDecay | None = None  # with weight decay: a third number for each row
+
+
+class Rates(NamedTuple):
+    """What a step multiplies with, in the dtype of the state."""
+
+    learning_rate: jax.Array
+    weight_decay: jax.Array  # of all rows
+    touched_weight_decay: jax.Array  # of the rows of the batch only
+
+
+def gather(x: jax.Array, ids: jax.Array, out_sharding: Any = None) -> jax.Array:
+    """Returns x[ids], and zeros for ids that :func:`clip_ids` made padding."""
+    return x.at[ids].get(mode="fill", fill_value=0, out_sharding=out_sharding)
+
+
+def scatter(x: jax.Array, ids: jax.Array, values: jax.Array) -> jax.Array:
+    """Returns x with values in the places ids, except where these are padding."""
+    return x.at[ids].set(values.astype(x.dtype), mode="drop")
+
+
+def clip_ids(ids: jax.Array, n_rows: int) -> jax.Array:
+    """Returns int32 ids in [0, n_rows], where n_rows stands for all outside."""
+    bits = max(32, 8 * ids.dtype.itemsize)
+    # Negative numbers are large ones without a sign.
+    return jnp.minimum(ids.astype(f"uint{bits}"), n_rows).astype(jnp.int32)
+
+
+def catch_up(theta: jax.Array, decay: RowDecay, row: jax.Array) -> jax.Array:
+    """Returns rows [*N, *D] after the decay since `total` was `row`, [*N]."""
+    return _shrink(theta.astype(row.dtype), beside(decay.total - row, theta))
+
+
+def beside(x: jax.Array, theta: jax.Array) -> jax.Array:
+    """Returns x [*N] with axes of size 1 to go with theta [*N, *D]."""
+    return jnp.expand_dims(x, tuple(range(x.ndim, theta.ndim)))
+
+
+def step(
+    table: jax.Array,
+    state: LazyState,
+    ids: jax.Array,
+    row_grads: jax.Array,
+    rates: Rates,
+    *,
+    b2: Scalar,
+    eps: Scalar,
+    columns: bool,
+    axes: tuple[str, ...],
+) -> tuple[jax.Array, LazyState]:
+    """Takes a step on the rows that this device has.
+
+    Args:
+      table: the device's rows, [V, *D].
+      state: likewise.
+      ids: int32[N] of :func:`clip_ids`, in the whole table.
+      row_grads: [N, *D].
+      rates: learning rate and weight decays.
+      b2: decay of the statistics.
+      eps: added to the root of the second moment.
+      columns: whether columns have a factor of their own.
+      axes: inside `jax.shard_map`, the mesh axes that rows are sharded over.
+    """
+    n_rows, dtype = table.shape[0], state.row.dtype
+    if axes:
+        ids = clip_ids(ids - jax.lax.axis_index(axes) * n_rows, n_rows)
+    ids, place = jnp.unique(ids, size=ids.size, fill_value=n_rows, return_inverse=True)
+    grads = jax.ops.segment_sum(row_grads.astype(dtype), place, ids.size)
+    grads = jnp.where(beside(ids < n_rows, grads), grads, 0)
+
+    decay = state.decay and _advance(state.decay, rates)
+    old = table, state.row, state.last, decay and decay.row
+    theta, row, last, row_decay = jax.tree.map(lambda x: gather(x, ids), old)
+
+    count = cast(jax.Array, optax.safe_increment(state.count))
+    rate = jnp.asarray(1 - b2, dtype)
+    row_mean = jnp.mean(jnp.square(grads), axis=tuple(range(1, grads.ndim)))
+    # A saturated counter stands still: this step counts all the same.
+    missed = jnp.maximum(count - last, 1).astype(dtype)
+    row = _shrink(row, missed * jnp.log1p(-rate)) + rate * row_mean
+    col = state.col
+    if columns:
+        col_mean = jnp.sum(jnp.square(grads), axis=0) / n_rows
+        if axes:
+            col_mean = jax.lax.pmean(col_mean, axes)
+        col = _rule.move(col, col_mean, rate)
+    update = _rule.precondition(
+        grads,
+        TableMoments(row, col if columns else jnp.ones_like(col)),
+        count,
+        axis=0,
+        b2=b2,
+        eps=eps,
+        column_mean="all",
+        names=None,
+    )
+
+    if decay:
+        theta = catch_up(theta, decay, row_decay)
+    theta = theta.astype(dtype)
+    theta -= rates.learning_rate * (update + rates.touched_weight_decay * theta)
+
+    # XLA writes in place only what nobody can read any more, here and in the loss. So
+    # all that is written has to depend on gradients: `row` is never below 0.
+    written = row >= 0
+    last = jnp.where(written, count, last)
+    if decay:
+        total = jnp.where(written, decay.total, row_decay)
+        decay = decay._replace(row=scatter(decay.row, ids, total))
+    state = LazyState(
+        row=scatter(state.row, ids, row),
+        last=scatter(state.last, ids, last),
+        col=col,
+        count=count,
+        decay=decay,
+    )
+    return scatter(table, ids, theta), state
+
+
+def _advance(decay: RowDecay, rates: Rates) -> RowDecay:
+    """Adds a step to the total decay, as Kahan does: with the error of the last sum.
+
+    A plain float32 would stand still as soon as a step's decay is below its last bit.
+    """
+    term = jnp.log1p(-rates.learning_rate * rates.weight_decay) - decay.error
+    total = decay.total + term
+    return decay._replace(total=total, error=(total - decay.total) - term)
+
+
+def _shrink(x: jax.Array, log: jax.Array) -> jax.Array:
+    """Returns exp(log) x, for a log that is not positive.
+
+    expm1 keeps all digits of the little that one step takes, exp those of the little
+    that many steps leave.
+    """
+    return jnp.where(log > -0.5, x + jnp.expm1(log) * x, jnp.exp(log) * x)

@@ -1,0 +1,123 @@
+r"""Moves a run of examples/pretrain.py from AdamW to Ember on its tables, or back.
+
+    python -m examples.tools.convert_checkpoint runs/mine/adam runs/mine/ember
+
+SRC is the directory of a run and DST that of the run to be, which gets the last
+checkpoint of SRC with another optimizer state, and its metrics. Which way to go follows
+from SRC. Then go on with the flags of the old run and these:
+
+    --config.tables.optimizer=ember --config.resume
+
+Flags, which are needed again to go on (as --config.tables.learning_rate and b2):
+
+    --learning_rate=0.02   of the tables, instead of the tuned one
+    --b2=0.99
+
+Nothing is trained: one device will do, and on a machine without an accelerator
+JAX_PLATFORMS=cpu.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+import ember_optax
+from examples.lm import Config, checkpoints
+from examples.lm.mesh import use_mesh
+from examples.lm.optimizer import make_optimizer, table_b2
+from examples.lm.program import State, make_program
+
+_LEARNING_RATE = flags.DEFINE_float(
+    "learning_rate", None, "Learning rate of the tables, by default the tuned one."
+)
+_B2 = flags.DEFINE_float(
+    "b2", None, "Decay of the second moment of the tables, by default the tuned one."
+)
+
+_OTHER = {"adam": "ember", "ember": "adam"}
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) != 3:
+        raise app.UsageError("give two directories of runs, SRC and DST")
+    logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint at length
+    src, dst = map(Path, argv[1:])
+    step, config = convert(src, dst, _LEARNING_RATE.value, _B2.value)
+    print(f"{dst} can go on from step {step} with {config.tables.optimizer}.")
+
+
+def convert(
+    src: Path, dst: Path, learning_rate: float | None = None, b2: float | None = None
+) -> tuple[int, Config]:
+    """Writes the last checkpoint of one run as one of another, with its metrics.
+
+    Args:
+      src: directory of a run with Adam or Ember on the tables.
+      dst: directory of the run to be, without checkpoints.
+      learning_rate: of the tables in it; by default the tuned one.
+      b2: likewise.
+
+    Returns:
+      The step of the checkpoint and the config of the new run.
+
+    Raises:
+      ValueError: `src` has no checkpoint or another optimizer, or `dst` has some.
+    """
+    steps = checkpoints.complete_steps(src / "checkpoints")
+    if not steps:
+        raise ValueError(f"{src} has no checkpoint: give the directory of a run.")
+    if checkpoints.complete_steps(dst / "checkpoints"):
+        raise ValueError(f"{dst} has checkpoints already: give another directory.")
+    path = src / "checkpoints" / str(steps[-1])
+    config = checkpoints.read_config(path)
+    new_config = _with_other_optimizer(config, learning_rate, b2)
+    state, position = _read(path, config)
+    state = _convert(state, config, new_config)
+    with checkpoints.open_manager(dst / "checkpoints", keep=1) as manager:
+        checkpoints.save(manager, steps[-1], state, position, new_config)
+    if (src / "metrics.jsonl").exists():
+        shutil.copy(src / "metrics.jsonl", dst)
+    return steps[-1], new_config
+
+
+def _with_other_optimizer(
+    config: Config, learning_rate: float | None, b2: float | None
+) -> Config:
+    name = config.tables.optimizer
+    if name not in _OTHER:
+        raise ValueError(
+            f"The tables are trained with {name!r}, but only adam and ember can be"
+            " converted into each other."
+        )
+    new: Config = ConfigDict(config.to_dict())
+    new.tables.update(optimizer=_OTHER[name], learning_rate=learning_rate, b2=b2)
+    return new
+
+
+def _read(path: Path, config: Config) -> tuple[State, Any]:
+    """Reads a checkpoint of any mesh onto one device."""
+    config = ConfigDict(config.to_dict())
+    config.mesh = {"data": 1, "fsdp": 1, "tensor": 1}
+    with use_mesh(config) as mesh:
+        return checkpoints.read(path, make_program(config, mesh).state, config)
+
+
+def _convert(state: State, config: Config, new_config: Config) -> State:
+    decays = {c.tables.optimizer: table_b2(c) for c in (config, new_config)}
+    to_ember = new_config.tables.optimizer == "ember"
+    move = ember_optax.from_adam if to_ember else ember_optax.to_adam
+    opt_state = move(
+        state.opt_state,
+        make_optimizer(new_config),
+        state.params,
+        adam_b2=decays["adam"],
+        ember_b2=decays["ember"],
+    )
+    return State(state.params, opt_state)
+
+
+if __name__ == "__main__":
+    app.run(main)

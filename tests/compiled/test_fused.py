@@ -1,0 +1,390 @@
+"""The fused variant: against NumPy, the kernel against plain JAX, by the TPU compiler.
+
+The kernel runs in interpret mode: nothing here has run on a TPU.
+"""
+
+import functools
+import importlib.util
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import ember_optax
+from benchmarks.fused import compile_fused
+from benchmarks.tpu_step import CHIPS, chip
+from ember_optax.experimental import fused
+from ember_optax.experimental.fused import FusedState, _kernel
+from examples.lm import topology
+from examples.lm.hlo import collectives
+from tests.compiling import all_reduce
+
+# Less than a block, several of 1024 rows with a rest, an odd number of blocks, and
+# rows so wide that a block has 128 of them.
+SHAPES = [(5, 3), (2500, 100), (2100, 7), (300, 4096)]
+
+
+class Oracle:
+    """The variant in float64, from its equations and not from the library.
+
+    row_i = b2 row_i + (1 - b2) mean_j G_ij^2
+    theta_ij -= lr (G_ij / (sqrt(row_i / (1 - b2^t) c_j) + eps) + weight_decay theta_ij)
+    c_j = col_j / mean(col), or 1 while col is 0
+    col_j = b2 col_j + (1 - b2) mean_i G_ij^2
+    """
+
+    def __init__(self, theta: np.ndarray) -> None:
+        self.theta = np.array(theta, np.float64)
+        self.row, self.col = (np.zeros(n) for n in theta.shape)
+        self.t = 0
+
+    def step(
+        self, grad: np.ndarray, lr: float, b2: float, eps: float, decay: float
+    ) -> None:
+        g = np.array(grad, np.float64)
+        self.t += 1
+        self.row = b2 * self.row + (1 - b2) * (g**2).mean(axis=1)
+        factor = self.col / self.col.mean() if self.col.any() else 1 + self.col
+        root = np.sqrt(np.outer(self.row / (1 - b2**self.t), factor))
+        moves = root > 0
+        update = np.divide(g, root + eps, out=np.zeros_like(g), where=moves)
+        self.theta -= lr * (update + decay * self.theta)
+        self.col = b2 * self.col + (1 - b2) * (g**2).mean(axis=0)
+
+
+def make_grads(shape: tuple[int, int], n: int, seed: int = 0) -> np.ndarray:
+    """Gradients of rows and columns of many sizes, of which some rows are zero."""
+    rng = np.random.default_rng(seed)
+    rows, columns = (np.exp(rng.normal(size=size)) for size in shape)
+    seen = rng.random((n, shape[0], 1)) < 0.7
+    grads = rng.normal(size=(n, *shape)) * np.outer(rows, columns) * seen
+    return grads.astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (40, 8)])
+@pytest.mark.parametrize(
+    "options", [{}, {"b2": 0.9, "eps": 1e-3, "weight_decay": 0.1}], ids=["", "options"]
+)
+def test_plain_step_is_the_oracle(
+    shape: tuple[int, int], options: dict[str, float]
+) -> None:
+    theta = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    oracle, table = Oracle(theta), jnp.asarray(theta)
+    state = fused.init(table)
+    step = jax.jit(functools.partial(fused.apply, **options))
+    b2, eps = options.get("b2", 0.999), options.get("eps", 1e-8)
+    for t, grad in enumerate(make_grads(shape, 60)):
+        lr = 0.1 / (t + 1)
+        table, state = step(table, state, jnp.asarray(grad), learning_rate=lr)
+        oracle.step(grad, lr, b2, eps, options.get("weight_decay", 0.0))
+    np.testing.assert_allclose(table, oracle.theta, rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(state.row, oracle.row, rtol=2e-6)
+    np.testing.assert_allclose(state.col, oracle.col, rtol=2e-6)
+    assert state.count == oracle.t
+
+
+def test_hyperparameters_may_be_traced_and_scheduled() -> None:
+    grads = jnp.asarray(make_grads((40, 8), 3))
+    table = jnp.ones((40, 8))
+
+    def run(learning_rate: Any, b2: Any, eps: Any, weight_decay: Any) -> jax.Array:
+        trained, state = table, fused.init(table)
+        for grad in grads:
+            trained, state = fused.apply(
+                *(trained, state, grad),
+                learning_rate=learning_rate,
+                b2=b2,
+                eps=eps,
+                weight_decay=weight_decay,
+            )
+        return trained
+
+    rest = 0.99, 1e-3, 0.1
+    known = jax.jit(lambda: run(0.1, *rest))()
+    traced = jax.jit(run)(*map(jnp.float32, (0.1, *rest)))
+    np.testing.assert_allclose(traced, known, rtol=2e-6)
+
+    state = fused.init(table)._replace(count=jnp.int32(5))
+    schedule = optax.linear_schedule(0.0, 1.0, 10)
+    scheduled, _ = fused.apply(table, state, grads[0], learning_rate=schedule)
+    constant, _ = fused.apply(table, state, grads[0], learning_rate=0.5)
+    np.testing.assert_array_equal(scheduled, constant)
+
+
+def test_statistics_are_those_of_the_exact_rule() -> None:
+    grads = jnp.asarray(make_grads((40, 8), 20))
+    table = jnp.ones((40, 8))
+    tx = ember_optax.ember(1e-2)
+    exact, state = tx.init(table), fused.init(table)
+    for grad in grads:
+        _, exact = tx.update(grad, exact, table)
+        table, state = fused.apply(table, state, grad, learning_rate=1e-2)
+    ((path, moments),) = exact[0].tables.items()
+    del path
+    np.testing.assert_allclose(state.row, moments.row, rtol=1e-6)
+    np.testing.assert_allclose(state.col, moments.col, rtol=1e-6)
+
+
+def test_with_a_standing_column_factor_the_step_is_exact() -> None:
+    # Every gradient is the last one scaled, so col / mean(col) never changes.
+    grad, table = jnp.asarray(make_grads((40, 8), 1)[0]), jnp.ones((40, 8))
+    tx = ember_optax.ember(1e-2)
+    exact, state = tx.init(table), fused.init(table)
+    for t in range(1, 10):
+        updates, exact = tx.update(t * grad, exact, table)
+        moved, state = fused.apply(table, state, t * grad, learning_rate=1e-2)
+        if t > 1:
+            np.testing.assert_allclose(moved - table, updates, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_and_columns_without_gradient_stay() -> None:
+    table, grads = jnp.ones((40, 8)), make_grads((40, 8), 5)
+    grads[:, 7] = 0
+    grads[:, :, 3] = 0
+    state = fused.init(table)
+    for grad in [np.zeros_like(grads[0]), *grads]:
+        table, state = fused.apply(
+            table, state, jnp.asarray(grad), learning_rate=0.1, eps=0.0
+        )
+    assert np.isfinite(table).all()
+    np.testing.assert_array_equal(table[7], 1)
+    np.testing.assert_array_equal(table[:, 3], 1)
+    seen = grads.any(axis=(0, 2))
+    assert (table[seen] != 1).sum() == 7 * seen.sum()
+
+
+def test_a_column_that_wakes_up_takes_one_step_without_bound() -> None:
+    # The price of a factor from the step before, which docs/fused.md names.
+    grad, table = jnp.asarray(make_grads((40, 8), 1)[0]), jnp.ones((40, 8))
+    grad = jnp.where(grad == 0, 1, grad)
+    asleep = grad.at[:, 3].multiply(1e-6)
+    tx = ember_optax.ember(1.0)
+    exact, state = tx.init(table), fused.init(table)
+    largest = []
+    for gradient in (asleep, asleep, grad, grad):
+        updates, exact = tx.update(gradient, exact, table)
+        moved, state = fused.apply(table, state, gradient, learning_rate=1.0)
+        largest.append([float(jnp.abs(x).max()) for x in (updates, moved - table)])
+    (_, _, (bounded, unbounded), (_, after)) = largest
+    assert bounded < 40
+    assert unbounded > 1e5
+    assert after < 40
+
+
+def test_a_head_is_the_transpose_of_a_table() -> None:
+    grads = jnp.asarray(make_grads((40, 8), 5))
+    table, head = jnp.ones((40, 8)), jnp.ones((8, 40))
+    state, of_head = fused.init(table), fused.init(head, vocab_axis=1)
+    for grad in grads:
+        table, state = fused.apply(table, state, grad, learning_rate=0.1)
+        head, of_head = fused.apply(
+            head, of_head, grad.T, learning_rate=0.1, vocab_axis=-1
+        )
+    np.testing.assert_allclose(head.T, table, rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state, of_head
+    )
+
+
+def make_operands(shape: tuple[int, int], dtype: Any, axis: int) -> tuple[Any, ...]:
+    """Table, gradient, row statistic, column root and numbers of a later step."""
+    rng = np.random.default_rng(0)
+    theta, grad = rng.normal(size=shape), make_grads(shape, 1)[0]
+    row, col = (rng.random(n) + 0.1 for n in shape)
+    col_root = _kernel.column_root(jnp.float32(col), jnp.float32(0.5))
+    numbers = _kernel.Numbers(*map(jnp.float32, (1e-2, 1e-8, 0.1, 0.1)))
+    tables = (jnp.asarray(x if axis == 0 else x.T, dtype) for x in (theta, grad))
+    return *tables, jnp.float32(row), col_root, numbers
+
+
+def assert_equal(actual: _kernel.Stepped, expected: _kernel.Stepped) -> None:
+    assert actual.table.dtype == expected.table.dtype
+    in_float32 = actual.table.dtype == jnp.float32
+    rtol, atol = (1e-6, 1e-6) if in_float32 else (2**-7, 1e-4)  # bfloat16's last bit
+    tables = (jnp.float32(x.table) for x in (actual, expected))
+    np.testing.assert_allclose(*tables, rtol=rtol, atol=atol)
+    np.testing.assert_allclose(actual.row, expected.row, rtol=1e-6)
+    np.testing.assert_allclose(actual.col_sums, expected.col_sums, rtol=2e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_kernel_is_the_plain_step(
+    shape: tuple[int, int], dtype: Any, axis: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operands = make_operands(shape, dtype, axis)
+    plain = jax.jit(functools.partial(_kernel.plain_step, axis=axis))(*operands)
+    # Reads NaN outside of the arrays.
+    interpreted = functools.partial(pl.pallas_call, interpret=True)
+    monkeypatch.setattr(pl, "pallas_call", interpreted)
+    kernel = jax.jit(functools.partial(_kernel.kernel_step, axis=axis))(*operands)
+    assert_equal(kernel, plain)
+
+
+def test_kernel_on_the_two_cores_of_a_simulated_chip() -> None:
+    # Three blocks: the second core has nothing to do in its last step.
+    operands = make_operands((3072, 3), jnp.float32, axis=0)
+    plain = _kernel.plain_step(*operands, axis=0)
+    simulated = pltpu.InterpretParams(num_cores_or_threads=2)
+    with pltpu.force_tpu_interpret_mode(simulated):
+        kernel = jax.jit(functools.partial(_kernel.kernel_step, axis=0))(*operands)
+    assert_equal(kernel, plain)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_blocks_of_the_kernel_pass_once(
+    dtype: Any, axis: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # XLA counts for a kernel what it declares; this counts what its grid moves.
+    moved = 0
+
+    def pallas_call(_: Any, *, grid: Any, in_specs: Any, out_specs: Any, **rest: Any):
+        def call(*operands: jax.Array) -> list[jax.Array]:
+            outputs = [jnp.zeros(x.shape, x.dtype) for x in rest["out_shape"]]
+            specs = [*in_specs, *out_specs]
+            for spec, x in zip(specs, [*operands, *outputs], strict=True):
+                if spec.block_shape is None:
+                    continue  # the numbers
+                size = math.prod(n or 1 for n in spec.block_shape)
+                steps = itertools.product(*map(range, grid))
+                indices = [tuple(map(int, spec.index_map(*at))) for at in steps]
+                nonlocal moved
+                moved += len(list(itertools.groupby(indices))) * size * x.itemsize
+            declared.append(rest["cost_estimate"].bytes_accessed)
+            return outputs
+
+        return call
+
+    declared: list[int] = []
+    monkeypatch.setattr(pl, "pallas_call", pallas_call)
+    operands = make_operands((5 * 1024, 256), dtype, axis)
+    _kernel.kernel_step(*operands, axis=axis)
+    table = operands[0]
+    state_bytes = 2 * 4 * sum(table.shape)
+    assert 3 * table.nbytes < moved <= 3 * table.nbytes + state_bytes + 4 * 2 * 256
+    assert abs(declared[0] - moved) <= 4 * 256 + 16
+
+
+def make_state(**shapes: Any) -> FusedState:
+    given = {"row": (8,), "col": (4,), "count": ()} | shapes
+    return FusedState(**{name: jnp.zeros(shape) for name, shape in given.items()})
+
+
+TABLE = jnp.ones((8, 4))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"table": jnp.ones(8)}, "at least one more"),
+        (
+            {"table": jnp.ones((8, 2, 2))},
+            r"\(8, 2, 2\), but .* two axes",
+        ),
+        ({"table": jnp.ones((8, 4), jnp.int32)}, "floating-point"),
+        ({"vocab_axis": 2}, "vocab_axis is 2"),
+        ({"vocab_axis": 1}, "along axis 1"),
+        ({"vocab_axis": 0.5}, "must be an int"),
+        ({"state": make_state(row=(9,))}, r"row of \(9,\)"),
+        ({"state": make_state(col=(5,))}, r"col of \(5,\)"),
+        ({"state": (1, 2, 3)}, "FusedState is needed"),
+        ({"grad": jnp.ones((8, 5))}, r"float32\[8, 5\], but a table of \[8, 4\]"),
+        ({"grad": jnp.ones((8, 4), jnp.int32)}, "int32"),
+        ({"b2": 1.0}, "b2 is 1.0"),
+        ({"eps": -1.0}, "eps is -1.0"),
+        ({"weight_decay": -1.0}, "weight_decay is -1.0"),
+    ],
+)
+def test_errors(arguments: dict[str, Any], message: str) -> None:
+    given = {"table": TABLE, "state": make_state(), "grad": TABLE} | arguments
+    with pytest.raises(ValueError, match=message):
+        fused.apply(**given, learning_rate=0.1)
+
+
+@pytest.mark.parametrize("mode", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_a_mesh_needs_a_shard_map(mode: AxisType) -> None:
+    with (
+        jax.set_mesh(jax.make_mesh((8,), ("x",), (mode,))),
+        pytest.raises(ValueError, match=r"inside a jax\.shard_map"),
+    ):
+        fused.apply(TABLE, make_state(), TABLE, learning_rate=0.1)
+
+
+def step_on(mesh: jax.sharding.Mesh, axis_name: str | tuple[str, ...]) -> Any:
+    """A step of one device's rows, and how its arguments are sharded."""
+    specs = (P(axis_name), FusedState(P(axis_name), P(), P()), P(axis_name))
+    step = functools.partial(fused.apply, learning_rate=0.1, axis_name=axis_name)
+    sharded = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=specs[:2])
+    return sharded, jax.tree.map(functools.partial(jax.NamedSharding, mesh), specs)
+
+
+def test_shards_of_rows_take_the_step_of_the_table() -> None:
+    grads = jnp.asarray(make_grads((40, 8), 3))
+    table = jnp.ones((40, 8))
+    mesh = jax.make_mesh((4, 2), ("x", "y"))
+    sharded_step, shardings = step_on(mesh, ("x", "y"))
+    state = fused.init(table)
+    sharded = jax.device_put((table, state), shardings[:2])
+    for grad in grads:
+        table, state = fused.apply(table, state, grad, learning_rate=0.1)
+        sharded = jax.jit(sharded_step)(*sharded, jax.device_put(grad, shardings[2]))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+        sharded,
+        (table, state),
+    )
+
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is not installed: pip install 'ember-optax[tpu]'",
+)
+
+
+ON_CHIPS = [
+    *((family, (256128, 2048), 0) for family in CHIPS),
+    ("v5p", (2048, 256128), 1),
+    ("v5e", (50257, 768), 0),
+]
+
+
+@needs_libtpu
+@pytest.mark.parametrize(("family", "shape", "axis"), ON_CHIPS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_tpu_compiler_finds_the_traffic_of_sgd(
+    family: str, shape: tuple[int, int], axis: int, dtype: Any
+) -> None:
+    compiled = compile_fused(shape, dtype, chip(family), vocab_axis=axis)
+    assert compiled.as_text().count("tpu_custom_call") == 1
+    table_bytes = math.prod(shape) * dtype.dtype.itemsize
+    assert compiled.cost_analysis()["bytes accessed"] <= 3.05 * table_bytes
+    memory = compiled.memory_analysis()
+    assert memory.temp_size_in_bytes < 10**6 + 4 * sum(shape)
+    assert memory.alias_size_in_bytes > table_bytes
+
+
+@needs_libtpu
+@pytest.mark.parametrize("name", ["v5p:2x2x1", "v5e:2x2"])
+def test_tpu_compiler_adds_up_columns_only(name: str) -> None:
+    mesh = jax.make_mesh((4,), ("x",), devices=topology.devices(name))
+    step, shardings = step_on(mesh, "x")
+    table = jax.ShapeDtypeStruct((131072, 2048), jnp.float32)
+    operands = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        (table, jax.eval_shape(fused.init, table), table),
+        shardings,
+    )
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*operands).compile()
+    assert collectives(compiled.as_text()) == [all_reduce(2048)]
+    assert compiled.memory_analysis().temp_size_in_bytes < 2 * 10**6
