@@ -1,24 +1,16 @@
 """What bad input gets: an early ValueError that names the parameter and the way out."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral, Real
+from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from ember_optax import _rule
-from ember_optax._paths import quoted
-from ember_optax._rule import TableMoments
-
-Scalar = float | jax.Array
-
-VocabAxis = int | Mapping[str, int] | None
-"""The token axis of every table, or of tables by path; None for the longest axis."""
+from ember_optax._paths import from_key, listed, quoted, to_key
 
 
-def check_hyperparameters(b2: Scalar, eps: Scalar, column_mean: str) -> None:
+def check_hyperparameters(b2: Any, eps: Any, column_mean: Any) -> None:
     """Raises ValueError for hyperparameters that `scale_by_ember` cannot use.
 
     Values that are being traced cannot be checked, their types can.
@@ -52,21 +44,7 @@ def check_row_state(row_state: str) -> None:
         )
 
 
-def check_vocab_axis(vocab_axis: VocabAxis) -> None:
-    """Raises ValueError for a `vocab_axis` that is not made of ints."""
-    if vocab_axis is None:
-        return
-    axes = vocab_axis.values() if isinstance(vocab_axis, Mapping) else [vocab_axis]
-    for axis in axes:
-        if not isinstance(axis, Integral) or isinstance(axis, bool):
-            raise ValueError(
-                f"vocab_axis is {vocab_axis!r}, but it must be an int, or a mapping"
-                " from paths of tables to ints. With optax.inject_hyperparams, which"
-                " makes arrays of ints, pass static_args=('vocab_axis',)."
-            )
-
-
-def check_axis_names(axis_names: Any, vocab_axis: VocabAxis) -> None:
+def check_axis_names(axis_names: Any, vocab_axis: Any) -> None:
     """Raises ValueError for `axis_names` that are no pair or lack a `vocab_axis`."""
     if axis_names is None:
         return
@@ -82,7 +60,13 @@ def check_axis_names(axis_names: Any, vocab_axis: VocabAxis) -> None:
         )
 
 
-def check_weight_decay(weight_decay: Scalar, name: str = "weight_decay") -> None:
+def check_learning_rate(learning_rate: Any) -> None:
+    """Raises ValueError for what is neither a number nor a schedule."""
+    if not callable(learning_rate):
+        _check_number("learning_rate", learning_rate, or_schedule=True)
+
+
+def check_weight_decay(weight_decay: Any, name: str = "weight_decay") -> None:
     """Raises ValueError for a weight decay that is negative or no number."""
     _check_number(name, weight_decay)
     if _is_known(weight_decay) and not weight_decay >= 0:
@@ -92,58 +76,20 @@ def check_weight_decay(weight_decay: Scalar, name: str = "weight_decay") -> None
         )
 
 
-def _check_number(name: str, x: Any) -> None:
-    if not isinstance(x, Real) and getattr(x, "shape", None) != ():
-        raise ValueError(
-            f"{name} is {x!r}, but it must be one number. For a schedule of it, use"
-            " optax.inject_hyperparams."
+def _check_number(name: str, x: Any, *, or_schedule: bool = False) -> None:
+    is_array = getattr(x, "shape", None) == () and jnp.issubdtype(x.dtype, jnp.number)
+    if isinstance(x, bool) or not (isinstance(x, Real) or is_array):
+        way_out = (
+            "a number, or a schedule from the count of steps to one"
+            if or_schedule
+            else "one number. For a schedule of it, use optax.inject_hyperparams"
         )
+        raise ValueError(f"{name} is {x!r}, but it must be {way_out}.")
 
 
-def _is_known(x: Scalar) -> bool:
+def _is_known(x: Any) -> bool:
     """Whether a hyperparameter has a value before the program runs."""
     return not isinstance(x, Tracer)
-
-
-def vocab_axes(
-    leaves: Sequence[tuple[str, Any]], vocab_axis: VocabAxis
-) -> dict[str, int]:
-    """Returns the token axis of each table, by path.
-
-    Args:
-      leaves: (path, array) of every table.
-      vocab_axis: as given to `scale_by_ember`.
-
-    Raises:
-      ValueError: a leaf is no table, or `vocab_axis` does not fit the tables.
-    """
-    axes = {}
-    for path, leaf in leaves:
-        _check_table(path, leaf)
-        if path in axes:
-            raise ValueError(
-                f"Two tables are called {quoted(path)} once `.value` and `~` are"
-                " dropped from their paths, but the state needs a name for each. Rename"
-                " one of them."
-            )
-        axis = vocab_axis.get(path) if isinstance(vocab_axis, Mapping) else vocab_axis
-        if axis is None:
-            axis = _rule.longest_axis(leaf.shape)
-        elif not -leaf.ndim <= axis < leaf.ndim:
-            raise ValueError(
-                f"vocab_axis is {axis} for {quoted(path)}, but that table has the shape"
-                f" {leaf.shape}: give one of its {leaf.ndim} axes."
-            )
-        axes[path] = axis % leaf.ndim
-    if isinstance(vocab_axis, Mapping) and leaves:
-        unknown = vocab_axis.keys() - axes.keys()
-        if unknown:
-            raise ValueError(
-                f"vocab_axis names {_listed(unknown)}, but the tables are"
-                f" {_listed(axes)}. Give each transformation the axes of its own"
-                " tables, by the paths that ember_optax.summarize prints."
-            )
-    return axes
 
 
 def check_state(state: Any, expected: type) -> None:
@@ -157,56 +103,43 @@ def check_state(state: Any, expected: type) -> None:
 
 
 def check_gradients(
-    leaves: Sequence[tuple[str, Any]],
-    axes: Mapping[str, int],
-    tables: Mapping[str, TableMoments],
+    grads: Mapping[str, Any], axes: Mapping[str, int], tables: Mapping[str, Any]
 ) -> None:
-    """Raises ValueError for gradients that do not belong to the state."""
-    missing = tables.keys() - axes.keys()
-    if missing:
+    """Raises ValueError for gradients that do not belong to the state.
+
+    Args:
+      grads: gradient of each table, by path.
+      axes: the axis of each that holds the tokens.
+      tables: `TableMoments` in the state, by key.
+    """
+    known = listed(map(from_key, tables))
+    if missing := tables.keys() - set(map(to_key, grads)):
         raise ValueError(
-            f"The state holds the moments of {_listed(missing)}, but the gradients are"
-            f" of {_listed(axes)}. The state is of another model, or the labels"
-            " changed: call init again with these parameters."
+            f"The state holds the moments of {listed(map(from_key, missing))}, but the"
+            f" gradients are of {listed(grads)}. The state is of another model, or the"
+            " labels changed: call init again with these parameters."
         )
-    for path, grad in leaves:
-        if path not in tables:
+    for path, grad in grads.items():
+        if to_key(path) not in tables:
             raise ValueError(
                 f"There is a gradient of {quoted(path)}, but the state holds the"
-                f" moments of {_listed(tables)}. The state is of another model, or the"
+                f" moments of {known}. The state is of another model, or the"
                 " labels changed: call init again with these parameters."
             )
         axis = axes[path]
         columns = grad.shape[:axis] + grad.shape[axis + 1 :]
-        row, col = tables[path]
+        row, col = tables[to_key(path)]
         if (row.shape, col.shape) != ((grad.shape[axis],), columns):
             raise ValueError(
                 f"The gradient of {quoted(path)} has the shape {grad.shape}, but the"
                 f" state holds a row of {row.shape} and a col of {col.shape}, where"
                 f" ({grad.shape[axis]},) and {columns} were expected. After a change of"
-                " the vocabulary or the width, call init again."
+                " the vocabulary, use resize_vocab; after a change of the width, call"
+                " init again."
             )
 
 
-def axis_of_tokens(path: str, shape: tuple[int, ...], moments: TableMoments) -> int:
-    """Returns the axis of a table that its `row` belongs to.
-
-    Of several that fit, as in a square table, the first.
-
-    Raises:
-      ValueError: none fits.
-    """
-    row, col = moments
-    for axis, size in enumerate(shape):
-        if ((size,), shape[:axis] + shape[axis + 1 :]) == (row.shape, col.shape):
-            return axis
-    raise ValueError(
-        f"{quoted(path)} has the shape {shape}, but its state is a row of {row.shape}"
-        f" and a col of {col.shape}. Give the state and the parameters of one model."
-    )
-
-
-def _check_table(path: str, leaf: Any) -> None:
+def check_table(path: str, leaf: Any) -> None:
     way_out = (
         "Only token tables belong to Ember: route everything else to another optimizer"
         " with optax.multi_transform and ember_optax.label_token_tables."
@@ -231,7 +164,3 @@ def _check_table(path: str, leaf: Any) -> None:
             f"{quoted(path)} has the shape {leaf.shape}, but Ember needs axes that are"
             " not empty. Remove the parameter, or give it its size."
         )
-
-
-def _listed(paths: Iterable[str]) -> str:
-    return ", ".join(sorted(map(quoted, paths))) or "no table"

@@ -6,23 +6,23 @@ from typing import Any, Literal, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import PartitionSpec as P
 
-from ember_optax import _checks, _mesh, _rule
-from ember_optax._checks import Scalar, VocabAxis
-from ember_optax._mesh import AxisName, AxisNames, Layout, find_layout, pin
-from ember_optax._paths import by_path, is_placeholder
-from ember_optax._reduce import read_again, sum_all_squares
-from ember_optax._rule import ColumnMean, TableMoments
+from ember_optax import _checks
+from ember_optax._axes import VocabAxis, check_vocab_axis, token_axes
+from ember_optax._mesh import AxisName, AxisNames
+from ember_optax._paths import by_path, is_placeholder, to_key
+from ember_optax._reduce import InShardMap, OnMesh, read_again
+from ember_optax._rule import ColumnMean, Rule, Scalar, TableMoments, init_moments
 
 RowState = Literal["replicated", "sharded"]
 
 
 class EmberState(NamedTuple):
-    """State of Ember: V + D numbers for each token table, keyed by its path."""
+    """State of Ember: V + D numbers for each token table."""
 
     count: jax.Array  # int32[], steps taken
-    tables: dict[str, TableMoments]  # float32, whatever the dtype of the tables
+    # By the path of the table, with `:` for `/`; float32 whatever the table's dtype.
+    tables: dict[str, TableMoments]
 
 
 def scale_by_ember(
@@ -111,21 +111,15 @@ def scale_by_ember(
     """
     _checks.check_hyperparameters(b2, eps, column_mean)
     _checks.check_row_state(row_state)
-    _checks.check_vocab_axis(vocab_axis)
+    check_vocab_axis(vocab_axis)
     _checks.check_axis_names(axis_names, vocab_axis)
-    rows_sharded = row_state == "sharded"
-    names = AxisNames.of(axis_names) if axis_names is not None else None
-
-    def pin_moments(
-        moments: TableMoments, layout: Layout | None, i: int, axis: int
-    ) -> TableMoments:
-        """Gives the moments of table i the same sharding before and after a step."""
-        row, col = moments
-        if not rows_sharded:
-            row = pin(row, P(), layout)
-        elif layout:
-            row = pin(row, P(layout.specs[i][axis]), layout)
-        return TableMoments(row, pin(col, P(), layout))
+    names = AxisNames.of(axis_names)
+    rule = Rule(b2, eps, column_mean, names)
+    reducer = (
+        InShardMap(names)
+        if axis_names is not None
+        else OnMesh(param_shardings, rows_sharded=row_state == "sharded")
+    )
 
     def init_fn(params: optax.Params) -> EmberState:
         count = jnp.zeros([], jnp.int32)
@@ -133,14 +127,13 @@ def scale_by_ember(
             # There are no parameter-shaped parts here: one leaf in the place of
             # `tables` makes optax.tree.map_params treat all of them as such.
             return EmberState(count, count)  # pyright: ignore[reportArgumentType]
-        leaves = list(by_path(params).items())
-        axes = _checks.vocab_axes(leaves, vocab_axis)
-        layout = find_layout(leaves, param_shardings, rows_sharded=rows_sharded)
-        tables = {}
-        for i, (path, leaf) in enumerate(leaves):
-            zeros = _rule.init_moments(leaf.shape, leaf.dtype, axes[path])
-            tables[path] = pin_moments(zeros, layout, i, axes[path])
-        return EmberState(count, tables)
+        tables = by_path(params)
+        axes = token_axes(tables, vocab_axis)
+        moments = {
+            path: init_moments(table.shape, table.dtype, axes[path])
+            for path, table in tables.items()
+        }
+        return EmberState(count, _keyed(reducer.constrain(moments, tables, axes)))
 
     def update_fn(
         updates: optax.Updates,
@@ -150,46 +143,28 @@ def scale_by_ember(
     ) -> tuple[optax.Updates, EmberState]:
         del params, extra_args
         _checks.check_state(state, EmberState)
-        leaves = list(by_path(updates).items())
-        axes = _checks.vocab_axes(leaves, vocab_axis)
-        _checks.check_gradients(leaves, axes, state.tables)
-        layout = find_layout(leaves, param_shardings, rows_sharded=rows_sharded)
-        if names:
-            _mesh.check_bound(names)
-        all_sums = sum_all_squares(
-            [grad for _, grad in leaves],
-            list(axes.values()),
-            [state.tables[path].row.dtype for path, _ in leaves],
-            layout=layout,
-            names=names,
-            rows_sharded=rows_sharded,
-        )
+        grads = by_path(updates)
+        axes = token_axes(grads, vocab_axis)
+        _checks.check_gradients(grads, axes, state.tables)
+        before = {path: state.tables[to_key(path)] for path in grads}
+        is_double = any(moments.row.dtype == jnp.float64 for moments in before.values())
+        dtype = jnp.float64 if is_double else jnp.float32
+
+        sums = reducer.sum_squares(grads, axes, dtype)
+        moments = {path: rule.move(before[path], sums[path]) for path in grads}
+        moments = reducer.constrain(moments, grads, axes)
         count = cast(jax.Array, optax.safe_increment(state.count))
-        new_updates, tables = [], {}
-        for i, (path, grad) in enumerate(leaves):
-            axis = axes[path]
-            grad = read_again(grad, all_sums[i])
-            moments = _rule.update_moments(
-                state.tables[path],
-                all_sums[i],
-                b2=b2,
-                column_mean=column_mean,
-                names=names,
+        new_updates = [
+            rule.precondition(
+                read_again(grad, sums[path]), moments[path], count, axes[path]
             )
-            tables[path] = pin_moments(moments, layout, i, axis)
-            update = _rule.precondition(
-                grad,
-                tables[path],
-                count,
-                axis=axis,
-                b2=b2,
-                eps=eps,
-                column_mean=column_mean,
-                names=names,
-            )
-            new_updates.append(update)
+            for path, grad in grads.items()
+        ]
         structure = jax.tree.structure(updates)
-        return jax.tree.unflatten(structure, new_updates), EmberState(count, tables)
+        return (
+            jax.tree.unflatten(structure, new_updates),
+            EmberState(count, _keyed(moments)),
+        )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -258,8 +233,8 @@ def ember(
       The optimizer as an `optax.GradientTransformationExtraArgs`.
 
     Raises:
-      ValueError: as :func:`ember_optax.scale_by_ember`, and for a negative
-        `weight_decay`.
+      ValueError: as :func:`ember_optax.scale_by_ember`, for a `learning_rate` that is
+        neither a number nor a schedule, and for a negative `weight_decay`.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, ember_optax
@@ -284,6 +259,7 @@ def ember(
     References:
       `Token Geometry <https://arxiv.org/abs/2607.01455>`_, 2026
     """
+    _checks.check_learning_rate(learning_rate)
     _checks.check_weight_decay(weight_decay)
     return optax.chain(
         scale_by_ember(
@@ -298,3 +274,7 @@ def ember(
         optax.add_decayed_weights(weight_decay, weight_decay_mask),
         optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def _keyed(moments: dict[str, TableMoments]) -> dict[str, TableMoments]:
+    return {to_key(path): table for path, table in moments.items()}

@@ -1,7 +1,7 @@
 """Trees of parameters as an optimizer meets them: names of leaves, and placeholders."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
@@ -49,9 +49,9 @@ def by_path(tree: Any) -> dict[str, Any]:
         key = to_key(path)
         if key in keys:
             raise ValueError(
-                f"Two leaves are called {quoted(path)}: {keys[key]} and {shown}. Names drop"
-                " `.value` and `~` and split keys at `/` and `.`, but the optimizer state"
-                " needs a name for each. Rename one of them."
+                f"Two leaves are called {quoted(path)}: {keys[key]} and {shown}. Names"
+                " drop `.value` and `~` and split keys at `/` and `.`, but the"
+                " optimizer state needs a name for each. Rename one of them."
             )
         leaves[path] = leaf
         keys[key] = shown
@@ -75,6 +75,13 @@ def from_key(key: str) -> str:
 def quoted(path: str) -> str:
     """Returns a path as messages show it; a bare array has none."""
     return repr(path) if path else "the bare array"
+
+
+def listed(paths: Iterable[str], none: str = "no table") -> str:
+    """Returns paths as messages show them: sorted, the first ten."""
+    names = sorted(map(quoted, paths))
+    more = [f"{len(names) - 10} more"] if len(names) > 10 else []
+    return ", ".join(names[:10] + more) or none
 
 
 def is_placeholder(params: Any) -> bool:

@@ -1,7 +1,8 @@
 """Row and column sums of squared gradients, with as few collectives as can be."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from ember_optax._mesh import AxisNames, Layout, Spec
+from ember_optax._mesh import AxisNames, Layout, Spec, constrain, find_layout
 
 
 class Sums(NamedTuple):
@@ -19,45 +20,147 @@ class Sums(NamedTuple):
     col: jax.Array  # [*D], over the rows
 
 
-def sum_all_squares(
-    grads: Sequence[jax.Array],
-    axes: Sequence[int],
-    dtypes: Sequence[DTypeLike],
-    *,
-    layout: Layout | None,
-    names: AxisNames | None,
-    rows_sharded: bool,
-) -> list[Sums]:
-    """Sums the squares of all gradients, wherever they are.
+class Reducer(Protocol):
+    """Sums squares wherever the tables are, and keeps statistics where they belong."""
+
+    def sum_squares(
+        self, grads: Mapping[str, jax.Array], axes: Mapping[str, int], dtype: DTypeLike
+    ) -> dict[str, Sums]:
+        """Returns the sums of the squares of each gradient, by path.
+
+        Args:
+          grads: gradient of each table, of any floating dtype.
+          axes: the axis of each that holds the tokens.
+          dtype: dtype of the sums.
+        """
+        ...
+
+    def constrain(
+        self,
+        statistics: dict[str, Any],
+        tables: Mapping[str, jax.Array],
+        axes: Mapping[str, int],
+    ) -> dict[str, Any]:
+        """Gives the statistics the same sharding before and after a step.
+
+        Args:
+          statistics: `TableMoments` by path.
+          tables: the tables or their gradients.
+          axes: the axis of each that holds the tokens.
+        """
+        ...
+
+
+class InShardMap(NamedTuple):
+    """The reducer of updates inside `jax.shard_map`, where each device has its part.
+
+    Sums and statistics are those of the device's own rows and columns.
+    """
+
+    names: AxisNames
+
+    def sum_squares(
+        self, grads: Mapping[str, jax.Array], axes: Mapping[str, int], dtype: DTypeLike
+    ) -> dict[str, Sums]:
+        self.names.check_bound()
+        n_rows, n_columns = (
+            jax.lax.axis_size(names) if names else 1 for names in self.names
+        )
+        sums = {}
+        for path, grad in grads.items():
+            rows = grad.shape[axes[path]] * n_rows
+            columns = grad.size // grad.shape[axes[path]] * n_columns
+            limit = largest_gradient(rows, columns, dtype)
+            sums[path] = sum_squares(grad, axes[path], dtype, limit)
+        rows = _add_up({path: s.row for path, s in sums.items()}, self.names.columns)
+        cols = _add_up({path: s.col for path, s in sums.items()}, self.names.rows)
+        return {path: Sums(rows[path], cols[path]) for path in sums}
+
+    def constrain(
+        self,
+        statistics: dict[str, Any],
+        tables: Mapping[str, jax.Array],
+        axes: Mapping[str, int],
+    ) -> dict[str, Any]:
+        del tables, axes
+        return statistics
+
+
+class OnMesh(NamedTuple):
+    """The reducer of one device, and of a mesh where it is known how tables lie."""
+
+    param_shardings: Any  # as the user gave them
+    rows_sharded: bool  # `row` lies as the rows do; else it is replicated
+
+    def sum_squares(
+        self, grads: Mapping[str, jax.Array], axes: Mapping[str, int], dtype: DTypeLike
+    ) -> dict[str, Sums]:
+        limits = {
+            path: largest_gradient(
+                grad.shape[axes[path]], grad.size // grad.shape[axes[path]], dtype
+            )
+            for path, grad in grads.items()
+        }
+
+        def sum_all(shards: Mapping[str, jax.Array]) -> dict[str, Sums]:
+            return {
+                path: sum_squares(shard, axes[path], dtype, limits[path])
+                for path, shard in shards.items()
+            }
+
+        layout = self._layout(grads)
+        if layout is None:
+            return sum_all(grads)
+        return _sum_on_mesh(grads, axes, sum_all, layout, self.rows_sharded)
+
+    def constrain(
+        self,
+        statistics: dict[str, Any],
+        tables: Mapping[str, jax.Array],
+        axes: Mapping[str, int],
+    ) -> dict[str, Any]:
+        layout = self._layout(tables)
+        constrained = {}
+        for path, (row, col) in statistics.items():
+            if not self.rows_sharded:
+                row = constrain(row, P(), layout)
+            elif layout:
+                row = constrain(row, P(layout.specs[path][axes[path]]), layout)
+            constrained[path] = statistics[path]._replace(
+                row=row, col=constrain(col, P(), layout)
+            )
+        return constrained
+
+    def _layout(self, tables: Mapping[str, jax.Array]) -> Layout | None:
+        return find_layout(tables, self.param_shardings, rows_sharded=self.rows_sharded)
+
+
+def largest_gradient(n_rows: int, n_columns: int, dtype: DTypeLike) -> float:
+    """Returns up to where no sum of squares over a row or a column can overflow.
 
     Args:
-      grads: gradients of the tables.
-      axes: the axis of each that holds the tokens.
-      dtypes: the dtype of the statistics of each; sums have the widest of them.
-      layout: how tables are sharded on a mesh, where that is known.
-      names: inside `jax.shard_map`, the mesh axes of rows and columns.
-      rows_sharded: with a layout, leave row sums where the rows are.
+      n_rows: of the whole table.
+      n_columns: likewise.
+      dtype: of the sums.
     """
-    dtype = jnp.float64 if jnp.float64 in dtypes else jnp.float32
-    if names:
-        return _sum_squares_of_shards(grads, axes, dtype, names)
-    if layout:
-        return _sum_squares_on_mesh(grads, axes, dtype, layout, rows_sharded)
-    return [_sum_squares(g, axis, dtype) for g, axis in zip(grads, axes, strict=True)]
+    return math.sqrt(float(jnp.finfo(dtype).max) / (2 * max(n_rows, n_columns)))
 
 
-def _sum_squares(grad: jax.Array, axis: int, dtype: DTypeLike) -> Sums:
-    """Sums the squares of a gradient over its columns and over its rows.
+def within(grad: jax.Array, dtype: DTypeLike, limit: float) -> jax.Array:
+    """Returns a gradient as the rule sees it, with zeros for elements above a limit.
+
+    The second moment of such an element is not representable. Adam's becomes infinite
+    and freezes the element, but row and column statistics would carry it to others.
+    What is not finite stays so.
 
     Args:
-      grad: gradient of a table, of any floating dtype.
-      axis: the axis that holds the tokens.
-      dtype: dtype to compute in.
+      grad: of any floating dtype.
+      dtype: of the result.
+      limit: of :func:`largest_gradient`.
     """
-    columns = tuple(a for a in range(grad.ndim) if a != axis)
-    row = jnp.sum(jnp.square(grad.astype(dtype)), axis=columns)
-    grad = read_again(grad, row)
-    return Sums(row, jnp.sum(jnp.square(grad.astype(dtype)), axis=axis))
+    grad = grad.astype(dtype)
+    size = jnp.abs(grad)
+    return jnp.where((size > limit) & (size < jnp.inf), 0, grad)
 
 
 def read_again(grad: jax.Array, sums: Any) -> jax.Array:
@@ -79,42 +182,37 @@ def read_again(grad: jax.Array, sums: Any) -> jax.Array:
     )
 
 
-def _sum_squares_of_shards(
-    shards: Sequence[jax.Array], axes: Sequence[int], dtype: DTypeLike, names: AxisNames
-) -> list[Sums]:
-    """Sums the squares of gradients inside `jax.shard_map`.
+def sum_squares(grad: jax.Array, axis: int, dtype: DTypeLike, limit: float) -> Sums:
+    """Sums the squares of a gradient over its columns and over its rows.
 
     Args:
-      shards: this device's part of each gradient.
-      axes: the axis of each that holds the tokens.
+      grad: gradient of a table, or a device's part of one, of any floating dtype.
+      axis: the axis that holds the tokens.
       dtype: dtype to compute in.
-      names: mesh axes that rows, and that columns are sharded over.
-
-    Returns:
-      The sums that belong to this device's rows and columns.
+      limit: of :func:`largest_gradient`.
     """
-    sums = [_sum_squares(*table, dtype) for table in zip(shards, axes, strict=True)]
-    rows = _add_up([s.row for s in sums], names.columns)
-    cols = _add_up([s.col for s in sums], names.rows)
-    return [Sums(*table) for table in zip(rows, cols, strict=True)]
+    columns = tuple(a for a in range(grad.ndim) if a != axis)
+    row = jnp.sum(jnp.square(within(grad, dtype, limit)), axis=columns)
+    grad = read_again(grad, row)
+    return Sums(row, jnp.sum(jnp.square(within(grad, dtype, limit)), axis=axis))
 
 
-def _sum_squares_on_mesh(
-    grads: Sequence[jax.Array],
-    axes: Sequence[int],
-    dtype: DTypeLike,
+def _sum_on_mesh(
+    grads: Mapping[str, jax.Array],
+    axes: Mapping[str, int],
+    sum_all: Any,
     layout: Layout,
     rows_sharded: bool,
-) -> list[Sums]:
+) -> dict[str, Sums]:
     """Sums the squares of sharded gradients with one all-reduce for all tables.
 
     Sums of squares are additive: every device writes its own into a vector with a
     place for each row and column of each table, and these vectors are added up.
 
     Args:
-      grads: gradients of the tables, in the order of the layout.
+      grads: gradient of each table.
       axes: the axis of each that holds the tokens.
-      dtype: dtype to compute in.
+      sum_all: sums the squares of what a device has.
       layout: how the tables are sharded.
       rows_sharded: leave the row sums where the rows are.
 
@@ -122,34 +220,38 @@ def _sum_squares_on_mesh(
       For each table its sums: `col` replicated, `row` replicated or sharded as rows.
     """
     used = layout.used()
-    row_specs = [spec[a : a + 1] for spec, a in zip(layout.specs, axes, strict=True)]
-    col_specs = [
-        spec[:a] + spec[a + 1 :] for spec, a in zip(layout.specs, axes, strict=True)
-    ]
+    row_specs = {path: layout.specs[path][a : a + 1] for path, a in axes.items()}
+    col_specs = {
+        path: layout.specs[path][:a] + layout.specs[path][a + 1 :]
+        for path, a in axes.items()
+    }
 
-    def local(*shards: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
-        sums = [_sum_squares(*table, dtype) for table in zip(shards, axes, strict=True)]
-        rows, cols = [s.row for s in sums], [s.col for s in sums]
-        cols = [
-            _place(*c, layout) for c in zip(cols, col_specs, row_specs, strict=True)
-        ]
+    def local(shards: dict[str, jax.Array]) -> tuple[dict, dict]:
+        sums = sum_all(shards)
+        cols = {
+            path: _place(s.col, col_specs[path], row_specs[path], layout)
+            for path, s in sums.items()
+        }
         if rows_sharded:
-            names = [sum(spec, ()) for spec in col_specs]
-            rows = [_add_up([r], n)[0] for r, n in zip(rows, names, strict=True)]
+            rows = {
+                path: _add_up(s.row, sum(col_specs[path], ()))
+                for path, s in sums.items()
+            }
             return rows, _add_up(cols, used)
-        rows = [
-            _place(*r, layout) for r in zip(rows, row_specs, col_specs, strict=True)
-        ]
+        rows = {
+            path: _place(s.row, row_specs[path], col_specs[path], layout)
+            for path, s in sums.items()
+        }
         return _add_up((rows, cols), used)
 
-    row_out = [P(*spec) for spec in row_specs] if rows_sharded else P()
+    by_rows = {path: P(*spec) for path, spec in row_specs.items()}
     rows, cols = jax.shard_map(
         local,
         mesh=layout.mesh,
-        in_specs=tuple(P(*spec) for spec in layout.specs),
-        out_specs=(row_out, P()),
-    )(*grads)
-    return [Sums(*table) for table in zip(rows, cols, strict=True)]
+        in_specs=({path: P(*spec) for path, spec in layout.specs.items()},),
+        out_specs=(by_rows if rows_sharded else P(), P()),
+    )(dict(grads))
+    return {path: Sums(rows[path], cols[path]) for path in grads}
 
 
 def _add_up(tree: Any, names: tuple[str, ...]) -> Any:

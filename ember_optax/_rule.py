@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ember_optax._mesh import AxisNames
-from ember_optax._reduce import Sums
+from ember_optax._reduce import Sums, largest_gradient, within
 
+Scalar = float | jax.Array
 ColumnMean = Literal["all", "active"]
 
 
@@ -19,9 +20,82 @@ class TableMoments(NamedTuple):
     col: jax.Array  # float32[*D], one number per place in a token's vector
 
 
-def longest_axis(shape: tuple[int, ...]) -> int:
-    """Returns the axis that holds the tokens: the longest, the first among equals."""
-    return max(range(len(shape)), key=shape.__getitem__)
+class Rule(NamedTuple):
+    """Ember's rule for one table, with what is fixed when the optimizer is built."""
+
+    b2: Scalar  # decay of both statistics, in [0, 1)
+    eps: Scalar  # added to the root of the second moment
+    column_mean: ColumnMean = "all"  # over which rows a column averages
+    names: AxisNames = AxisNames()  # mesh axes of the table inside jax.shard_map
+
+    def move(self, moments: TableMoments, sums: Sums) -> TableMoments:
+        r"""Moves the moments towards the means of the squared gradient.
+
+        .. math::
+
+          row_i &\leftarrow b_2 \, row_i + (1 - b_2) \, mean_j \, g_{ij}^2 \\
+          col_j &\leftarrow b_2 \, col_j + (1 - b_2) \, mean_i \, g_{ij}^2
+
+        Args:
+          moments: moments before the step.
+          sums: row and column sums of the squared gradient.
+        """
+        dtype = moments.row.dtype
+        n_columns = _size(moments.col, self.names.columns)
+        if self.column_mean == "all":
+            n_rows = _size(moments.row, self.names.rows)
+        else:
+            active = _total(jnp.count_nonzero(sums.row), self.names.rows)
+            n_rows = jnp.maximum(active, 1).astype(dtype)
+        # 1 - b2 must be exact, not b2: float32(0.999) is off by 1.3e-5 of 0.001.
+        rate = jnp.asarray(1 - self.b2, dtype)
+        return TableMoments(
+            move(moments.row, sums.row.astype(dtype) / n_columns, rate),
+            move(moments.col, sums.col.astype(dtype) / n_rows, rate),
+        )
+
+    def precondition(
+        self, grad: jax.Array, moments: TableMoments, count: jax.Array, axis: int
+    ) -> jax.Array:
+        r"""Divides a gradient by the root of the factored second moment.
+
+        .. math::
+
+          \hat v_{ij} = \frac{row_i \, col_j}{mean(col) \, (1 - b_2^t)}, \quad
+          u_{ij} = g_{ij} / (\sqrt{\hat v_{ij}} + \epsilon)
+
+        With `column_mean="active"` mean(row) takes the place of mean(col).
+
+        Args:
+          grad: gradient of the table, any floating dtype, with V rows along `axis` and
+            columns along all other axes.
+          moments: moments after :meth:`move`.
+          count: int32 scalar, the number t of this step, counted from 1.
+          axis: the axis that holds the tokens.
+
+        Returns:
+          The update u, with the shape and dtype of `grad`.
+        """
+        row, col = moments
+        dtype = row.dtype
+        n_rows = _size(row, self.names.rows)
+        n_columns = _size(col, self.names.columns)
+        correction = bias_correction(self.b2, count, dtype)
+        if self.column_mean == "all":
+            factor = share(col, _total(jnp.sum(col), self.names.columns))
+            factor = factor * (n_columns / correction)
+        else:
+            factor = share(col, _total(jnp.sum(row), self.names.rows))
+            factor = factor * (n_rows / correction)
+
+        # Taking roots before the product costs V + D of them and cannot underflow.
+        columns = tuple(a for a in range(grad.ndim) if a != axis)
+        eps = jnp.asarray(self.eps, dtype)
+        row_root = jnp.expand_dims(root(row, eps), columns)
+        col_root = jnp.expand_dims(root(factor, eps), axis)
+        limit = largest_gradient(n_rows, n_columns, dtype)
+        update = within(grad, dtype, limit) / (row_root * col_root + eps)
+        return update.astype(grad.dtype)
 
 
 def init_moments(shape: tuple[int, ...], dtype: DTypeLike, axis: int) -> TableMoments:
@@ -41,103 +115,12 @@ def init_moments(shape: tuple[int, ...], dtype: DTypeLike, axis: int) -> TableMo
     return TableMoments(jnp.zeros(shape[axis], dtype), jnp.zeros(columns, dtype))
 
 
-def update_moments(
-    moments: TableMoments,
-    sums: Sums,
-    *,
-    b2: float | jax.Array,
-    column_mean: ColumnMean,
-    names: AxisNames | None,
-) -> TableMoments:
-    r"""Moves the moments towards the means of the squared gradient.
-
-    .. math::
-
-      row_i &\leftarrow b_2 \, row_i + (1 - b_2) \, mean_j \, g_{ij}^2 \\
-      col_j &\leftarrow b_2 \, col_j + (1 - b_2) \, mean_i \, g_{ij}^2
-
-    Args:
-      moments: moments before the step.
-      sums: row and column sums of the squared gradient.
-      b2: decay of both statistics, in [0, 1).
-      column_mean: `"all"` averages a column over all rows, `"active"` over those with
-        a gradient.
-      names: inside `jax.shard_map`, the mesh axes of rows and columns.
-    """
-    dtype = moments.row.dtype
-    n_columns = moments.col.size * _n_shards(names and names.columns)
-    if column_mean == "all":
-        n_rows = moments.row.size * _n_shards(names and names.rows)
-    else:
-        n_rows = jnp.count_nonzero(sums.row)
-        if names and names.rows:
-            n_rows = jax.lax.psum(n_rows, names.rows)
-        n_rows = jnp.maximum(n_rows, 1).astype(dtype)
-    # 1 - b2 and not b2 is what must be exact: float32(0.999) is off by 1.3e-5 of 0.001.
-    rate = jnp.asarray(1 - b2, dtype)
-    return TableMoments(
-        move(moments.row, sums.row.astype(dtype) / n_columns, rate),
-        move(moments.col, sums.col.astype(dtype) / n_rows, rate),
-    )
-
-
 def move(statistic: jax.Array, mean: jax.Array, rate: jax.Array) -> jax.Array:
     """Moves a statistic towards the mean of a step, by `rate` = 1 - b2 of the way."""
     return statistic - rate * statistic + rate * mean
 
 
-def precondition(
-    grad: jax.Array,
-    moments: TableMoments,
-    count: jax.Array,
-    *,
-    axis: int,
-    b2: float | jax.Array,
-    eps: float | jax.Array,
-    column_mean: ColumnMean,
-    names: AxisNames | None,
-) -> jax.Array:
-    r"""Divides a gradient by the root of the factored second moment.
-
-    .. math::
-
-      \hat v_{ij} = \frac{row_i \, col_j}{mean(col) \, (1 - b_2^t)}, \quad
-      u_{ij} = g_{ij} / (\sqrt{\hat v_{ij}} + \epsilon)
-
-    Args:
-      grad: gradient of the table, any floating dtype, with V rows along `axis` and
-        columns along all other axes.
-      moments: moments after :func:`update_moments`.
-      count: int32 scalar, the number t of this step, counted from 1.
-      axis: the axis that holds the tokens.
-      b2: decay of both statistics, in [0, 1).
-      eps: added to the root, not below it.
-      column_mean: with `"active"` the scale is mean(row) instead of mean(col).
-      names: inside `jax.shard_map`, the mesh axes of rows and columns.
-
-    Returns:
-      The update u, with the shape and dtype of `grad`.
-    """
-    row, col = moments
-    dtype = row.dtype
-    if column_mean == "all":
-        scale = _mean(col, names and names.columns)
-    else:
-        scale = _mean(row, names and names.rows)
-    scale = scale * bias_correction(b2, count, dtype)
-    col_factor = col / jnp.maximum(scale, jnp.finfo(dtype).tiny)
-
-    # Taking roots before the product costs V + D of them and cannot underflow.
-    columns = tuple(a for a in range(grad.ndim) if a != axis)
-    row_root = jnp.expand_dims(root(row), columns)
-    col_root = jnp.expand_dims(root(col_factor), axis)
-    update = grad.astype(dtype) / (row_root * col_root + jnp.asarray(eps, dtype))
-    return update.astype(grad.dtype)
-
-
-def bias_correction(
-    b2: float | jax.Array, count: jax.Array, dtype: DTypeLike
-) -> jax.Array:
+def bias_correction(b2: Scalar, count: jax.Array, dtype: DTypeLike) -> jax.Array:
     """Returns 1 - b2^t, by which a mean of t steps that began at 0 is too small.
 
     Args:
@@ -147,6 +130,27 @@ def bias_correction(
     """
     decayed = count.astype(dtype) * jnp.log1p(-jnp.asarray(1 - b2, dtype))
     return -jnp.expm1(decayed)
+
+
+def share(x: jax.Array, total: jax.Array) -> jax.Array:
+    """Returns x / total, or 0 where the total is.
+
+    A sum stays in the range of its terms, where a mean may be too small for it.
+    """
+    return x / jnp.where(total == 0, 1, total)
+
+
+def root(x: jax.Array, eps: jax.Array) -> jax.Array:
+    """Returns sqrt(x), and where x is 0 what makes the update right or 0.
+
+    A statistic of 0 belongs to gradients that are 0, or whose squares are too small for
+    its dtype. In the denominator those gradients are nothing beside any usual eps;
+    without one, a large root makes their update 0 instead of 0 / 0.
+    """
+    exponent = jnp.finfo(x.dtype).maxexp // 2 - 4
+    at_zero = jnp.where(eps > 1e-12, 0, 2.0**exponent).astype(x.dtype)
+    # sqrt has no derivative at 0, not even where it is not selected.
+    return jnp.where(x == 0, at_zero, jnp.sqrt(jnp.where(x == 0, 1, x)))
 
 
 def fold(nu: jax.Array, scale: jax.Array, axis: int) -> TableMoments:
@@ -173,25 +177,15 @@ def unfold(moments: TableMoments, scale: jax.Array, axis: int) -> jax.Array:
       axis: the axis that is to hold the tokens.
     """
     row, col = moments
-    mean = jnp.maximum(jnp.mean(row), jnp.finfo(row.dtype).tiny)
     columns = tuple(a for a in range(col.ndim + 1) if a != axis)
-    row = jnp.expand_dims(scale * row, columns)
-    return row * jnp.expand_dims(col / mean, axis)
+    factor = share(col, jnp.sum(row)) * row.size
+    nu = jnp.expand_dims(scale * row, columns) * jnp.expand_dims(factor, axis)
+    return jnp.minimum(nu, jnp.finfo(nu.dtype).max)
 
 
-def _n_shards(names: tuple[str, ...] | None) -> int:
-    return jax.lax.axis_size(names) if names else 1
+def _size(x: jax.Array, names: tuple[str, ...]) -> int:
+    return x.size * jax.lax.axis_size(names) if names else x.size
 
 
-def _mean(x: jax.Array, names: tuple[str, ...] | None) -> jax.Array:
-    mean = jnp.mean(x)
-    return jax.lax.pmean(mean, names) if names else mean
-
-
-def root(x: jax.Array) -> jax.Array:
-    """Returns sqrt(x), or infinity where x is 0.
-
-    A row or column that has never seen a gradient then has the update 0, not 0 / 0,
-    even with `eps = 0`.
-    """
-    return jnp.where(x == 0, jnp.inf, jnp.sqrt(x))
+def _total(x: jax.Array, names: tuple[str, ...]) -> jax.Array:
+    return jax.lax.psum(x, names) if names else x

@@ -7,15 +7,12 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ember_optax._checks import (
-    VocabAxis,
-    check_row_state,
-    check_vocab_axis,
-    vocab_axes,
-)
+from ember_optax._axes import VocabAxis, axis_of_state, check_vocab_axis
+from ember_optax._checks import check_row_state
 from ember_optax._ember import EmberState, RowState
-from ember_optax._mesh import common_mesh, sharding_of
-from ember_optax._paths import by_path
+from ember_optax._mesh import common_mesh, find_shardings
+from ember_optax._paths import by_path, to_key
+from ember_optax._states import StateLeaf, leaves_of, owner
 
 
 def opt_state_shardings(
@@ -28,8 +25,9 @@ def opt_state_shardings(
 ) -> Any:
     """Returns the sharding of every leaf of an optimizer state.
 
-    Parts that mirror the parameters, such as Adam's moments, are sharded like them.
-    Everything else is replicated: counts, and the state of Ember.
+    What has the shape of its parameter, such as Adam's moments, is sharded like it, and
+    so is a stack of such arrays, along all axes but the first. Everything else is
+    replicated: counts, statistics of other shapes, and the state of Ember.
 
     Args:
       tx: any optimizer, with Ember somewhere in it or not.
@@ -37,9 +35,10 @@ def opt_state_shardings(
         boxes or an `nnx.State`. An `nnx.State` with sharding metadata needs a mesh in
         context (`jax.set_mesh`), here as anywhere.
       param_shardings: a `NamedSharding` for each parameter, in a tree whose paths are
-        those of `params`; boxes may be missing.
+        those of `params`, or a prefix of it; boxes may be missing.
       row_state: as given to `ember`: with `"sharded"`, `row` is sharded as the rows.
-      vocab_axis: as given to `ember`.
+      vocab_axis: as given to `ember`. With `row_state="sharded"`, a square table needs
+        it.
 
     Returns:
       A tree of `NamedSharding` with the structure of `tx.init(params)`, to be used as
@@ -63,46 +62,37 @@ def opt_state_shardings(
     """
     check_row_state(row_state)
     check_vocab_axis(vocab_axis)
-    given_by_path = by_path(param_shardings)
-    leaves = list(by_path(params).items())
-    shardings = {path: sharding_of(path, leaf, given_by_path) for path, leaf in leaves}
-    replicated = NamedSharding(common_mesh(shardings), P())
+    leaves = by_path(params)
+    shardings = find_shardings(leaves, param_shardings)
+    mesh = common_mesh(shardings)
+    replicated = NamedSharding(mesh, P())
+    keys = {to_key(path): path for path in leaves}
 
-    def of_leaf(x: Any, sharding: Any, param: Any) -> Any:
-        if isinstance(x, optax.MaskedNode):
-            return x
-        # Adafactor keeps statistics of other shapes in the places of parameters.
-        return sharding if x.shape == param.shape else replicated
+    def of_ember(state: EmberState) -> EmberState:
+        tables = jax.tree.map(lambda _: replicated, state.tables)
+        if row_state == "sharded":
+            for key, moments in state.tables.items():
+                path = keys[key]
+                shape = leaves[path].shape
+                axis = axis_of_state(path, shape, moments, vocab_axis)
+                row = NamedSharding(mesh, P(*shardings[path].spec[axis : axis + 1]))
+                tables[key] = tables[key]._replace(row=row)
+        return state._replace(count=replicated, tables=tables)
+
+    def of_leaf(leaf: StateLeaf) -> Any:
+        if isinstance(leaf.value, EmberState):
+            return of_ember(leaf.value)
+        path = owner(leaf.path, leaves)
+        if path is None:
+            return replicated
+        shape, spec = leaves[path].shape, shardings[path].spec
+        if leaf.value.shape == shape:
+            return shardings[path]
+        if leaf.value.shape[1:] == shape:  # a memory of several steps
+            return NamedSharding(mesh, P(None, *spec))
+        return replicated
 
     state = jax.eval_shape(tx.init, params)
-    mapped = optax.tree.map_params(
-        # Abstractly, for the devices of the mesh in context may not be here.
-        lambda placeholder: jax.eval_shape(tx.init, placeholder),
-        of_leaf,
-        state,
-        jax.tree.unflatten(
-            jax.tree.structure(params), [shardings[path] for path, _ in leaves]
-        ),
-        params,
-        transform_non_params=lambda x: jax.tree.map(lambda _: replicated, x),
-        is_leaf=lambda x: isinstance(x, optax.MaskedNode),
-    )
-    if row_state == "replicated":
-        return mapped
-
-    def shard_rows(part: Any) -> Any:
-        if not isinstance(part, EmberState):
-            return part
-        tables = {path: leaf for path, leaf in leaves if path in part.tables}
-        rows = {
-            path: P(*shardings[path].spec[axis : axis + 1])
-            for path, axis in vocab_axes(list(tables.items()), vocab_axis).items()
-        }
-        return part._replace(
-            tables={
-                path: moments._replace(row=NamedSharding(replicated.mesh, rows[path]))
-                for path, moments in part.tables.items()
-            }
-        )
-
-    return jax.tree.map(shard_rows, mapped, is_leaf=lambda x: isinstance(x, EmberState))
+    found = leaves_of(state, params, whole=EmberState)
+    structure = jax.tree.structure(state, is_leaf=lambda x: isinstance(x, EmberState))
+    return jax.tree.unflatten(structure, map(of_leaf, found))

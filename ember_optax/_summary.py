@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ember_optax._checks import vocab_axes
+from ember_optax._axes import token_axes
 from ember_optax._labels import label_token_tables
 from ember_optax._paths import by_path
 from ember_optax._rule import init_moments
@@ -122,7 +122,7 @@ def summarize(
     is_table = [label == table for label in found]
     tables = [leaf for leaf, routed in zip(leaves, is_table, strict=True) if routed]
     body = [leaf for leaf, routed in zip(leaves, is_table, strict=True) if not routed]
-    axes = vocab_axes(tables, None)
+    axes = token_axes(dict(tables), None)
     return Summary(
         tuple(_summarize_table(path, leaf, axes[path]) for path, leaf in tables),
         sum(math.prod(getattr(leaf, "shape", ())) for _, leaf in body),

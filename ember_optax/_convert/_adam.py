@@ -1,6 +1,6 @@
 """Optimizer states that change their optimizer: from Adam to Ember and back."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,20 +8,29 @@ import optax
 from jax.typing import DTypeLike
 
 from ember_optax import _rule
-from ember_optax._checks import Scalar, axis_of_tokens, check_hyperparameters
+from ember_optax._axes import VocabAxis, axis_of_state, check_vocab_axis
+from ember_optax._checks import check_hyperparameters
+from ember_optax._convert._kept import Kept
 from ember_optax._convert._parts import (
+    PARTS,
     ByPath,
     Dense,
     Factored,
-    common_count,
-    counters,
-    is_counter,
-    map_parts,
+    common_value,
     moments_by_path,
 )
 from ember_optax._ember import EmberState
-from ember_optax._mesh import pin
-from ember_optax._paths import by_path, quoted
+from ember_optax._mesh import constrain
+from ember_optax._paths import by_path, from_key, quoted
+from ember_optax._rule import Scalar
+from ember_optax._states import StateLeaf, leaves_of
+
+
+class Decays(NamedTuple):
+    """Decays of the second moments before and after, which no state holds."""
+
+    adam: Scalar
+    ember: Scalar
 
 
 def from_adam(
@@ -31,6 +40,7 @@ def from_adam(
     *,
     adam_b2: Scalar = 0.999,
     ember_b2: Scalar = 0.999,
+    vocab_axis: VocabAxis = None,
 ) -> Any:
     r"""Returns the state with which a run of Adam goes on with Ember on its tables.
 
@@ -43,32 +53,40 @@ def from_adam(
 
     and the count stays t, so that both are corrected for their bias to the same means.
     With equal b2, c is 1 and this is the state that Ember would have after the same
-    gradients. Everything else that is Adam's before and after is kept, and schedules
-    go on at their step. What is left is new, as `tx.init` makes it: a hyperparameter of
-    `optax.inject_hyperparams` is that of `tx`, a gradient that `optax.MultiSteps` has
-    not yet used is lost.
+    gradients.
+
+    Whatever else both optimizers have is kept to the bit: Adam's moments of the body,
+    momentum, accumulated gradients, counters. Two parts are the same if they have the
+    same path in the same kind of state, such as `MultiStepsState.acc_grads`. What only
+    `tx` has starts as `tx.init` makes it, except schedules, which start at the step of
+    the given state. What only the given state has would be lost and is refused, except
+    Adam's first moment of the tables, which Ember does not have, and the steps of
+    schedules. Hyperparameters of `optax.inject_hyperparams` are those of `tx`.
 
     Args:
       adam_state: state of any optimizer made of `optax.scale_by_adam`: `optax.adam`,
         `optax.adamw`, chains around them, several of them in `optax.multi_transform`.
-        Tables that are Ember's already stay so.
+        Tables that are Ember's already stay so. `optax.adamax` has the state class of
+        Adam with a maximum in the place of the mean: its state cannot be told apart and
+        must not be given.
       tx: the optimizer to go on with, such as `optax.multi_transform` over
         `{"table": ember, "body": adamw}`.
       params: the parameters, in the container that both optimizers see.
       adam_b2: decay of the Adam that trained the tables.
       ember_b2: decay of the Ember in `tx`. Neither decay is part of a state. They need
         not be given where they are equal.
+      vocab_axis: as given to the Ember in `tx`. A square table needs it.
 
     Returns:
-      A state like `tx.init(params)`. A square table has its tokens on the first axis.
-      On a mesh in context (`jax.set_mesh`) `row` and `col` are pinned as Ember pins
-      them; there use this under `jax.jit`, with
+      A state like `tx.init(params)`. On a mesh in context (`jax.set_mesh`) `row` and
+      `col` are constrained as by Ember itself; there use this under `jax.jit`, with
       `out_shardings=opt_state_shardings(...)` on Auto axes.
 
     Raises:
       ValueError: `adam_state` has no moments of Adam, or twice those of a parameter, or
-        not those of the parameters that `tx` trains; `tx` has no Ember; steps differ
-        where there is only one count for them; a decay lies outside [0, 1).
+        not those of the parameters that `tx` trains; `tx` has no Ember, or no place for
+        something else in `adam_state`; steps differ where there is only one count for
+        them; a table is square and has no `vocab_axis`; a decay lies outside [0, 1).
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, ember_optax
@@ -82,7 +100,8 @@ def from_adam(
       >>> print(state.inner_states["table"].inner_state[0].tables["embed"].row)
       [0.001 0.001 0.001 0.001]
     """
-    return _move(adam_state, tx, params, Dense, Factored, adam_b2, ember_b2)
+    decays = Decays(adam_b2, ember_b2)
+    return _convert(adam_state, tx, params, (Dense, Factored), decays, vocab_axis)
 
 
 def to_adam(
@@ -92,6 +111,7 @@ def to_adam(
     *,
     adam_b2: Scalar = 0.999,
     ember_b2: Scalar = 0.999,
+    vocab_axis: VocabAxis = None,
 ) -> Any:
     r"""Returns the state with which a run of Ember goes on with Adam on its tables.
 
@@ -110,6 +130,7 @@ def to_adam(
       params: the parameters, in the container that both optimizers see.
       adam_b2: decay of the Adam in `tx`.
       ember_b2: decay of the Ember that trained the tables.
+      vocab_axis: as given to that Ember. A square table needs it.
 
     Returns:
       A state like `tx.init(params)`.
@@ -125,83 +146,96 @@ def to_adam(
       >>> ember_optax.to_adam(state, optax.adamw(1e-3), params)[0].nu["embed"][0]
       Array([0.001, 0.001], dtype=float32)
     """
-    return _move(ember_state, tx, params, Factored, Dense, adam_b2, ember_b2)
+    decays = Decays(adam_b2, ember_b2)
+    return _convert(ember_state, tx, params, (Factored, Dense), decays, vocab_axis)
 
 
-def _move(
+def _convert(
     state: Any,
     tx: optax.GradientTransformation,
     params: Any,
-    source: type,
-    target: type,
-    adam_b2: Scalar,
-    ember_b2: Scalar,
+    kinds: tuple[type, type],
+    decays: Decays,
+    vocab_axis: VocabAxis,
 ) -> Any:
-    """Returns the state of `tx` with all that `state` knows of the parameters.
+    """Returns the state of `tx` with all that `state` knows.
 
-    Both directions are one: what part of `tx` ever wants the moments of a parameter
-    gets those of what part of `state` ever has them.
+    Both directions are one: whatever part of `tx` wants the moments of a parameter gets
+    those of whatever part of `state` has them.
     """
-    check_hyperparameters(adam_b2, 0.0, "all")
-    check_hyperparameters(ember_b2, 0.0, "all")
+    check_hyperparameters(decays.adam, 0.0, "all")
+    check_hyperparameters(decays.ember, 0.0, "all")
+    check_vocab_axis(vocab_axis)
     template = tx.init(params)
-    old, new = moments_by_path(state), moments_by_path(template)
+    old_leaves = leaves_of(state, params, whole=PARTS)
+    new_leaves = leaves_of(template, params, whole=PARTS)
+    old = moments_by_path(state, old_leaves)
+    new = moments_by_path(template, new_leaves)
+    source, target = kinds
     _check_kind("given state", old, source)
     _check_kind("state of tx", new, target)
     _check_same_parameters(old, new)
-    # Without a schedule, the steps that Adam or Ember have taken.
-    steps = common_count(counters(state) or {p: m.count for p, m in old.items()})
+    kept = Kept(old_leaves, {path: found.count for path, found in old.items()})
 
-    def convert(part: Any) -> Any:
-        if isinstance(part, EmberState):
-            return _to_ember_part(part, old, adam_b2, ember_b2)
-        return _to_adam_part(part, old, adam_b2, ember_b2)
+    def convert(leaf: StateLeaf) -> Any:
+        if isinstance(leaf.value, EmberState):
+            return _to_ember_part(leaf.value, old, decays, vocab_axis)
+        if isinstance(leaf.value, optax.ScaleByAdamState):
+            return _to_adam_part(leaf.value, old, decays, vocab_axis)
+        return kept.take(leaf)
 
-    return _with_steps(map_parts(convert, template), steps)
+    converted = [convert(leaf) for leaf in new_leaves]
+    kept.check_all_taken()
+    structure = jax.tree.structure(template, is_leaf=lambda x: isinstance(x, PARTS))
+    return jax.tree.unflatten(structure, converted)
 
 
 def _to_ember_part(
-    part: EmberState, old: ByPath, adam_b2: Scalar, ember_b2: Scalar
+    part: EmberState, old: ByPath, decays: Decays, vocab_axis: VocabAxis
 ) -> EmberState:
     """Fills a new state of Ember."""
     tables = {}
-    for path, empty in part.tables.items():
+    for key, empty in part.tables.items():
+        path = from_key(key)
         found = old[path]
         if isinstance(found, Dense):
-            axis = axis_of_tokens(path, found.nu.shape, empty)
+            axis = axis_of_state(path, found.nu.shape, empty, vocab_axis)
             count, dtype = found.count, empty.row.dtype
-            scale = _scale((ember_b2, count), (adam_b2, count), dtype)
+            scale = _scale((decays.ember, count), (decays.adam, count), dtype)
             moments = _rule.fold(found.nu, scale, axis)
         else:
             moments = found.moments
         # Where tx.init has put them, as far as Explicit axes tell it.
-        tables[path] = jax.tree.map(
-            lambda x, y: pin(x, jax.typeof(y).sharding.spec, None), moments, empty
+        tables[key] = jax.tree.map(
+            lambda x, y: constrain(x, jax.typeof(y).sharding.spec, None),
+            moments,
+            empty,
         )
-    return EmberState(common_count({p: old[p].count for p in tables}), tables)
+    counts = {path: old[path].count for path in map(from_key, tables)}
+    return EmberState(common_value(counts), tables)
 
 
 def _to_adam_part(
-    part: optax.ScaleByAdamState, old: ByPath, adam_b2: Scalar, ember_b2: Scalar
+    part: optax.ScaleByAdamState, old: ByPath, decays: Decays, vocab_axis: VocabAxis
 ) -> optax.ScaleByAdamState:
     """Fills a new state of Adam."""
-    paths = [path for path, _ in list(by_path(part.nu).items())]
+    paths = list(by_path(part.nu))
     if not paths:  # an optimizer that no parameter is routed to
         return part
     counts = {p: old[p].count for p in paths if isinstance(old[p], Dense)}
-    count = common_count(counts or {p: old[p].count for p in paths})
+    count = common_value(counts or {p: old[p].count for p in paths})
 
     def convert(path: str, mu: jax.Array, nu: jax.Array) -> tuple[jax.Array, jax.Array]:
         found = old[path]
         if isinstance(found, Dense):
             _check_shape(path, found.nu, nu)
             return found.mu.astype(mu.dtype), found.nu.astype(nu.dtype)
-        axis = axis_of_tokens(path, nu.shape, found.moments)
+        axis = axis_of_state(path, nu.shape, found.moments, vocab_axis)
         dtype = found.moments.row.dtype
-        scale = _scale((adam_b2, count), (ember_b2, found.count), dtype)
+        scale = _scale((decays.adam, count), (decays.ember, found.count), dtype)
         dense = _rule.unfold(found.moments, scale, axis).astype(nu.dtype)
         if jax.sharding.get_abstract_mesh().are_all_axes_explicit:
-            dense = pin(dense, jax.typeof(nu).sharding.spec, None)
+            dense = constrain(dense, jax.typeof(nu).sharding.spec, None)
         return mu, dense
 
     leaves = zip(paths, jax.tree.leaves(part.mu), jax.tree.leaves(part.nu), strict=True)
@@ -219,29 +253,6 @@ def _scale(
     """Returns what keeps the corrected moment under another b2 and count."""
     ratio = _rule.bias_correction(*new, dtype) / _rule.bias_correction(*old, dtype)
     return jnp.where(old[1] > 0, ratio, 0)  # before the first step there is none
-
-
-def _with_steps(state: Any, steps: jax.Array) -> Any:
-    """Sets the counts of schedules."""
-
-    def convert(part: Any) -> Any:
-        if is_counter(part):
-            return part._replace(count=jnp.array(steps))
-        if isinstance(part, optax.InjectStatefulHyperparamsState):
-            return part._replace(
-                count=jnp.array(steps),
-                hyperparams_states=_with_steps(part.hyperparams_states, steps),
-                inner_state=_with_steps(part.inner_state, steps),
-            )
-        return part
-
-    return jax.tree.map(
-        convert,
-        state,
-        is_leaf=lambda x: (
-            is_counter(x) or isinstance(x, optax.InjectStatefulHyperparamsState)
-        ),
-    )
 
 
 def _check_kind(where: str, moments: ByPath, kind: type) -> None:

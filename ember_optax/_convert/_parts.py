@@ -1,6 +1,6 @@
-"""The parts of an optimizer state that hold something for each parameter or step."""
+"""What the states of Adam and Ember know of each parameter, and of the steps taken."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +9,9 @@ import optax
 from jax.core import Tracer
 
 from ember_optax._ember import EmberState
-from ember_optax._paths import by_path, quoted
+from ember_optax._paths import by_path, from_key, quoted
 from ember_optax._rule import TableMoments
+from ember_optax._states import StateLeaf
 
 PARTS = (optax.ScaleByAdamState, EmberState)
 
@@ -33,17 +34,14 @@ class Factored(NamedTuple):
 ByPath = Mapping[str, Dense | Factored]
 
 
-def map_parts(convert: Callable[[Any], Any], state: Any) -> Any:
-    """Replaces the states of Adam and Ember, wherever they are in a state."""
-    return jax.tree.map(
-        lambda part: convert(part) if isinstance(part, PARTS) else part,
-        state,
-        is_leaf=lambda part: isinstance(part, PARTS),
-    )
-
-
-def moments_by_path(state: Any) -> dict[str, Dense | Factored]:
+def moments_by_path(
+    state: Any, leaves: Iterable[StateLeaf]
+) -> dict[str, Dense | Factored]:
     """Returns the moments of Adam and Ember by the path of their parameter.
+
+    Args:
+      state: of an optimizer.
+      leaves: its leaves, those of `PARTS` whole.
 
     Raises:
       ValueError: there are none, or two for one parameter.
@@ -59,57 +57,43 @@ def moments_by_path(state: Any) -> dict[str, Dense | Factored]:
             )
         found[path] = moments
 
-    for part in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, PARTS)):
+    leaves = list(leaves)
+    for part in (leaf.value for leaf in leaves):
         if isinstance(part, EmberState):
-            for path, table in part.tables.items():
-                add(path, Factored(part.count, table))
+            for key, table in part.tables.items():
+                add(from_key(key), Factored(part.count, table))
         elif isinstance(part, optax.ScaleByAdamState):
             mu = jax.tree.leaves(part.mu)
-            for m, (path, nu) in zip(mu, list(by_path(part.nu).items()), strict=True):
+            for m, (path, nu) in zip(mu, by_path(part.nu).items(), strict=True):
                 add(path, Dense(jnp.asarray(part.count), m, nu))
     if not found:
-        leaves = ", ".join(quoted(path) for path, _ in list(by_path(state).items())[:5])
+        names = ", ".join(quoted(leaf.path) for leaf in leaves[:5])
         raise ValueError(
             "No moments of Adam or Ember were found in a state of type"
-            f" {type(state).__name__} with the leaves {leaves or 'none'}, but an"
+            f" {type(state).__name__} with the leaves {names or 'none'}, but an"
             " optax.ScaleByAdamState or ember_optax.EmberState is needed. Restore"
             " checkpoints with jax.eval_shape(tx.init, params) as their target."
         )
     return found
 
 
-def is_counter(part: Any) -> bool:
-    """Whether a part counts steps and does nothing else, as those of schedules do."""
-    return getattr(part, "_fields", None) == ("count",)
-
-
-def counters(state: Any) -> dict[str, jax.Array]:
-    """Returns the counts of schedules by their path in the state."""
-    leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_counter)
-    return {
-        jax.tree_util.keystr(path): part.count
-        for path, part in leaves
-        if is_counter(part)
-    }
-
-
-def common_count(counts: Mapping[str, jax.Array]) -> jax.Array:
-    """Returns a copy of the one count that all have; while tracing, of the first.
+def common_value(values: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns a copy of the one scalar that all are; while tracing, of the first.
 
     No array may be twice in a state, or it could not be donated.
 
     Args:
-      counts: int32[], by what they belong to.
+      values: by what they belong to, all of them steps taken or the like.
 
     Raises:
       ValueError: they differ.
     """
-    known = {name: int(n) for name, n in counts.items() if not isinstance(n, Tracer)}
+    known = {k: x.item() for k, x in values.items() if not isinstance(x, Tracer)}
     if len(set(known.values())) > 1:
-        listed = ", ".join(f"{n} for {quoted(name)}" for name, n in known.items())
+        listed = ", ".join(f"{x} for {quoted(name)}" for name, x in known.items())
         raise ValueError(
             f"The numbers of steps differ in the given state ({listed}), but in that of"
             " tx there is one for all of them. Set them to the one that is right, with"
             " optax.tree.set(state, count=...)."
         )
-    return jnp.array(next(iter(counts.values())))
+    return jnp.array(next(iter(values.values())))

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
-from ember_optax import _checks, _rule
-from ember_optax._checks import Scalar
-from ember_optax._mesh import Layout, find_layout, pin
+from ember_optax import _checks
+from ember_optax._axes import token_axes
+from ember_optax._mesh import Layout, constrain, find_layout
 from ember_optax._paths import by_path
+from ember_optax._rule import Rule, Scalar, init_moments
 from ember_optax.lazy import _step
 from ember_optax.lazy._step import LazyState as LazyState
 from ember_optax.lazy._step import Rates
@@ -44,7 +45,7 @@ def init(
         is sharded along other axes than its rows.
     """
     axes = _row_axes(layout := _find_layout(table, param_shardings))
-    row, col = _rule.init_moments(table.shape, table.dtype, axis=0)
+    row, col = init_moments(table.shape, table.dtype, axis=0)
     # No array twice, or it could not be donated.
     decay = RowDecay(*(jnp.zeros(shape, row.dtype) for shape in ([], [], row.shape)))
     state = LazyState(
@@ -57,7 +58,7 @@ def init(
     if layout is None:
         return state
     specs = _specs(state, axes)
-    return jax.tree.map(lambda x, spec: pin(x, spec, layout), state, specs)
+    return jax.tree.map(lambda x, spec: constrain(x, spec, layout), state, specs)
 
 
 def rows(table: jax.Array, state: LazyState, ids: jax.Array) -> jax.Array:
@@ -182,12 +183,12 @@ def apply(
     scalars = lr, weight_decay, touched_weight_decay
     rates = Rates(*(jnp.asarray(x, state.row.dtype) for x in scalars))
     # Each device looks for its own rows in the whole batch.
-    ids, row_grads = pin(ids, P(), layout), pin(row_grads, P(), layout)
+    ids, row_grads = constrain(ids, P(), layout), constrain(row_grads, P(), layout)
     ids = _step.clip_ids(ids, table.shape[0]).ravel()
     row_grads = row_grads.reshape(ids.size, *table.shape[1:])
 
     axes = _row_axes(layout)
-    take_step = partial(_step.step, b2=b2, eps=eps, columns=columns, axes=axes)
+    take_step = partial(_step.step, rule=Rule(b2, eps), columns=columns, axes=axes)
     if layout:
         specs = P(axes), _specs(state, axes)
         take_step = jax.shard_map(
@@ -200,19 +201,20 @@ def apply(
 
 
 def _find_layout(table: jax.Array, param_shardings: Any) -> Layout | None:
-    leaves = list(by_path(table).items())
-    _checks.vocab_axes(leaves, 0)
-    return find_layout(leaves, param_shardings, rows_sharded=False)
+    tables = by_path(table)
+    token_axes(tables, 0)
+    return find_layout(tables, param_shardings, rows_sharded=False)
 
 
 def _row_axes(layout: Layout | None) -> tuple[str, ...]:
     """Returns the mesh axes that the rows are sharded over."""
     if layout is None:
         return ()
-    rows, *columns = layout.specs[0]
+    (spec,) = layout.specs.values()
+    rows, *columns = spec
     if any(columns):
         raise ValueError(
-            f"The table is sharded over the mesh axes {layout.specs[0]}, but lazy rows"
+            f"The table is sharded over the mesh axes {spec}, but lazy rows"
             " must be whole, each on one device: shard the first axis only."
         )
     return rows

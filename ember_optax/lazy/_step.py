@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from ember_optax import _rule
-from ember_optax._checks import Scalar
-from ember_optax._rule import TableMoments
+from ember_optax._reduce import largest_gradient, within
+from ember_optax._rule import Rule, TableMoments
 
 
 class RowDecay(NamedTuple):
@@ -56,10 +56,10 @@ def clip_ids(ids: jax.Array, n_rows: int) -> jax.Array:
 
 def catch_up(theta: jax.Array, decay: RowDecay, row: jax.Array) -> jax.Array:
     """Returns rows [*N, *D] after the decay since `total` was `row`, [*N]."""
-    return _shrink(theta.astype(row.dtype), beside(decay.total - row, theta))
+    return _shrink(theta.astype(row.dtype), expand(decay.total - row, theta))
 
 
-def beside(x: jax.Array, theta: jax.Array) -> jax.Array:
+def expand(x: jax.Array, theta: jax.Array) -> jax.Array:
     """Returns x [*N] with axes of size 1 to go with theta [*N, *D]."""
     return jnp.expand_dims(x, tuple(range(x.ndim, theta.ndim)))
 
@@ -71,8 +71,7 @@ def step(
     row_grads: jax.Array,
     rates: Rates,
     *,
-    b2: Scalar,
-    eps: Scalar,
+    rule: Rule,
     columns: bool,
     axes: tuple[str, ...],
 ) -> tuple[jax.Array, LazyState]:
@@ -84,24 +83,28 @@ def step(
       ids: int32[N] of :func:`clip_ids`, in the whole table.
       row_grads: [N, *D].
       rates: learning rate and weight decays.
-      b2: decay of the statistics.
-      eps: added to the root of the second moment.
+      rule: of the dense table.
       columns: whether columns have a factor of their own.
       axes: inside `jax.shard_map`, the mesh axes that rows are sharded over.
     """
     n_rows, dtype = table.shape[0], state.row.dtype
+    n_shards = jax.lax.axis_size(axes) if axes else 1
+    limit = largest_gradient(n_rows * n_shards, state.col.size, dtype)
     if axes:
         ids = clip_ids(ids - jax.lax.axis_index(axes) * n_rows, n_rows)
     ids, place = jnp.unique(ids, size=ids.size, fill_value=n_rows, return_inverse=True)
-    grads = jax.ops.segment_sum(row_grads.astype(dtype), place, ids.size)
-    grads = jnp.where(beside(ids < n_rows, grads), grads, 0)
+    summable = float(jnp.finfo(dtype).max) / ids.size
+    row_grads = within(row_grads, dtype, summable)
+    grads = jax.ops.segment_sum(row_grads, place, ids.size)
+    grads = within(grads, dtype, limit)
+    grads = jnp.where(expand(ids < n_rows, grads), grads, 0)
 
     decay = state.decay and _advance(state.decay, rates)
     old = table, state.row, state.last, decay and decay.row
     theta, row, last, row_decay = jax.tree.map(lambda x: gather(x, ids), old)
 
     count = cast(jax.Array, optax.safe_increment(state.count))
-    rate = jnp.asarray(1 - b2, dtype)
+    rate = jnp.asarray(1 - rule.b2, dtype)
     row_mean = jnp.mean(jnp.square(grads), axis=tuple(range(1, grads.ndim)))
     # A saturated counter stands still: this step counts all the same.
     missed = jnp.maximum(count - last, 1).astype(dtype)
@@ -112,16 +115,8 @@ def step(
         if axes:
             col_mean = jax.lax.pmean(col_mean, axes)
         col = _rule.move(col, col_mean, rate)
-    update = _rule.precondition(
-        grads,
-        TableMoments(row, col if columns else jnp.ones_like(col)),
-        count,
-        axis=0,
-        b2=b2,
-        eps=eps,
-        column_mean="all",
-        names=None,
-    )
+    moments = TableMoments(row, col if columns else jnp.ones_like(col))
+    update = rule.precondition(grads, moments, count, axis=0)
 
     if decay:
         theta = catch_up(theta, decay, row_decay)

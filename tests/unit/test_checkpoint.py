@@ -63,5 +63,5 @@ def test_tables_are_named_by_their_path(tmp_path: Path) -> None:
     with ocp.CheckpointManager(tmp_path) as manager:
         restored = manager.restore(1, args=ocp.args.StandardRestore())
     tables = restored["inner_states"]["table"]["inner_state"][0]["tables"]
-    assert list(tables) == ["decoder/embed/embedding"]
-    chex.assert_shape(tables["decoder/embed/embedding"]["row"], (16,))
+    assert list(tables) == ["decoder:embed:embedding"]
+    chex.assert_shape(tables["decoder:embed:embedding"]["row"], (16,))

@@ -117,7 +117,7 @@ def test_apply_if_finite_skips_a_bad_gradient(bad: float) -> None:
     chex.assert_trees_all_equal(state.inner_state, clean)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_poisoned_state_shows_in_the_next_updates(bad: float) -> None:
     # As in optax.adam. Updates of zero would freeze the table and nobody would notice.
     poison, grad = (np.copy(grad["embed"]) for grad in GRADS[:2])

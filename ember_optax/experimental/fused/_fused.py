@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import optax
 
 from ember_optax import _checks, _rule
-from ember_optax._checks import Scalar
+from ember_optax._axes import check_vocab_axis, token_axes
 from ember_optax._paths import by_path
+from ember_optax._reduce import largest_gradient
+from ember_optax._rule import Scalar
 from ember_optax.experimental.fused import _kernel
 from ember_optax.experimental.fused._kernel import Numbers
 
@@ -129,10 +131,12 @@ def apply(
     count = cast(jax.Array, optax.safe_increment(state.count))
     correction = _rule.bias_correction(b2, count, dtype)
     col_root = _kernel.column_root(state.col, correction)
+    n_shards = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    limit = largest_gradient(state.row.size * n_shards, state.col.size, dtype)
     table, row, col_sums = jax.lax.platform_dependent(
         *(table, grad, state.row, col_root, numbers),
-        tpu=partial(_kernel.kernel_step, axis=axis),
-        default=partial(_kernel.plain_step, axis=axis),
+        tpu=partial(_kernel.kernel_step, axis=axis, limit=limit),
+        default=partial(_kernel.plain_step, axis=axis, limit=limit),
     )
     col_mean = col_sums / state.row.size
     if axis_name is not None:
@@ -142,8 +146,8 @@ def apply(
 
 
 def _axis(table: jax.Array, vocab_axis: int) -> int:
-    _checks.check_vocab_axis(vocab_axis)
-    ((_, axis),) = _checks.vocab_axes(list(by_path(table).items()), vocab_axis).items()
+    check_vocab_axis(vocab_axis)
+    (axis,) = token_axes(by_path(table), vocab_axis).values()
     if len(table.shape) != 2:
         raise ValueError(
             f"The table has the shape {table.shape}, but a fused step needs two axes:"

@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ember_optax import _rule
-from ember_optax._reduce import read_again, sum_all_squares
+from ember_optax._reduce import read_again, sum_squares, within
 
 # A block that is as large as this takes 8 times its bytes on the chip: theta twice and
 # the gradient, each with the block after it, and what does not fit into registers.
@@ -44,9 +44,10 @@ def column_root(col: jax.Array, correction: jax.Array) -> jax.Array:
       correction: bias correction of the row statistic after the step; that of `col`
         cancels in col / mean(col).
     """
-    mean = jnp.mean(col)
-    factor = jnp.where(mean == 0, 1, col / jnp.where(mean == 0, 1, mean))
-    return _rule.root(factor / correction)
+    total = jnp.sum(col)
+    factor = jnp.where(total == 0, 1, _rule.share(col, total) * col.size)
+    # A column without a statistic may have a gradient of any size: not for it is eps.
+    return _rule.root(factor / correction, jnp.zeros_like(correction))
 
 
 def plain_step(
@@ -57,6 +58,7 @@ def plain_step(
     numbers: Numbers,
     *,
     axis: int,
+    limit: float,
 ) -> Stepped:
     """Takes a step in plain JAX, which reads the gradient two or three times.
 
@@ -67,14 +69,14 @@ def plain_step(
       col_root: [D], of :func:`column_root`.
       numbers: hyperparameters.
       axis: the axis that holds the tokens.
+      limit: of :func:`ember_optax._reduce.largest_gradient`.
     """
-    (sums,) = sum_all_squares(
-        [grad], [axis], [row.dtype], layout=None, names=None, rows_sharded=False
-    )
+    sums = sum_squares(grad, axis, row.dtype, limit)
     grad = read_again(grad, sums)
     row = _rule.move(row, sums.row / col_root.size, numbers.rate)
-    row_root = jnp.expand_dims(_rule.root(row), 1 - axis)
+    row_root = jnp.expand_dims(_rule.root(row, numbers.eps), 1 - axis)
     col_root = jnp.expand_dims(col_root, axis)
+    grad = within(grad, row.dtype, limit)
     return Stepped(_descend(table, grad, row_root, col_root, numbers), row, sums.col)
 
 
@@ -86,6 +88,7 @@ def kernel_step(
     numbers: Numbers,
     *,
     axis: int,
+    limit: float,
 ) -> Stepped:
     """Takes the step of :func:`plain_step` in one pass, in place, on a TPU."""
     n_rows, n_columns = row.size, col_root.size
@@ -123,7 +126,7 @@ def kernel_step(
         like(table.shape, table.dtype),
     )
     new_row, col_sums, table = pl.pallas_call(
-        partial(_kernel, axis=axis, n_rows=n_rows, n_blocks=n_blocks),
+        partial(_kernel, axis=axis, limit=limit, n_rows=n_rows, n_blocks=n_blocks),
         grid=(n_halves, in_half),
         in_specs=[
             pl.BlockSpec(memory_space=pltpu.SMEM),
@@ -157,6 +160,7 @@ def _kernel(
     new_table: Any,
     *,
     axis: int,
+    limit: float,
     n_rows: int,
     n_blocks: int,
 ) -> None:
@@ -171,7 +175,8 @@ def _kernel(
     @pl.when(block < n_blocks)
     def _() -> None:
         hyper = Numbers(*(numbers[k] for k in range(len(Numbers._fields))))
-        squares = jnp.square(grad[...].astype(row.dtype))
+        seen = within(grad[...], row.dtype, limit)
+        squares = jnp.square(seen)
         index = jax.lax.broadcasted_iota(jnp.int32, squares.shape, axis)
         # Beyond the last row the block holds whatever was in memory.
         squares = jnp.where(block * row.size + index < n_rows, squares, 0)
@@ -181,8 +186,8 @@ def _kernel(
         new_row[...] = _rule.move(row[...], _turn(mean, axis), hyper.rate)
         new_table[...] = _descend(
             table[...],
-            grad[...],
-            _turn(_rule.root(new_row[...]), axis),
+            seen,
+            _turn(_rule.root(new_row[...], hyper.eps), axis),
             _turn(col_root[...], 1 - axis),
             hyper,
         )
@@ -203,6 +208,6 @@ def _descend(
     """Returns the table after the step, computed in the dtype of the statistics."""
     dtype = row_root.dtype
     theta = table.astype(dtype)
-    update = grad.astype(dtype) / (row_root * col_root + numbers.eps)
+    update = grad / (row_root * col_root + numbers.eps)
     theta -= numbers.learning_rate * (update + numbers.weight_decay * theta)
     return theta.astype(table.dtype)
