@@ -151,13 +151,13 @@ def scale_by_ember(
         dtype = jnp.float64 if is_double else jnp.float32
 
         sums = reducer.sum_squares(grads, axes, dtype)
+        count = cast(jax.Array, optax.safe_increment(state.count))
         moments = {path: rule.move(before[path], sums[path]) for path in grads}
         moments = reducer.constrain(moments, grads, axes)
-        count = cast(jax.Array, optax.safe_increment(state.count))
+        roots = {path: rule.roots(moments[path], sums[path], count) for path in grads}
+        roots = reducer.constrain(roots, grads, axes)
         new_updates = [
-            rule.precondition(
-                read_again(grad, sums[path]), moments[path], count, axes[path]
-            )
+            rule.precondition(read_again(grad, roots[path]), roots[path], axes[path])
             for path, grad in grads.items()
         ]
         structure = jax.tree.structure(updates)

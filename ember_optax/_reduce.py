@@ -1,6 +1,5 @@
 """Row and column sums of squared gradients, with as few collectives as can be."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -63,15 +62,7 @@ class InShardMap(NamedTuple):
         self, grads: Mapping[str, jax.Array], axes: Mapping[str, int], dtype: DTypeLike
     ) -> dict[str, Sums]:
         self.names.check_bound()
-        n_rows, n_columns = (
-            jax.lax.axis_size(names) if names else 1 for names in self.names
-        )
-        sums = {}
-        for path, grad in grads.items():
-            rows = grad.shape[axes[path]] * n_rows
-            columns = grad.size // grad.shape[axes[path]] * n_columns
-            limit = largest_gradient(rows, columns, dtype)
-            sums[path] = sum_squares(grad, axes[path], dtype, limit)
+        sums = _sum_all(grads, axes, dtype)
         rows = _add_up({path: s.row for path, s in sums.items()}, self.names.columns)
         cols = _add_up({path: s.col for path, s in sums.items()}, self.names.rows)
         return {path: Sums(rows[path], cols[path]) for path in sums}
@@ -95,23 +86,10 @@ class OnMesh(NamedTuple):
     def sum_squares(
         self, grads: Mapping[str, jax.Array], axes: Mapping[str, int], dtype: DTypeLike
     ) -> dict[str, Sums]:
-        limits = {
-            path: largest_gradient(
-                grad.shape[axes[path]], grad.size // grad.shape[axes[path]], dtype
-            )
-            for path, grad in grads.items()
-        }
-
-        def sum_all(shards: Mapping[str, jax.Array]) -> dict[str, Sums]:
-            return {
-                path: sum_squares(shard, axes[path], dtype, limits[path])
-                for path, shard in shards.items()
-            }
-
         layout = self._layout(grads)
         if layout is None:
-            return sum_all(grads)
-        return _sum_on_mesh(grads, axes, sum_all, layout, self.rows_sharded)
+            return _sum_all(grads, axes, dtype)
+        return _sum_on_mesh(grads, axes, dtype, layout, self.rows_sharded)
 
     def constrain(
         self,
@@ -135,34 +113,6 @@ class OnMesh(NamedTuple):
         return find_layout(tables, self.param_shardings, rows_sharded=self.rows_sharded)
 
 
-def largest_gradient(n_rows: int, n_columns: int, dtype: DTypeLike) -> float:
-    """Returns up to where no sum of squares over a row or a column can overflow.
-
-    Args:
-      n_rows: of the whole table.
-      n_columns: likewise.
-      dtype: of the sums.
-    """
-    return math.sqrt(float(jnp.finfo(dtype).max) / (2 * max(n_rows, n_columns)))
-
-
-def within(grad: jax.Array, dtype: DTypeLike, limit: float) -> jax.Array:
-    """Returns a gradient as the rule sees it, with zeros for elements above a limit.
-
-    The second moment of such an element is not representable. Adam's becomes infinite
-    and freezes the element, but row and column statistics would carry it to others.
-    What is not finite stays so.
-
-    Args:
-      grad: of any floating dtype.
-      dtype: of the result.
-      limit: of :func:`largest_gradient`.
-    """
-    grad = grad.astype(dtype)
-    size = jnp.abs(grad)
-    return jnp.where((size > limit) & (size < jnp.inf), 0, grad)
-
-
 def read_again(grad: jax.Array, sums: Any) -> jax.Array:
     """Returns a gradient for one more use, which shares nothing with earlier ones.
 
@@ -182,25 +132,30 @@ def read_again(grad: jax.Array, sums: Any) -> jax.Array:
     )
 
 
-def sum_squares(grad: jax.Array, axis: int, dtype: DTypeLike, limit: float) -> Sums:
+def sum_squares(grad: jax.Array, axis: int, dtype: DTypeLike) -> Sums:
     """Sums the squares of a gradient over its columns and over its rows.
 
     Args:
       grad: gradient of a table, or a device's part of one, of any floating dtype.
       axis: the axis that holds the tokens.
       dtype: dtype to compute in.
-      limit: of :func:`largest_gradient`.
     """
     columns = tuple(a for a in range(grad.ndim) if a != axis)
-    row = jnp.sum(jnp.square(within(grad, dtype, limit)), axis=columns)
+    row = jnp.sum(jnp.square(grad.astype(dtype)), axis=columns)
     grad = read_again(grad, row)
-    return Sums(row, jnp.sum(jnp.square(within(grad, dtype, limit)), axis=axis))
+    return Sums(row, jnp.sum(jnp.square(grad.astype(dtype)), axis=axis))
+
+
+def _sum_all(
+    grads: Mapping[str, jax.Array], axes: Mapping[str, int], dtype: DTypeLike
+) -> dict[str, Sums]:
+    return {path: sum_squares(grad, axes[path], dtype) for path, grad in grads.items()}
 
 
 def _sum_on_mesh(
     grads: Mapping[str, jax.Array],
     axes: Mapping[str, int],
-    sum_all: Any,
+    dtype: DTypeLike,
     layout: Layout,
     rows_sharded: bool,
 ) -> dict[str, Sums]:
@@ -212,7 +167,7 @@ def _sum_on_mesh(
     Args:
       grads: gradient of each table.
       axes: the axis of each that holds the tokens.
-      sum_all: sums the squares of what a device has.
+      dtype: dtype to compute in.
       layout: how the tables are sharded.
       rows_sharded: leave the row sums where the rows are.
 
@@ -227,7 +182,7 @@ def _sum_on_mesh(
     }
 
     def local(shards: dict[str, jax.Array]) -> tuple[dict, dict]:
-        sums = sum_all(shards)
+        sums = _sum_all(shards, axes, dtype)
         cols = {
             path: _place(s.col, col_specs[path], row_specs[path], layout)
             for path, s in sums.items()

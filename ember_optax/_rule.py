@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ember_optax._mesh import AxisNames
-from ember_optax._reduce import Sums, largest_gradient, within
+from ember_optax._reduce import Sums
 
 Scalar = float | jax.Array
 ColumnMean = Literal["all", "active"]
@@ -36,11 +36,15 @@ class Rule(NamedTuple):
           row_i &\leftarrow b_2 \, row_i + (1 - b_2) \, mean_j \, g_{ij}^2 \\
           col_j &\leftarrow b_2 \, col_j + (1 - b_2) \, mean_i \, g_{ij}^2
 
+        To a row or column whose sum overflows, this step is one without a gradient.
+
         Args:
           moments: moments before the step.
           sums: row and column sums of the squared gradient.
         """
         dtype = moments.row.dtype
+        overflow = self.overflow(moments, sums)
+        sums = Sums(*(jnp.where(o, 0, s) for o, s in zip(overflow, sums, strict=True)))
         n_columns = _size(moments.col, self.names.columns)
         if self.column_mean == "all":
             n_rows = _size(moments.row, self.names.rows)
@@ -54,48 +58,70 @@ class Rule(NamedTuple):
             move(moments.col, sums.col.astype(dtype) / n_rows, rate),
         )
 
-    def precondition(
-        self, grad: jax.Array, moments: TableMoments, count: jax.Array, axis: int
-    ) -> jax.Array:
-        r"""Divides a gradient by the root of the factored second moment.
+    def roots(
+        self, moments: TableMoments, sums: Sums, count: jax.Array
+    ) -> TableMoments:
+        r"""Returns what rows and columns of a gradient are divided by.
 
         .. math::
 
-          \hat v_{ij} = \frac{row_i \, col_j}{mean(col) \, (1 - b_2^t)}, \quad
-          u_{ij} = g_{ij} / (\sqrt{\hat v_{ij}} + \epsilon)
+          a_i = \sqrt{row_i}, \quad b_j = \sqrt{\frac{col_j}{mean(col) \, (1 - b_2^t)}}
 
-        With `column_mean="active"` mean(row) takes the place of mean(col).
+        so that the second moment is their square, without a product that underflows.
+        With `column_mean="active"` mean(row) takes the place of mean(col). Where a sum
+        of squares overflows, the root is so large that the update is next to nothing,
+        as is that of such an element in Adam, whose second moment is infinite.
+
+        Args:
+          moments: moments after :meth:`move`.
+          sums: row and column sums of the squared gradient.
+          count: int32 scalar, the number t of this step, counted from 1.
+        """
+        row, col = moments
+        dtype = row.dtype
+        if self.column_mean == "all":
+            total = _total(jnp.sum(col), self.names.columns)
+            n = _size(col, self.names.columns)
+        else:
+            total = _total(jnp.sum(row), self.names.rows)
+            n = _size(row, self.names.rows)
+        factor = share(col, total) * (n / bias_correction(self.b2, count, dtype))
+        eps = jnp.asarray(self.eps, dtype)
+        overflow, largest = self.overflow(moments, sums), jnp.finfo(dtype).max
+        return TableMoments(
+            jnp.where(overflow.row, largest, root(row, eps)),
+            jnp.where(overflow.col, largest, root(factor, eps)),
+        )
+
+    def precondition(
+        self, grad: jax.Array, roots: TableMoments, axis: int
+    ) -> jax.Array:
+        r"""Returns the update of a table, :math:`g_{ij} / (a_i b_j + \epsilon)`.
 
         Args:
           grad: gradient of the table, any floating dtype, with V rows along `axis` and
             columns along all other axes.
-          moments: moments after :meth:`move`.
-          count: int32 scalar, the number t of this step, counted from 1.
+          roots: of :meth:`roots`.
           axis: the axis that holds the tokens.
 
         Returns:
-          The update u, with the shape and dtype of `grad`.
+          The update, with the shape and dtype of `grad`.
         """
-        row, col = moments
-        dtype = row.dtype
-        n_rows = _size(row, self.names.rows)
-        n_columns = _size(col, self.names.columns)
-        correction = bias_correction(self.b2, count, dtype)
-        if self.column_mean == "all":
-            factor = share(col, _total(jnp.sum(col), self.names.columns))
-            factor = factor * (n_columns / correction)
-        else:
-            factor = share(col, _total(jnp.sum(row), self.names.rows))
-            factor = factor * (n_rows / correction)
-
-        # Taking roots before the product costs V + D of them and cannot underflow.
+        dtype = roots.row.dtype
         columns = tuple(a for a in range(grad.ndim) if a != axis)
-        eps = jnp.asarray(self.eps, dtype)
-        row_root = jnp.expand_dims(root(row, eps), columns)
-        col_root = jnp.expand_dims(root(factor, eps), axis)
-        limit = largest_gradient(n_rows, n_columns, dtype)
-        update = within(grad, dtype, limit) / (row_root * col_root + eps)
+        row, col = jnp.expand_dims(roots.row, columns), jnp.expand_dims(roots.col, axis)
+        update = grad.astype(dtype) / (row * col + jnp.asarray(self.eps, dtype))
         return update.astype(grad.dtype)
+
+    def overflow(self, moments: TableMoments, sums: Sums) -> Sums:
+        """Returns which sums of squares are too large for finite statistics."""
+        n_rows = _size(moments.row, self.names.rows)
+        n_columns = _size(moments.col, self.names.columns)
+        sizes = (n_rows, n_columns)
+        if self.column_mean == "active":
+            sizes = sizes[::-1]
+        limit = largest_sum(*sizes, moments.row.dtype)
+        return Sums(sums.row > limit, sums.col > limit)
 
 
 def init_moments(shape: tuple[int, ...], dtype: DTypeLike, axis: int) -> TableMoments:
@@ -138,6 +164,17 @@ def share(x: jax.Array, total: jax.Array) -> jax.Array:
     A sum stays in the range of its terms, where a mean may be too small for it.
     """
     return x / jnp.where(total == 0, 1, total)
+
+
+def largest_sum(n: int, n_places: int, dtype: DTypeLike) -> float:
+    """Returns the largest sum of squares that leaves statistics and their sum finite.
+
+    Args:
+      n: what a sum is divided by to be the mean of a statistic, such as V for columns.
+      n_places: of the statistic that the rule sums up, such as D for columns.
+      dtype: of the sums.
+    """
+    return float(jnp.finfo(dtype).max) / 2 * min(1, n / n_places)
 
 
 def root(x: jax.Array, eps: jax.Array) -> jax.Array:

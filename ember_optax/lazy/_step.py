@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from ember_optax import _rule
-from ember_optax._reduce import largest_gradient, within
+from ember_optax._reduce import Sums
 from ember_optax._rule import Rule, TableMoments
 
 
@@ -88,15 +88,10 @@ def step(
       axes: inside `jax.shard_map`, the mesh axes that rows are sharded over.
     """
     n_rows, dtype = table.shape[0], state.row.dtype
-    n_shards = jax.lax.axis_size(axes) if axes else 1
-    limit = largest_gradient(n_rows * n_shards, state.col.size, dtype)
     if axes:
         ids = clip_ids(ids - jax.lax.axis_index(axes) * n_rows, n_rows)
     ids, place = jnp.unique(ids, size=ids.size, fill_value=n_rows, return_inverse=True)
-    summable = float(jnp.finfo(dtype).max) / ids.size
-    row_grads = within(row_grads, dtype, summable)
-    grads = jax.ops.segment_sum(row_grads, place, ids.size)
-    grads = within(grads, dtype, limit)
+    grads = jax.ops.segment_sum(row_grads.astype(dtype), place, ids.size)
     grads = jnp.where(expand(ids < n_rows, grads), grads, 0)
 
     decay = state.decay and _advance(state.decay, rates)
@@ -105,18 +100,19 @@ def step(
 
     count = cast(jax.Array, optax.safe_increment(state.count))
     rate = jnp.asarray(1 - rule.b2, dtype)
-    row_mean = jnp.mean(jnp.square(grads), axis=tuple(range(1, grads.ndim)))
+    col = state.col if columns else jnp.ones_like(state.col)
+    sums = _sum_squares(grads, columns=columns, axes=axes)
+    overflow = rule.overflow(TableMoments(row, col), sums)
+    row_mean = jnp.where(overflow.row, 0, sums.row) / state.col.size
     # A saturated counter stands still: this step counts all the same.
     missed = jnp.maximum(count - last, 1).astype(dtype)
     row = _shrink(row, missed * jnp.log1p(-rate)) + rate * row_mean
-    col = state.col
     if columns:
-        col_mean = jnp.sum(jnp.square(grads), axis=0) / n_rows
-        if axes:
-            col_mean = jax.lax.pmean(col_mean, axes)
+        n_shards = jax.lax.axis_size(axes) if axes else 1
+        col_mean = jnp.where(overflow.col, 0, sums.col) / (n_rows * n_shards)
         col = _rule.move(col, col_mean, rate)
-    moments = TableMoments(row, col if columns else jnp.ones_like(col))
-    update = rule.precondition(grads, moments, count, axis=0)
+    roots = rule.roots(TableMoments(row, col), sums, count)
+    update = rule.precondition(grads, roots, axis=0)
 
     if decay:
         theta = catch_up(theta, decay, row_decay)
@@ -133,11 +129,21 @@ def step(
     state = LazyState(
         row=scatter(state.row, ids, row),
         last=scatter(state.last, ids, last),
-        col=col,
+        col=col if columns else state.col,
         count=count,
         decay=decay,
     )
     return scatter(table, ids, theta), state
+
+
+def _sum_squares(grads: jax.Array, *, columns: bool, axes: tuple[str, ...]) -> Sums:
+    """Sums squares over the columns of each row and, if asked for, over all rows."""
+    squares = jnp.square(grads)
+    row = jnp.sum(squares, axis=tuple(range(1, grads.ndim)))
+    if not columns:
+        return Sums(row, jnp.zeros(grads.shape[1:], grads.dtype))
+    col = jnp.sum(squares, axis=0)
+    return Sums(row, jax.lax.psum(col, axes) if axes else col)
 
 
 def _advance(decay: RowDecay, rates: Rates) -> RowDecay:

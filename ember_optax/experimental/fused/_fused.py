@@ -16,7 +16,6 @@ import optax
 from ember_optax import _checks, _rule
 from ember_optax._axes import check_vocab_axis, token_axes
 from ember_optax._paths import by_path
-from ember_optax._reduce import largest_gradient
 from ember_optax._rule import Scalar
 from ember_optax.experimental.fused import _kernel
 from ember_optax.experimental.fused._kernel import Numbers
@@ -132,15 +131,16 @@ def apply(
     correction = _rule.bias_correction(b2, count, dtype)
     col_root = _kernel.column_root(state.col, correction)
     n_shards = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-    limit = largest_gradient(state.row.size * n_shards, state.col.size, dtype)
+    n_rows = state.row.size * n_shards
+    limit = _rule.largest_sum(n_rows, state.col.size, dtype)
     table, row, col_sums = jax.lax.platform_dependent(
         *(table, grad, state.row, col_root, numbers),
         tpu=partial(_kernel.kernel_step, axis=axis, limit=limit),
         default=partial(_kernel.plain_step, axis=axis, limit=limit),
     )
-    col_mean = col_sums / state.row.size
     if axis_name is not None:
-        col_mean = jax.lax.pmean(col_mean, axis_name)
+        col_sums = jax.lax.psum(col_sums, axis_name)
+    col_mean = jnp.where(col_sums > limit, 0, col_sums) / n_rows
     col = _rule.move(state.col, col_mean, numbers.rate)
     return table, FusedState(row, col, count)
 

@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ember_optax import _rule
-from ember_optax._reduce import read_again, sum_squares, within
+from ember_optax._reduce import read_again, sum_squares
 
 # A block that is as large as this takes 8 times its bytes on the chip: theta twice and
 # the gradient, each with the block after it, and what does not fit into registers.
@@ -69,14 +69,13 @@ def plain_step(
       col_root: [D], of :func:`column_root`.
       numbers: hyperparameters.
       axis: the axis that holds the tokens.
-      limit: of :func:`ember_optax._reduce.largest_gradient`.
+      limit: of a sum of squares that leaves statistics finite.
     """
-    sums = sum_squares(grad, axis, row.dtype, limit)
+    sums = sum_squares(grad, axis, row.dtype)
     grad = read_again(grad, sums)
-    row = _rule.move(row, sums.row / col_root.size, numbers.rate)
-    row_root = jnp.expand_dims(_rule.root(row, numbers.eps), 1 - axis)
+    row, row_root = _row_step(row, sums.row, col_root.size, numbers, limit)
+    row_root = jnp.expand_dims(row_root, 1 - axis)
     col_root = jnp.expand_dims(col_root, axis)
-    grad = within(grad, row.dtype, limit)
     return Stepped(_descend(table, grad, row_root, col_root, numbers), row, sums.col)
 
 
@@ -175,22 +174,32 @@ def _kernel(
     @pl.when(block < n_blocks)
     def _() -> None:
         hyper = Numbers(*(numbers[k] for k in range(len(Numbers._fields))))
-        seen = within(grad[...], row.dtype, limit)
-        squares = jnp.square(seen)
+        squares = jnp.square(grad[...].astype(row.dtype))
         index = jax.lax.broadcasted_iota(jnp.int32, squares.shape, axis)
         # Beyond the last row the block holds whatever was in memory.
         squares = jnp.where(block * row.size + index < n_rows, squares, 0)
         sums = jnp.sum(squares, axis=axis, keepdims=True)
         col_sums[...] += _turn(sums, 1 - axis)
-        mean = jnp.sum(squares, axis=1 - axis, keepdims=True) / col_root.size
-        new_row[...] = _rule.move(row[...], _turn(mean, axis), hyper.rate)
+        sums = _turn(jnp.sum(squares, axis=1 - axis, keepdims=True), axis)
+        new_row[...], row_root = _row_step(row[...], sums, col_root.size, hyper, limit)
         new_table[...] = _descend(
             table[...],
-            seen,
-            _turn(_rule.root(new_row[...], hyper.eps), axis),
+            grad[...],
+            _turn(row_root, axis),
             _turn(col_root[...], 1 - axis),
             hyper,
         )
+
+
+def _row_step(
+    row: jax.Array, sums: jax.Array, n_columns: int, numbers: Numbers, limit: float
+) -> tuple[jax.Array, jax.Array]:
+    """Returns row statistics after the step, and the roots to divide rows by."""
+    overflow = sums > limit
+    mean = jnp.where(overflow, 0, sums) / n_columns
+    row = _rule.move(row, mean, numbers.rate)
+    largest = jnp.finfo(row.dtype).max
+    return row, jnp.where(overflow, largest, _rule.root(row, numbers.eps))
 
 
 def _turn(x: jax.Array, axis: int) -> jax.Array:
@@ -208,6 +217,6 @@ def _descend(
     """Returns the table after the step, computed in the dtype of the statistics."""
     dtype = row_root.dtype
     theta = table.astype(dtype)
-    update = grad / (row_root * col_root + numbers.eps)
+    update = grad.astype(dtype) / (row_root * col_root + numbers.eps)
     theta -= numbers.learning_rate * (update + numbers.weight_decay * theta)
     return theta.astype(table.dtype)
