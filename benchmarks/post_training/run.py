@@ -8,14 +8,14 @@ lines of finetune.jsonl and grpo.jsonl in the same folder and are not run again.
 """
 
 import argparse
+import importlib
 
 from absl import logging
 
 from benchmarks.common.store import Run, Settings
-from benchmarks.post_training import finetune, grpo
 from benchmarks.post_training.comparison import FINETUNE, GRPO, finish
 
-BENCHMARKS = {"finetune": (FINETUNE, finetune.execute), "grpo": (GRPO, grpo.execute)}
+BENCHMARKS = {benchmark.name: benchmark for benchmark in (FINETUNE, GRPO)}
 
 
 def main() -> None:
@@ -23,11 +23,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", choices=BENCHMARKS)
-    benchmark, execute = BENCHMARKS[parser.parse_args().name]
+    benchmark = BENCHMARKS[parser.parse_args().name]
+    # Imported late: --help needs no tunix.
+    module = importlib.import_module(f"benchmarks.post_training.{benchmark.name}")
     logging.set_verbosity(logging.ERROR)
 
     def execute_and_print(settings: Settings) -> Run:
-        result = execute(settings)
+        result = module.execute(settings)
         print(settings, f"{benchmark.score} {result[benchmark.score]:.3f}", flush=True)
         return result
 

@@ -172,7 +172,7 @@ def ember_minus_adam(study: Study) -> Figure | None:
     axis.set_xlabel("← Ember is better        Ember is worse →")
     axis.set_title(
         "Validation loss of Ember minus that of Adam with b2 0.999 (●) and 0.95 (□),\n"
-        "five paired seeds, 95% intervals; grey: they include 0",
+        "five paired seeds, 95% intervals; gray: they include 0",
         fontsize=9,
     )
     return figure

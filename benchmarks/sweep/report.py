@@ -12,17 +12,15 @@ from typing import Any
 from benchmarks.common import store
 from benchmarks.common.store import Run
 from benchmarks.common.tables import markdown
+from benchmarks.sweep.plan import BODY_RATE, SEEDS, SHORT
 
 RESULTS = Path(__file__).with_name("results.jsonl")
-SHORT = {"steps": 150, "eval_every": 150}  # runs of the search
-SEEDS = (1, 2, 3)  # the search has seen seed 0
 NAMES = {
     "ember": "Ember",
     "adam": "Adam",
     "adam_no_momentum": "Adam without first moment",
 }
 RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # those of README.md
-BODY_RATE = 2e-3  # what the stage `body` found
 
 
 def parts() -> dict[str, str]:

@@ -168,12 +168,13 @@ def _steps(program: Program, params: Any, ember: EmberState, batch: jax.Array) -
     squares: dict[str, Any] = {row: {} for row in ROWS}
     counts = {}
     for name, (grad, ids) in tables.items():
-        row, col = ember.tables[name.replace("/", ":")]
+        row, col = ember.tables[name.replace("/", ":")]  # no key of a state has a "/"
         taken = jnp.zeros(row.shape, bool).at[ids].set(True) & (row > 0)
         counts[name] = taken.sum()
+        key = jax.eval_shape(tx.init, grad).tables  # that of a table on its own
         for label, value in ROWS.items():
             moments = TableMoments(jnp.where(taken, value(row), row), col)
-            state = EmberState(ember.count, {"": moments})
+            state = ember._replace(tables=dict.fromkeys(key, moments))
             update, _ = tx.update(grad / jnp.maximum(norm, 1), state)  # clipped
             mean_squares = jnp.mean(jnp.square(cast(jax.Array, update)), axis=1)
             squares[label][name] = jnp.sum(jnp.where(taken, mean_squares, 0))

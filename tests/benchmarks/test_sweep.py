@@ -5,19 +5,19 @@ import itertools
 import pytest
 
 from benchmarks.common import store
-from benchmarks.sweep import report, run
+from benchmarks.sweep import plan, report, run
 from configs.pretrain_small import get_config
 from examples.lm import data
 
 
 def test_ember_and_adam_get_equally_many_runs():
-    runs = list(itertools.chain(*(stage() for stage in run.STAGES.values())))
+    runs = list(itertools.chain(*(stage() for stage in plan.STAGES.values())))
     names = [settings["tables.optimizer"] for settings in runs]
     assert names.count("ember") == names.count("adam")
 
 
 def test_every_run_is_a_config():
-    for stage in run.STAGES.values():
+    for stage in plan.STAGES.values():
         for settings in stage():
             config = get_config()
             config.update_from_flattened_dict(settings)
@@ -25,7 +25,7 @@ def test_every_run_is_a_config():
 
 def test_all_runs_are_on_file():
     done = [finished["settings"] for finished in store.read(report.RESULTS)]
-    planned = itertools.chain(*(stage() for stage in run.STAGES.values()))
+    planned = itertools.chain(*(stage() for stage in plan.STAGES.values()))
     assert [settings for settings in planned if settings not in done] == []
 
 
@@ -50,7 +50,7 @@ def test_a_finished_run_is_reported(config, monkeypatch, tmp_path):
     monkeypatch.setattr(run, "get_config", lambda: config.copy_and_resolve_references())
     settings = {"tables.optimizer": "ember", "tables.learning_rate": 0.01}
     settings |= {"tables.b2": 0.9, "body.learning_rate": 0.002}
-    settings |= {"seed": report.SEEDS[0]}
+    settings |= {"seed": plan.SEEDS[0]}
     tokens = data.load(**config.data)
     path = tmp_path / "results.jsonl"
     result = store.run_once(path, settings, lambda: run.execute(settings, tokens))
