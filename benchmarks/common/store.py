@@ -1,4 +1,4 @@
-"""Results on disk: finished runs as JSON Lines, other measurements as one JSON object.
+"""Results on disk: finished runs as JSON Lines, other measurements as JSON objects.
 
 A run is a dict. Its "settings" tell it from all other runs in its file.
 """
