@@ -45,10 +45,10 @@ grpo: $(TUNIX_READY)  ## Learn to sort by reinforcement with tunix, at several b
 
 study: $(READY)  ## Repeat the optimizer study: hours; finished runs are not run again
 	JAX_PLATFORMS=cpu GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
-	  $(BIN)/python -m examples.optimizer_study
+	  $(BIN)/python -m benchmarks.study.run
 
-report: $(READY)  ## Write docs/evidence.md and its figures from the finished runs
-	JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks.evidence
+report: $(READY)  ## Write all tables and figures of the documents from the results
+	JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks.report
 
 test: $(READY)  ## Run all tests and doctests
 	$(BIN)/python -m pytest -n 2
@@ -60,11 +60,11 @@ lint: $(READY)  ## Check style and formatting
 types: $(READY)  ## Check types
 	$(BIN)/pyright
 
-bench: $(READY)  ## Measure traffic, time and collectives of a step against other optimizers
-	$(BIN)/python -m benchmarks.step
-	$(BIN)/python -m benchmarks.tpu_step
-	$(BIN)/python -m benchmarks.lazy
-	$(BIN)/python -m benchmarks.collectives
+bench: $(READY)  ## Measure bytes, time and collectives of a step against other optimizers
+	$(BIN)/python -m benchmarks.step.run
+	$(BIN)/python -m benchmarks.step.tpu
+	$(BIN)/python -m benchmarks.lazy.run
+	$(BIN)/python -m benchmarks.collectives.run
 
 clean:  ## Remove the virtual environment, caches and runs
 	rm -rf $(VENV) runs .cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""What is measured: one package for each subject, and what they share in `common`."""

@@ -1,7 +1,7 @@
 """Full finetuning of a small model on instructions: minutes on two cores.
 
 Every value can be set on the command line: --config.finetuning.steps=1000.
-The tuned values come from benchmarks/results/finetune.json.
+The tuned values come from benchmarks/post_training/finetune.jsonl.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """GRPO on sorting numbers, after a short supervised phase: minutes on two cores.
 
 Every value can be set on the command line: --config.rl.steps=500.
-The tuned values come from benchmarks/results/grpo.json.
+The tuned values come from benchmarks/post_training/grpo.jsonl.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """A small language model on real text: two minutes on two cores, twice to compare.
 
 Every value can be set on the command line: --config.steps=1000, --config.model.tied.
-The tuned values come from benchmarks/results/sweep.jsonl.
+The tuned values come from benchmarks/sweep/results.jsonl.
 """
 
 from ml_collections import ConfigDict

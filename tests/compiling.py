@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import ember_optax
-from benchmarks.collectives import compile_step, sharded_state
+from benchmarks.collectives.run import compile_step, sharded_state
 from examples.lm.hlo import Collective
 
 

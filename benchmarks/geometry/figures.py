@@ -1,35 +1,31 @@
-"""Figures of docs/geometry.md, from the JSON file of benchmarks/geometry.py alone."""
+"""Figures of docs/geometry.md, from finished runs alone."""
 
+from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmarks import results
-from benchmarks.geometry.report import NAMES, groups, label, read
-
-COLORS = {"ember": "C1", "adam": "C0"}
+from benchmarks.common.figures import OTHER, color, plt, save
+from benchmarks.geometry.results import NAMES, Runs, groups, label, optimizer_of, read
 
 
-def plot_rays(content: dict[str, Any]) -> None:
-    """Draws how much of a line a trajectory is, beside its random walk."""
-    runs = content["runs"]
+def draw_rays(runs: Runs, path: Path) -> None:
+    """Draws how much of a line a trajectory is, next to its random walk."""
     figure, axes = plt.subplots(
         2, 2, figsize=(12, 6), sharex=True, sharey="row", layout="tight"
     )
     labels = [label(*x).replace(", ", "\n") for x in groups(runs)]
     for column, optimizer in enumerate(NAMES):
         for axis, key in zip(axes[:, column], ("share", "cosine"), strict=True):
-            for side, (case, color) in enumerate(
-                (("actual", COLORS[optimizer]), ("walk", "0.75"))
+            for side, (case, shade) in enumerate(
+                (("actual", color(optimizer)), ("walk", OTHER))
             ):
                 at = [
                     read(runs, optimizer, "matrices", *x[:1], "ray", x[1], case, key)
                     for x in groups(runs)
                 ]
                 positions = np.arange(len(at)) + 0.36 * (side - 0.5)
-                boxes(axis, positions, at, color)
-            axis.spines[["top", "right"]].set_visible(False)
+                boxes(axis, positions, at, shade)
         axes[0, column].set_title(f"tables trained with {NAMES[optimizer]}")
         axes[1, column].set_xticks(range(len(labels)), labels, fontsize=8.5)
     axes[0, 0].set_ylabel("share of the variance\non one line")
@@ -38,15 +34,13 @@ def plot_rays(content: dict[str, Any]) -> None:
         axis.axhline(1, color="0.3", linewidth=0.8, linestyle="--")
         axis.text(-0.4, 1.005, "a straight line", va="bottom", fontsize=8)
     figure.suptitle(
-        "Do rows move along a line? Colour: measured. Grey: random walks with the same"
-        " step lengths.",
-        fontsize=10,
+        "Do rows move along a line? Color: measured. Gray: random walks with the same"
+        " step lengths."
     )
-    figure.savefig(results.RESULTS / "geometry_ray.png", dpi=150)
-    plt.close(figure)
+    save(figure, path)
 
 
-def boxes(axis: Any, positions: Any, quantiles: list[Any], color: str) -> None:
+def boxes(axis: Any, positions: Any, quantiles: list[Any], shade: str) -> None:
     keys = ("whislo", "q1", "med", "q3", "whishi")
     axis.bxp(
         [dict(zip(keys, x, strict=True)) for x in quantiles],
@@ -54,15 +48,15 @@ def boxes(axis: Any, positions: Any, quantiles: list[Any], color: str) -> None:
         widths=0.3,
         showfliers=False,
         patch_artist=True,
-        boxprops={"facecolor": color, "linewidth": 0.5},
+        boxprops={"facecolor": shade, "linewidth": 0.5},
         medianprops={"color": "black"},
         manage_ticks=False,
     )
 
 
-def plot_steps(content: dict[str, Any]) -> None:
+def draw_steps(runs: Runs, path: Path) -> None:
     """Draws how far a step goes, by how often the token occurs."""
-    runs, b2 = content["runs"], content["b2"]
+    b2, n_steps = (runs[0]["settings"][key] for key in ("b2", "steps"))
     figure, axis = plt.subplots(figsize=(7.5, 4.6), layout="tight")
     curves = (
         ("ember", "touched", "-", "Ember: a step"),
@@ -70,15 +64,15 @@ def plot_steps(content: dict[str, Any]) -> None:
         ("adam", "touched", "-", "Adam: a step"),
     )
     for optimizer, key, style, text in curves:
-        of = [x["steps"]["bins"] for x in runs if x["optimizer"] == optimizer]
+        of = [x["steps"]["bins"] for x in runs if optimizer_of(x) == optimizer]
         at = np.mean([[x["share"] for x in bins] for bins in of], axis=0)
         low, _, median, _, high = np.mean(
             [[x[key] for x in bins] for bins in of], axis=0
         ).T
-        color = COLORS[optimizer]
-        axis.plot(at, median, style, color=color, marker="o", ms=4, label=text)
+        shade = color(optimizer)
+        axis.plot(at, median, style, color=shade, marker="o", ms=4, label=text)
         if style == "-":
-            axis.fill_between(at, low, high, color=color, alpha=0.2, linewidth=0)
+            axis.fill_between(at, low, high, color=shade, alpha=0.2, linewidth=0)
     bins = runs[0]["steps"]["bins"]
     share, expected = ([x[key] for x in bins] for key in ("share", "expected"))
     axis.plot(
@@ -88,9 +82,9 @@ def plot_steps(content: dict[str, Any]) -> None:
     axis.axhline(bound, color="black", linewidth=1)
     text = f"bound: $1/\\sqrt{{1-b_2}}$ = {bound:.1f}"
     axis.text(1, bound * 1.05, text, ha="right", va="bottom", fontsize=9)
-    reached = bound * (1 - b2 ** content["steps"]) ** 0.5
+    reached = bound * (1 - b2**n_steps) ** 0.5
     axis.axhline(reached, color="black", linewidth=0.8, linestyle="--")
-    text = f"with the bias correction of step {content['steps']}: {reached:.1f}"
+    text = f"with the bias correction of step {n_steps}: {reached:.1f}"
     axis.text(1, reached * 1.05, text, ha="right", va="bottom", fontsize=9)
     axis.set(
         xscale="log",
@@ -100,7 +94,5 @@ def plot_steps(content: dict[str, Any]) -> None:
         ylabel="size of a row's step / learning rate",
         title="Rare tokens take the long steps (embedding; band: 5 to 95 %)",
     )
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=9, loc="lower left")
-    figure.savefig(results.RESULTS / "geometry_steps.png", dpi=150)
-    plt.close(figure)
+    axis.legend(fontsize=9, loc="lower left")
+    save(figure, path)

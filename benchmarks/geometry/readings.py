@@ -1,4 +1,4 @@
-"""What benchmarks/geometry.py reads from its streams, as numbers for a JSON file."""
+"""What a run reads from its statistics, as numbers that JSON can hold."""
 
 from typing import Any
 

@@ -1,30 +1,44 @@
-"""Tables of docs/geometry.md, from the JSON file of benchmarks/geometry.py alone."""
+"""Tables of docs/geometry.md, from finished runs alone."""
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from benchmarks.common import store
+from benchmarks.common.tables import markdown, paragraphs
+from benchmarks.geometry import figures
 from benchmarks.geometry.readings import COUNTS, SHARES
-from benchmarks.results import markdown
+from benchmarks.geometry.results import (
+    COST,
+    NAMES,
+    RESULTS,
+    Runs,
+    groups,
+    label,
+    optimizer_of,
+    read,
+)
 
 MEDIAN = 2  # of the five quantiles
-NAMES = {"ember": "Ember", "adam": "Adam"}
 CASES = ("row x col", "if it were exact", "row alone", "shuffled")
 
 
-def tables(content: dict[str, Any]) -> list[str]:
-    """Returns the tables of docs/geometry.md, and its sentence on the cost.
-
-    Numbers are means over seeds.
-    """
-    runs = content["runs"]
+def parts() -> dict[str, str]:
+    """Returns the generated parts of pages by name. Numbers are means over seeds."""
+    runs = store.read(RESULTS)
     make = (rays, autocorrelations, factorizations, steps, frequencies, losses)
-    return [*(function(runs) for function in make), cost(content)]
+    tables = {f"geometry.{function.__name__}": function(runs) for function in make}
+    return tables | {"geometry.cost": cost(store.read_object(COST))}
 
 
-def rays(runs: Any) -> str:
+def draw() -> None:
+    runs = store.read(RESULTS)
+    figures.draw_rays(runs, RESULTS.with_name("ray.png"))
+    figures.draw_steps(runs, RESULTS.with_name("steps.png"))
+
+
+def rays(runs: Runs) -> str:
     header = ["rows", "tables with", "share on a line", "random walk"]
     head, rows = [*header, "cosine to the displacement", "random walk"], []
     for name, group in groups(runs):
@@ -39,8 +53,8 @@ def rays(runs: Any) -> str:
     return markdown(head, rows, left=2)
 
 
-def evidence(runs: Any) -> dict[str, str]:
-    """Returns what docs/evidence.md says of the claim that tokens move along a ray.
+def evidence(runs: Runs) -> tuple[str, str]:
+    """Returns finding and verdict on the claim that tokens move along a ray.
 
     It counts as reproduced where, in every group of rows, half of what a random walk
     leaves off the line lies on it.
@@ -55,10 +69,10 @@ def evidence(runs: Any) -> dict[str, str]:
             on_line.append(share > (1 + walk) / 2)
     text = "variance of a row's path on one line, Ember (a random walk): "
     verdict = "reproduced at this scale" if all(on_line) else "not reproduced"
-    return {"found": text + ", ".join(found), "verdict": verdict}
+    return text + ", ".join(found), verdict
 
 
-def autocorrelations(runs: Any) -> str:
+def autocorrelations(runs: Runs) -> str:
     head = ["rows", "tables with", "lag 1", "2", "3", "4", "random order"]
     rows = []
     for name, group in groups(runs):
@@ -72,7 +86,7 @@ def autocorrelations(runs: Any) -> str:
     return markdown(head, rows, left=2)
 
 
-def factorizations(runs: Any) -> str:
+def factorizations(runs: Runs) -> str:
     head = ["matrix", "tables with", *CASES, "update off by", "if it were exact"]
     rows = []
     for name in runs[0]["matrices"]:
@@ -86,13 +100,13 @@ def factorizations(runs: Any) -> str:
     return markdown(head, rows, left=2)
 
 
-def steps(runs: Any) -> str:
+def steps(runs: Runs) -> str:
     head, rows = ["steps with the token", "tokens", "expected", "Ember"], []
     head += ["Adam", "Adam, path for each touch"]
     edges = [f"{100 * x:g} %" for x in SHARES]
-    for i, label in enumerate(intervals(edges, "below", "from")):
+    for i, share in enumerate(intervals(edges, "below", "from")):
         bins = {
-            k: [r["steps"]["bins"][i] for r in runs if r["optimizer"] == k]
+            k: [r["steps"]["bins"][i] for r in runs if optimizer_of(r) == k]
             for k in NAMES
         }
         row = [
@@ -105,11 +119,11 @@ def steps(runs: Any) -> str:
             for key in ("tokens", "expected")
         )
         medians = [shown(x[MEDIAN]) for x in row]
-        rows.append([label, f"{tokens:,.0f}", shown(expected), *medians])
+        rows.append([share, f"{tokens:,.0f}", shown(expected), *medians])
     return markdown(head, rows, left=1)
 
 
-def frequencies(runs: Any) -> str:
+def frequencies(runs: Runs) -> str:
     head = ["occurrences in the run", "tokens", "places", "Ember", "if calibrated"]
     rows = []
     head += ["Adam", "if calibrated", "frequency in the run"]
@@ -122,43 +136,20 @@ def frequencies(runs: Any) -> str:
     ]
     labels = intervals([f"{x:,}" for x in COUNTS], "below", "from")
     labels[0] = "none"
-    for label, tokens, places, *row in zip(labels, *numbers, strict=True):
+    for count, tokens, places, *row in zip(labels, *numbers, strict=True):
         errors = [shown(x, "+.2f") for x in row]
-        rows.append([label, f"{tokens:,.0f}", f"{places:,.0f}", *errors])
+        rows.append([count, f"{tokens:,.0f}", f"{places:,.0f}", *errors])
     return markdown(head, rows, left=1)
 
 
-def losses(runs: Any) -> str:
+def losses(runs: Runs) -> str:
     head = ["tables with", "seed", "validation loss", "largest step of a token"]
     rows = []
-    for x in runs:
-        largest = shown(x["steps"]["largest"])
-        row = [str(x["seed"]), f"{x['validation_loss']:.3f}", largest]
-        rows.append([NAMES[x["optimizer"]], *row])
-    return markdown(head, rows, left=1)
-
-
-def groups(runs: Any) -> Iterator[tuple[str, str]]:
-    """Yields matrix and group of all rows that were followed."""
-    for name, measured in runs[0]["matrices"].items():
-        for group in measured["ray"]:
-            yield name, group
-
-
-def label(name: str, group: str) -> str:
-    return name if group == "all" else f"{name}, {group}"
-
-
-def read(runs: Any, optimizer: str, *path: str, over: Any = np.mean) -> np.ndarray:
-    """Returns the numbers at a path of each run, with their mean over seeds."""
-    found = []
     for run in runs:
-        if run["optimizer"] == optimizer:
-            value = run
-            for key in path:
-                value = value[key]
-            found.append(np.atleast_1d(np.array(value, np.float64)))
-    return over(found, axis=0)
+        largest = shown(run["steps"]["largest"])
+        seed, loss = run["settings"]["seed"], run["validation_loss"]
+        rows.append([NAMES[optimizer_of(run)], str(seed), f"{loss:.3f}", largest])
+    return markdown(head, rows, left=1)
 
 
 def mean(bins: list[Any], key: str) -> np.ndarray:
@@ -174,13 +165,12 @@ def shown(x: float, spec: str = ".2f") -> str:
     return "-" if np.isnan(x) else format(x, spec)
 
 
-def cost(content: dict[str, Any]) -> str:
-    """Returns what watching adds to a step, in a sentence of docs/geometry.md."""
-    numbers = content["cost"]
-    more = [100 * (numbers[x] - 1) for x in ("flops_ratio", "bytes_ratio")]
-    kept, parameters = (numbers[x] / 1e6 for x in ("state_bytes", "parameter_bytes"))
-    return (
-        f"By XLA's count, watching adds {more[0]:.1f} % to the operations of a step and"
-        f" {more[1]:.1f} % to its memory traffic. States take {kept:.1f} MB beside"
-        f" {parameters:.1f} MB of parameters."
+def cost(measured: dict[str, float]) -> str:
+    """Returns what watching adds to a step, as a paragraph."""
+    more = [100 * (measured[x] - 1) for x in ("flops_ratio", "bytes_ratio")]
+    kept, parameters = (measured[x] / 1e6 for x in ("state_bytes", "parameter_bytes"))
+    return paragraphs(
+        f"""By XLA's count, watching adds {more[0]:.1f} % to the operations of a step
+        and {more[1]:.1f} % to the bytes accessed. Its states take {kept:.1f} MB; the
+        parameters take {parameters:.1f} MB."""
     )

@@ -1,15 +1,16 @@
-"""What token tables look like while they are trained, beside what chance gives.
+"""What token tables look like while they are trained, compared with what chance gives.
 
     python -m benchmarks.geometry.run
 
 Trains a small language model on Python's standard library, with Ember and with Adam on
-its tables, and takes the statistics of `ember_optax.geometry` in the loop: of the
-embedding, of the head and, for comparison, of a hidden matrix. Takes about three
-minutes on one core. Writes `benchmarks/results/geometry.json`, `geometry_ray.png` and
-`geometry_steps.png` and prints the tables of docs/geometry.md.
+its tables, and takes the statistics of `benchmarks.geometry.instrument` in the loop: of
+the embedding, of the head and, for comparison, of a hidden matrix. Takes about three
+minutes on one core. Each run is a line in benchmarks/geometry/results.jsonl and is not
+run again; what watching costs is in cost.json.
 """
 
 import argparse
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -19,16 +20,18 @@ import optax
 from flax import nnx
 from tqdm import tqdm
 
-from benchmarks import results
-from benchmarks.geometry import figures, readings, report
+from benchmarks.common import store
+from benchmarks.common.store import Run, Settings
 from benchmarks.geometry import instrument as geometry
+from benchmarks.geometry import readings
+from benchmarks.geometry.results import COST, RESULTS
 from configs import pretrain_small
 from examples.lm import Config, data
 from examples.lm.optimizer import make_optimizer, schedule
 from examples.lm.program import loss_fn, make_model
 
 B2 = 0.999
-# Of the tables. Ember's is the best of benchmarks/results/sweep.jsonl, for a model of
+# Of the tables. Ember's is the best of benchmarks/sweep/results.jsonl, for a model of
 # another width; Adam's has not been tuned at this b2.
 LEARNING_RATES = {"ember": 1e-2, "adam": 3e-2}
 LAGS = 4
@@ -141,8 +144,10 @@ def watch(streams: Streams, grad: Any, update: Any, rate: Any) -> Streams:
     )
 
 
-def train(config: Config, tokens: data.Tokens, n: int, every: int) -> dict[str, Any]:
+def train(settings: Settings, tokens: data.Tokens) -> Run:
     """Trains a model and returns its statistics."""
+    n, every = settings["rows"], settings["every"]
+    config = get_config(*(settings[key] for key in ("optimizer", "seed", "steps")))
     rows = choose_rows(config, tokens.train, n)
     carry, step = make_step(config, rows)
     sizes = config.sequence_length, config.batch_size
@@ -172,8 +177,6 @@ def train(config: Config, tokens: data.Tokens, n: int, every: int) -> dict[str, 
     actual, drawn, loss = evaluate(key, config, params, held_out)
     steps = streams["embedding"].steps
     return {
-        "optimizer": config.tables.optimizer,
-        "seed": config.seed,
         "validation_loss": loss,
         "matrices": measured,
         "steps": readings.step_sizes(steps, config.steps, B2),
@@ -237,21 +240,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64, help="of each group, to follow")
     parser.add_argument("--every", type=int, default=5, help="steps between snapshots")
     args = parser.parse_args()
-    runs = []
+    config = get_config("ember", 0, args.steps)
+    tokens = data.load(**config.data)
     for seed in range(args.seeds):
-        for optimizer in LEARNING_RATES:
-            config = get_config(optimizer, seed, args.steps)
-            tokens = data.load(**config.data)
-            runs.append(train(config, tokens, args.rows, args.every))
-    cost = measure_cost(config, tokens, args.rows)
-    settings = {"b2": B2, "learning_rates": LEARNING_RATES, **vars(args)}
-    evidence = report.evidence(runs)
-    content = {**settings, "evidence": evidence, "cost": cost, "runs": runs}
-    path = results.write("geometry", content)
-    figures.plot_rays(content)
-    figures.plot_steps(content)
-    print("\n\n".join(report.tables(content)))
-    print(f"\nWrote {path}, geometry_ray.png and geometry_steps.png")
+        for optimizer, rate in LEARNING_RATES.items():
+            of_all = {"b2": B2, "steps": args.steps, "rows": args.rows}
+            settings = {"optimizer": optimizer, "seed": seed, "learning_rate": rate}
+            settings |= of_all | {"every": args.every}
+            execute = functools.partial(train, settings, tokens)
+            store.run_once(RESULTS, settings, execute)
+    store.write_object(COST, measure_cost(config, tokens, args.rows))
+    print(f"Wrote {RESULTS} and {COST}")
 
 
 if __name__ == "__main__":

@@ -10,15 +10,17 @@ import optax
 import pytest
 from flax import nnx
 
-from benchmarks import evidence, study_figures
-from benchmarks.study_rows import Difference, Study, difference
-from examples import optimizer_study
+from benchmarks.common import store
+from benchmarks.common.intervals import Interval
+from benchmarks.study import figures, loss, report, settings, stages
+from benchmarks.study import run as program
+from benchmarks.study import training as run
+from benchmarks.study.arms import ARMS
+from benchmarks.study.rows import Study, difference
+from benchmarks.study.settings import Settings
 from examples.lm import data
 from examples.lm.model import Decoder
 from examples.lm.program import loss_fn
-from examples.study import loss, records, run, stages
-from examples.study.arms import ARMS
-from examples.study.run import Settings
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -43,24 +45,24 @@ def tiny(**changes) -> Settings:
     return Settings(**rates | size | changes)
 
 
-def made_up_loss(settings: Settings) -> float:
+def made_up_loss(one_run: Settings) -> float:
     """The best learning rate is a hundred times the center of an arm."""
-    off = math.log10(settings.lr / (100 * ARMS[settings.arm].center))
-    ember_is_better = 0.1 * settings.arm.startswith("ember")
-    return 4 + off**2 + settings.body_lr - ember_is_better + 0.01 * settings.seed
+    off = math.log10(one_run.lr / (100 * ARMS[one_run.arm].center))
+    ember_is_better = 0.1 * one_run.arm.startswith("ember")
+    return 4 + off**2 + one_run.body_lr - ember_is_better + 0.01 * one_run.seed
 
 
-def finish_all(names: list[str]) -> records.Losses:
-    losses: records.Losses = {}
+def finish_all(names: list[str]) -> settings.Losses:
+    losses: settings.Losses = {}
     for name in names:
         while todo := list(stages.missing(name, losses)):
-            losses |= {settings: made_up_loss(settings) for settings in todo}
+            losses |= {one_run: made_up_loss(one_run) for one_run in todo}
     return losses
 
 
-def record_of(settings: Settings, value: float) -> dict:
+def record_of(one_run: Settings, value: float) -> dict:
     return {
-        "settings": dataclasses.asdict(settings),
+        "settings": dataclasses.asdict(one_run),
         "validation_loss": value,
         "table_state_bytes": 1000,
         "seconds": 1.0,
@@ -132,7 +134,7 @@ def test_ember_and_debiased_factored_rms_coincide(tokens):
 @pytest.mark.parametrize("table", ["embed", "lm_head"])
 def test_one_table_can_have_another_optimizer(tokens, table):
     runs = [tiny(tables=table, other_lr=rate) for rate in (0.01, 1e-9)]
-    trained, still = (run.execute(settings, tokens, VOCAB) for settings in runs)
+    trained, still = (run.execute(one_run, tokens, VOCAB) for one_run in runs)
     assert trained["table_state_bytes"] == 4 * (2 + VOCAB + 16 + 2 * VOCAB * 16)
     assert abs(trained["validation_loss"] - still["validation_loss"]) > 1e-4
 
@@ -140,8 +142,9 @@ def test_one_table_can_have_another_optimizer(tokens, table):
 def test_a_diverged_run_has_no_loss_but_is_finished(tokens, tmp_path):
     record = run.execute(tiny(arm="sgd", b2=None, lr=1e30), tokens, VOCAB)
     assert record["validation_loss"] is None
-    records.append(tmp_path / "runs.jsonl", record)
-    assert list(records.read_losses(tmp_path / "runs.jsonl").values()) == [math.inf]
+    store.append(tmp_path / "runs.jsonl", record)
+    losses = settings.losses_of(settings.read(tmp_path / "runs.jsonl"))
+    assert list(losses.values()) == [math.inf]
 
 
 def test_wrong_settings_are_explained():
@@ -160,7 +163,7 @@ def test_a_search_goes_beyond_its_edges_and_looks_between():
     rates = list(stages.sweep({"arm": "ember"}, losses))
     assert len(rates) >= 7
     assert min(rates) < best.lr < max(rates)
-    assert {0.56, 1.8} <= set(rates)  # neighbours
+    assert {0.56, 1.8} <= set(rates)  # neighbors
 
 
 def test_seeds_are_run_at_the_best_learning_rate_and_not_the_one_of_the_search():
@@ -182,10 +185,10 @@ def test_the_stage_for_a_gpu_has_the_124_million_parameters_of_its_config():
     waiting = list(stages.missing("scale", losses))
     assert {r.body_lr for r in waiting} == set(stages.BODIES["pretrain_124m"].rates)
     losses = finish_all(["body", "sweep", "scale"])
-    settings = stages.tuned({"arm": "ember", "config": "pretrain_124m"}, losses)
-    assert settings.body_lr in stages.BODIES["pretrain_124m"].rates
-    assert settings.steps == 2000
-    functions = run.make_functions(settings, 50_257)
+    one_run = stages.tuned({"arm": "ember", "config": "pretrain_124m"}, losses)
+    assert one_run.body_lr in stages.BODIES["pretrain_124m"].rates
+    assert one_run.steps == 2000
+    functions = run.make_functions(one_run, 50_257)
     state = jax.eval_shape(functions.init, 0)
     n_parameters = sum(x.size for x in jax.tree.leaves(state.params))
     assert n_parameters == pytest.approx(124e6, rel=0.01)
@@ -208,28 +211,29 @@ def test_finished_runs_are_skipped_and_others_done_once(tokens, tmp_path, monkey
     )
     done = []
 
-    def execute(settings, *_):
-        done.append(settings.seed)
-        return record_of(settings, 1.0)
+    def execute(one_run, *_):
+        done.append(one_run.seed)
+        return record_of(one_run, 1.0)
 
-    monkeypatch.setattr(optimizer_study, "execute", execute)
-    records.append(path, record_of(todo[1], 1.0))
-    optimizer_study.work(["any"], path, lambda _: (tokens, VOCAB))
-    optimizer_study.work(["any"], path, lambda _: (tokens, VOCAB))
+    monkeypatch.setattr(program, "execute", execute)
+    store.append(path, record_of(todo[1], 1.0))
+    program.work(["any"], path, lambda _: (tokens, VOCAB))
+    program.work(["any"], path, lambda _: (tokens, VOCAB))
     assert done == [0, 2]
     assert len(path.read_text().splitlines()) == 3
 
 
 def test_a_run_is_claimed_once(tmp_path):
     path = tmp_path / "runs.jsonl"
-    with records.claim(path, tiny()) as mine, records.claim(path, tiny()) as again:
+    key, other_key = (dataclasses.asdict(tiny(seed=seed)) for seed in (0, 1))
+    with store.claim(path, key) as mine, store.claim(path, key) as again:
         assert (mine, again) == (True, False)
-        with records.claim(path, tiny(seed=1)) as other:
+        with store.claim(path, other_key) as other:
             assert other
-    with records.claim(path, tiny()) as mine:  # the first has ended without a result
+    with store.claim(path, key) as mine:  # the first has ended without a result
         assert mine
-        records.append(path, record_of(tiny(), 1.0))
-    with records.claim(path, tiny()) as mine:
+        store.append(path, record_of(tiny(), 1.0))
+    with store.claim(path, key) as mine:
         assert not mine
 
 
@@ -242,8 +246,8 @@ def test_differences_are_paired_by_seed():
     assert found == pytest.approx((-0.1, -0.1, -0.1), abs=1e-3)
     assert found.verdict == "better"
     assert difference(adam, ember).verdict == "worse"
-    assert Difference(0.0, -0.1, 0.009).verdict == "no worse"
-    assert Difference(0.0, -0.02, 0.02).verdict == "undecided"
+    assert Interval(0.0, -0.1, 0.009).verdict == "no worse"
+    assert Interval(0.0, -0.02, 0.02).verdict == "undecided"
 
 
 def test_the_interval_is_that_of_student():
@@ -261,30 +265,30 @@ def test_the_page_is_made_from_any_finished_part(tmp_path):
         losses = finish_all(names)
         path = tmp_path / "runs.jsonl"
         path.unlink(missing_ok=True)
-        for settings, value in losses.items():
-            records.append(path, record_of(settings, value))
-        page = evidence.page(Study(records.read(path)))
+        for one_run, value in losses.items():
+            store.append(path, record_of(one_run, value))
+        page = report.page(Study(settings.read(path)), {})
         assert f"{len(losses)} finished runs" in page
         assert "not finished" in page
     assert "reproduced at this scale with b2 0.999 for both" in page
     assert "`batch/ember/512/16`" in page
     assert "against Adam, b2 0.95 better at 8, 32, 128, 512" in page
-    figures = study_figures.draw_all(Study(records.read(path)), tmp_path)
-    assert [figure.name for figure in figures] == [
-        "study_lr.png",
-        "study_pareto.png",
-        "study_ember_minus_adam.png",
-        "study_b2.png",
+    drawn = figures.draw_all(Study(settings.read(path)), tmp_path)
+    assert [path.name for path in drawn] == [
+        "learning_rates.png",
+        "pareto.png",
+        "ember_minus_adam.png",
+        "b2.png",
     ]
 
 
 def test_a_row_names_its_runs(tmp_path):
     path = tmp_path / "runs.jsonl"
-    for settings, value in finish_all(["body", "sweep"]).items():
-        records.append(path, record_of(settings, value))
-    runs = optimizer_study.runs_of_row("seeds/ember", path)
+    for one_run, value in finish_all(["body", "sweep"]).items():
+        store.append(path, record_of(one_run, value))
+    runs = program.runs_of_row("seeds/ember", path)
     assert {r.arm for r in runs} == {"ember"}
     with pytest.raises(SystemExit, match="is not tuned"):
-        optimizer_study.runs_of_row("muon/ember/muon", path)
+        program.runs_of_row("muon/ember/muon", path)
     with pytest.raises(SystemExit, match="There is no row 'x'"):
-        optimizer_study.runs_of_row("x", path)
+        program.runs_of_row("x", path)

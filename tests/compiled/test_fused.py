@@ -20,8 +20,8 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import ember_optax
-from benchmarks.fused import compile_fused
-from benchmarks.tpu_step import CHIPS, chip
+from benchmarks.fused.run import compile_fused
+from benchmarks.step.tpu import CHIPS, chip
 from ember_optax.experimental import fused
 from ember_optax.experimental.fused import FusedState, _kernel
 from examples.lm import topology

@@ -14,9 +14,9 @@ import optax
 import pytest
 
 import ember_optax
-from benchmarks import step
-from benchmarks.step import bytes_of
-from benchmarks.tpu_step import compile_training_step
+from benchmarks.step import compiling
+from benchmarks.step.compiling import bytes_of
+from benchmarks.step.training import compile_training_step
 
 # Optax divides floats by integers, in Adam and in its schedules.
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -98,7 +98,7 @@ def test_adam_takes_twice_the_traffic() -> None:
 
 def memory_of_training(name: str, **case: Any) -> int:
     """Bytes of a whole training step on CPU: its arguments and its temporaries."""
-    m = compile_training_step(step.OPTIMIZERS[name], shape=(V, D), **case)
+    m = compile_training_step(compiling.OPTIMIZERS[name], shape=(V, D), **case)
     analysis = m.memory_analysis()
     return analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
 

@@ -14,9 +14,10 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import ember_optax
-from benchmarks.collectives import MESHES
-from benchmarks.step import OPTIMIZERS, compile_step
-from benchmarks.tpu_step import CHIPS, chip, compile_training_step
+from benchmarks.collectives.run import MESHES
+from benchmarks.step.compiling import OPTIMIZERS, compile_step
+from benchmarks.step.tpu import CHIPS, chip
+from benchmarks.step.training import compile_training_step
 from ember_optax import lazy
 from examples.lm import topology
 from examples.lm.hlo import collectives
@@ -141,7 +142,7 @@ def test_sharded_statistics_are_taken_in_one_pass(name: str, layout: str) -> Non
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize(
     ("family", "dtype", "tied"),
-    # The others are in benchmarks/results/tpu_step.json: a case takes half a minute.
+    # The others are in benchmarks/step/tpu.json: a case takes half a minute.
     [("v5p", jnp.float32, False), ("v5p", jnp.bfloat16, True)],
 )
 def test_a_training_step_peaks_where_sgd_does(

@@ -1,4 +1,4 @@
-"""What gradients and trajectories of token tables look like, beside what chance gives.
+"""How gradients and rows of token tables behave, compared with what chance gives.
 
 Pure functions for any training loop. Streaming states are small: one number per token,
 or a sample of rows that the user chooses. Statistics are float32 whatever the gradients

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from benchmarks.geometry.instrument import _rows
-from ember_optax._checks import Scalar
 
 
 class SecondMoment(NamedTuple):
@@ -46,7 +46,7 @@ def second_moment_init(table: jax.Array, rows: jax.Array) -> SecondMoment:
 
 
 def second_moment_update(
-    moment: SecondMoment, grads: jax.Array, b2: Scalar = 0.999
+    moment: SecondMoment, grads: jax.Array, b2: ArrayLike = 0.999
 ) -> SecondMoment:
     """Moves the second moment towards the square of the gradient of a step.
 

@@ -2,10 +2,8 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-
-from ember_optax._mesh import pin
-from ember_optax.lazy import _step
 
 
 def check_rows(table: jax.Array, rows: jax.Array) -> None:
@@ -33,7 +31,7 @@ def check_shape(
     """Raises ValueError for a shape that does not belong to a table."""
     if shape != expected:
         raise ValueError(
-            f"{name} has the shape {shape}, but {expected} is needed beside {table}."
+            f"{name} has the shape {shape}, but {expected} is needed for {table}."
             " Rows come first: give the kernel of a head as its transpose."
         )
 
@@ -41,7 +39,8 @@ def check_shape(
 def take(x: jax.Array, rows: jax.Array) -> jax.Array:
     """Returns float32[S, D], rows of [V, *D] with flat columns, on every device."""
     explicit = jax.sharding.get_abstract_mesh().are_all_axes_explicit
-    taken = _step.gather(x, rows, out_sharding=P() if explicit else None)
+    out_sharding = P() if explicit else None
+    taken = x.at[rows].get(mode="fill", fill_value=0, out_sharding=out_sharding)
     return replicated(taken.astype(jnp.float32)).reshape(rows.size, -1)
 
 
@@ -63,7 +62,13 @@ def touched(grads: jax.Array) -> jax.Array:
 
 def replicated(x: jax.Array) -> jax.Array:
     """Puts an array on every device of the mesh in context, if there is one."""
-    return pin(x, P(), None)
+    axis_types = jax.sharding.get_abstract_mesh().axis_types
+    # Each function does nothing, or raises, on the other kind of axis.
+    if AxisType.Explicit in axis_types:
+        x = jax.reshard(x, P())
+    if AxisType.Auto in axis_types:
+        x = jax.lax.with_sharding_constraint(x, P())
+    return x
 
 
 def products(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:

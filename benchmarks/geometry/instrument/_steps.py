@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from benchmarks.geometry.instrument import _rows
-from ember_optax._checks import Scalar
 
 
 class Steps(NamedTuple):
@@ -83,7 +83,7 @@ def mean_steps(steps: Steps) -> MeanSteps:
     )
 
 
-def expected_step(probability: jax.Array, count: jax.Array, b2: Scalar) -> jax.Array:
+def expected_step(probability: jax.Array, count: jax.Array, b2: ArrayLike) -> jax.Array:
     r"""Returns the step of a row whose gradients have one size and come by chance.
 
     .. math::
@@ -109,7 +109,7 @@ def expected_step(probability: jax.Array, count: jax.Array, b2: Scalar) -> jax.A
     return jnp.sqrt(-jnp.expm1(t * log) / (rate + (1 - rate) * before))
 
 
-def step_bound(b2: Scalar, b1: Scalar = 0.0) -> jax.Array:
+def step_bound(b2: ArrayLike, b1: ArrayLike = 0.0) -> jax.Array:
     r"""Returns the longest step of Adam, or of Ember, in units of the learning rate.
 
     .. math::

@@ -1,0 +1,1 @@
+"""What a step on sharded token tables communicates."""

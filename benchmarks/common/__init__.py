@@ -1,0 +1,1 @@
+"""What all subjects share: search, store, intervals, tables, figures, provenance."""

@@ -1,0 +1,35 @@
+"""The style of all figures."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # to files only: no display is needed
+
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+EMBER, ADAM, OTHER = "#d1495b", "#1f77b4", "#999999"
+
+plt.rcParams |= {
+    "savefig.dpi": 150,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "figure.titlesize": 11,
+    "legend.frameon": False,
+}
+
+
+def color(optimizer: str) -> str:
+    """Returns the color of an optimizer, given its key or its title."""
+    name = optimizer.lower()
+    if name.startswith("ember"):
+        return EMBER
+    return ADAM if name.startswith("adam") else OTHER
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure and forgets it."""
+    figure.savefig(path)
+    plt.close(figure)

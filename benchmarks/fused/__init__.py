@@ -1,0 +1,1 @@
+"""The fused variant of the rule against the exact one."""

@@ -1,0 +1,1 @@
+"""Ember against AdamW on the token tables after pretraining, with tunix."""

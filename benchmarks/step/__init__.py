@@ -1,0 +1,1 @@
+"""Memory, bytes accessed and time of one optimizer step on one token table."""

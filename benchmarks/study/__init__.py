@@ -1,0 +1,1 @@
+"""The study: which optimizer of token tables is best, at small scale."""

@@ -1,0 +1,157 @@
+r"""The study: which optimizer of token tables is best, at small scale.
+
+    python -m benchmarks.study.run                        # whatever is missing
+    python -m benchmarks.study.run sweep seeds            # only these stages
+    python -m benchmarks.study.run --results=mine.jsonl   # everything, from scratch
+    python -m benchmarks.study.run --row=seeds/ember      # a row of the evidence
+    python -m benchmarks.study.run --only='{"arm": "ember", "lr": 0.01, ...}'
+    make report                                           # docs/evidence.md
+
+Each finished run is a line in benchmarks/study/results.jsonl and is not run again. The
+exceptions are --row, a row of docs/evidence.md, and --only, the "settings" of a line:
+both print the new losses next to those on file. Start the program once on every core
+(with taskset on Linux) to share the work: no run is done twice. On Linux,
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the environment saves a third of the time.
+
+Stages, in this order; each first does the earlier runs that it needs:
+
+    body    learning rate of the body, for Ember and Adam together
+    sweep   learning rate of the tables for every optimizer
+    seeds   every optimizer at its best learning rate, five new seeds
+    b2      Ember with other values of b2
+    muon    Muon as the optimizer of the body
+    tables  Ember on one table, Adam on the other
+    tied    one table for input and output
+    batch   8 to 512 sequences of 16 tokens
+    size    two more widths
+    length  a quarter of the tokens, and four times as many
+
+One more runs only when named, since it needs a GPU and your own text of a hundred
+million tokens or more:
+
+    python -m benchmarks.study.run scale --text='texts/*.txt' --results=mine.jsonl
+
+    scale   124 million parameters with a vocabulary of 50,257
+"""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from benchmarks.common import store
+from benchmarks.common.provenance import provenance
+from benchmarks.common.store import Run
+from benchmarks.study import settings, stages
+from benchmarks.study.report import RESULTS
+from benchmarks.study.settings import Settings
+from benchmarks.study.training import CONFIGS, execute
+from examples.lm import Config, data
+
+Load = Callable[[str], tuple[data.Tokens, int]]
+"""Returns the tokens of a config and the size of their vocabulary."""
+
+
+def work(names: list[str], path: Path, load: Load) -> None:
+    """Does all runs of the stages that are neither finished nor in progress."""
+    while runs := missing(names, path):
+        for run in runs:
+            with store.claim(path, dataclasses.asdict(run)) as is_mine:
+                if is_mine:
+                    finish(run, path, load)
+                    break
+        else:
+            time.sleep(5)  # other processes do all that can be done now
+
+
+def missing(names: list[str], path: Path) -> list[Settings]:
+    losses = settings.losses_of(settings.read(path))
+    lists = [stages.missing(name, losses) for name in names]
+    return list(dict.fromkeys(itertools.chain(*lists)))
+
+
+def finish(run: Settings, path: Path, load: Load) -> None:
+    """Does a run and writes its line."""
+    result = execute(run, *load(run.config)) | provenance()
+    store.append(path, result)
+    print(f"{len(store.read(path)):4} {describe(result)}", flush=True)
+
+
+def describe(result: Run) -> str:
+    run, loss = result["settings"], result["validation_loss"]
+    defaults = {f.name: f.default for f in Settings.__dataclass_fields__.values()}
+    changed = " ".join(f"{k}={v}" for k, v in run.items() if v != defaults[k])
+    found = "diverged" if loss is None else f"{loss:.4f}"
+    return f"{found} {result['seconds']:5.1f} s  {changed}"
+
+
+def rerun(runs: list[Settings], path: Path, load: Load) -> None:
+    """Does runs, finished or not, and prints their losses next to those on file."""
+    old = settings.read(path)
+    for run in runs:
+        if run in old:
+            print("old", describe(old[run]))
+        print("new", describe(execute(run, *load(run.config))), flush=True)
+
+
+def runs_of_row(row: str, path: Path) -> list[Settings]:
+    """Returns the runs behind a row of the evidence."""
+    rows = {
+        stages.name_of(stage, case): case
+        for stage, cases in stages.CASES.items()
+        for case in cases
+    }
+    if row not in rows:
+        raise SystemExit(f"There is no row {row!r}; the rows are {', '.join(rows)}.")
+    try:
+        return stages.seeded(rows[row], settings.losses_of(settings.read(path)))
+    except stages.WaitingFor as waiting:
+        raise SystemExit(
+            f"The learning rate of {row} is not tuned: {waiting}."
+        ) from None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help="all by default")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="file of the runs"
+    )
+    parser.add_argument("--row", help="name of a row of docs/evidence.md to run again")
+    parser.add_argument("--only", type=json.loads, help="settings of a run, as JSON")
+    parser.add_argument("--text", help="files to train on, as in examples.pretrain")
+    arguments = parser.parse_args()
+    unknown = set(arguments.stages) - set(stages.STAGES)
+    if unknown:
+        parser.error(f"unknown stage {min(unknown)!r}, known: {list(stages.STAGES)}")
+    path = arguments.results
+    if arguments.text and path == RESULTS:
+        parser.error("--text needs --results: all runs in a file share one text")
+    runs = [Settings(**arguments.only)] if arguments.only else []
+    if arguments.row:
+        runs += runs_of_row(arguments.row, path)
+    jax.config.update("jax_compilation_cache_dir", os.path.abspath(".cache/jax"))
+
+    @functools.cache
+    def load(name: str) -> tuple[data.Tokens, int]:
+        config: Config = CONFIGS[name].get_config()
+        config.data.path = arguments.text
+        return data.load(**config.data), config.data.vocab_size
+
+    if runs:
+        rerun(runs, path, load)
+    else:
+        work(arguments.stages or list(stages.ON_CPU), path, load)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The sweep behind the tuned values of configs/pretrain_small.py."""

@@ -1,0 +1,1 @@
+"""A change of the optimizer or of the vocabulary during a run."""

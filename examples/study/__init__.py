@@ -1,1 +1,0 @@
-"""What `examples.optimizer_study` is made of: arms, one run, stages, records."""
