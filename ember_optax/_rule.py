@@ -69,8 +69,7 @@ class Rule(NamedTuple):
 
         so that the second moment is their square, without a product that underflows.
         With `column_mean="active"` mean(row) takes the place of mean(col). Where a sum
-        of squares overflows, the root is so large that the update is next to nothing,
-        as is that of such an element in Adam, whose second moment is infinite.
+        of squares overflows, the root is that of the largest number.
 
         Args:
           moments: moments after :meth:`move`.
@@ -87,10 +86,9 @@ class Rule(NamedTuple):
             n = _size(row, self.names.rows)
         factor = share(col, total) * (n / bias_correction(self.b2, count, dtype))
         eps = jnp.asarray(self.eps, dtype)
-        overflow, largest = self.overflow(moments, sums), jnp.finfo(dtype).max
+        overflow = self.overflow(moments, sums)
         return TableMoments(
-            jnp.where(overflow.row, largest, root(row, eps)),
-            jnp.where(overflow.col, largest, root(factor, eps)),
+            root(row, eps, overflow.row), root(factor, eps, overflow.col)
         )
 
     def precondition(
@@ -117,10 +115,9 @@ class Rule(NamedTuple):
         """Returns which sums of squares are too large for finite statistics."""
         n_rows = _size(moments.row, self.names.rows)
         n_columns = _size(moments.col, self.names.columns)
-        sizes = (n_rows, n_columns)
         if self.column_mean == "active":
-            sizes = sizes[::-1]
-        limit = largest_sum(*sizes, moments.row.dtype)
+            n_rows, n_columns = n_columns, n_rows
+        limit = largest_sum(n_rows, n_columns, moments.row.dtype)
         return Sums(sums.row > limit, sums.col > limit)
 
 
@@ -177,17 +174,23 @@ def largest_sum(n: int, n_places: int, dtype: DTypeLike) -> float:
     return float(jnp.finfo(dtype).max) / 2 * min(1, n / n_places)
 
 
-def root(x: jax.Array, eps: jax.Array) -> jax.Array:
-    """Returns sqrt(x), and where x is 0 what makes the update right or 0.
+def root(x: jax.Array, eps: jax.Array, overflow: jax.Array) -> jax.Array:
+    """Returns sqrt(x), the largest root on overflow, and next to 0 or infinity for 0.
 
     A statistic of 0 belongs to gradients that are 0, or whose squares are too small for
-    its dtype. In the denominator those gradients are nothing beside any usual eps;
-    without one, a large root makes their update 0 instead of 0 / 0.
+    its dtype. In the denominator those gradients are nothing compared with any usual
+    eps; without one, a large root makes their update 0 instead of 0 / 0.
+
+    Args:
+      x: statistic of rows or of columns.
+      eps: what is added to the product of their roots.
+      overflow: where the sum of squares behind the statistic overflows.
     """
-    exponent = jnp.finfo(x.dtype).maxexp // 2 - 4
-    at_zero = jnp.where(eps > 1e-12, 0, 2.0**exponent).astype(x.dtype)
-    # sqrt has no derivative at 0, not even where it is not selected.
-    return jnp.where(x == 0, at_zero, jnp.sqrt(jnp.where(x == 0, 1, x)))
+    info = jnp.finfo(x.dtype)
+    at_zero = jnp.where(eps > 1e-12, info.tiny, 2.0 ** (info.maxexp - 8))
+    # XLA keeps the result of a root, where it would select again for each element.
+    x = jnp.where(x == 0, at_zero.astype(x.dtype), x)
+    return jnp.sqrt(jnp.where(overflow, info.max, x))
 
 
 def fold(nu: jax.Array, scale: jax.Array, axis: int) -> TableMoments:

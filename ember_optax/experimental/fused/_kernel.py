@@ -47,7 +47,7 @@ def column_root(col: jax.Array, correction: jax.Array) -> jax.Array:
     total = jnp.sum(col)
     factor = jnp.where(total == 0, 1, _rule.share(col, total) * col.size)
     # A column without a statistic may have a gradient of any size: not for it is eps.
-    return _rule.root(factor / correction, jnp.zeros_like(correction))
+    return _rule.root(factor / correction, jnp.zeros_like(correction), jnp.array(False))
 
 
 def plain_step(
@@ -72,7 +72,7 @@ def plain_step(
       limit: of a sum of squares that leaves statistics finite.
     """
     sums = sum_squares(grad, axis, row.dtype)
-    grad = read_again(grad, sums)
+    grad, sums = read_again(grad, sums)
     row, row_root = _row_step(row, sums.row, col_root.size, numbers, limit)
     row_root = jnp.expand_dims(row_root, 1 - axis)
     col_root = jnp.expand_dims(col_root, axis)
@@ -198,8 +198,7 @@ def _row_step(
     overflow = sums > limit
     mean = jnp.where(overflow, 0, sums) / n_columns
     row = _rule.move(row, mean, numbers.rate)
-    largest = jnp.finfo(row.dtype).max
-    return row, jnp.where(overflow, largest, _rule.root(row, numbers.eps))
+    return row, _rule.root(row, numbers.eps, overflow)
 
 
 def _turn(x: jax.Array, axis: int) -> jax.Array:
