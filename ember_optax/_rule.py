@@ -160,7 +160,9 @@ def share(x: jax.Array, total: jax.Array) -> jax.Array:
 
     A sum stays in the range of its terms, where a mean may be too small for it.
     """
-    return x / jnp.where(total == 0, 1, total)
+    # XLA multiplies by the reciprocal, which must not be subnormal.
+    scale = jnp.where(total > 1, 2.0**-8, 1).astype(x.dtype)
+    return (scale * x) / jnp.where(total == 0, 1, scale * total)
 
 
 def largest_sum(n: int, n_places: int, dtype: DTypeLike) -> float:
@@ -220,7 +222,12 @@ def unfold(moments: TableMoments, scale: jax.Array, axis: int) -> jax.Array:
     columns = tuple(a for a in range(col.ndim + 1) if a != axis)
     factor = share(col, jnp.sum(row)) * row.size
     nu = jnp.expand_dims(scale * row, columns) * jnp.expand_dims(factor, axis)
-    return jnp.minimum(nu, jnp.finfo(nu.dtype).max)
+    return saturate(nu)
+
+
+def saturate(x: jax.Array) -> jax.Array:
+    """Returns x, and the largest number for infinity."""
+    return jnp.minimum(x, jnp.finfo(x.dtype).max)
 
 
 def _size(x: jax.Array, names: tuple[str, ...]) -> int:

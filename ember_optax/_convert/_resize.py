@@ -20,7 +20,7 @@ from ember_optax._axes import (
 from ember_optax._ember import EmberState
 from ember_optax._mesh import constrain
 from ember_optax._paths import by_path, from_key, listed, quoted
-from ember_optax._rule import TableMoments
+from ember_optax._rule import TableMoments, saturate, share
 from ember_optax._states import StateLeaf, leaves_of, owner
 
 
@@ -128,9 +128,9 @@ def _resize_moments(moments: TableMoments, ids: ArrayLike) -> TableMoments:
     seed = total / jnp.maximum(jnp.count_nonzero(row), 1).astype(row.dtype)
     new_row = jnp.where(ids < 0, seed, row[jnp.maximum(ids, 0)])
     # With both means equal, old tokens keep their vhat whichever of them is its scale.
-    ratio = jnp.sum(new_row) / jnp.where(total > 0, total, 1) * (row.size / ids.size)
+    ratio = jnp.sum(share(new_row, total)) * (row.size / ids.size)
     col = moments.col * jnp.where(total > 0, ratio, 1)
-    return TableMoments(constrain(new_row, spec, None), col)
+    return TableMoments(constrain(new_row, spec, None), saturate(col))
 
 
 def _take_rows(gradient: jax.Array, change: _Change) -> jax.Array:
