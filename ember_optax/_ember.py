@@ -157,7 +157,7 @@ def scale_by_ember(
         roots = {path: rule.roots(moments[path], sums[path], count) for path in grads}
         roots = reducer.constrain(roots, grads, axes)
         new_updates = [
-            rule.precondition(*read_again(grad, roots[path]), axes[path])
+            rule.precondition(read_again(grad, roots[path]), roots[path], axes[path])
             for path, grad in grads.items()
         ]
         structure = jax.tree.structure(updates)

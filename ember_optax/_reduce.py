@@ -1,7 +1,7 @@
 """Row and column sums of squared gradients, with as few collectives as can be."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,6 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from ember_optax._mesh import AxisNames, Layout, Spec, constrain, find_layout
-
-T = TypeVar("T")
 
 
 class Sums(NamedTuple):
@@ -115,7 +113,7 @@ class OnMesh(NamedTuple):
         return find_layout(tables, self.param_shardings, rows_sharded=self.rows_sharded)
 
 
-def read_again(grad: jax.Array, before: T) -> tuple[jax.Array, T]:
+def read_again(grad: jax.Array, before: Any) -> jax.Array:
     """Returns a gradient for one more use, which shares nothing with earlier ones.
 
     XLA:CPU computes squares, or a float32 copy, once and stores all V x D for the next
@@ -124,16 +122,13 @@ def read_again(grad: jax.Array, before: T) -> tuple[jax.Array, T]:
 
     Args:
       grad: gradient of a table.
-      before: what was computed from it, to be finished and stored before.
-
-    Returns:
-      Both.
+      before: what was computed from it, to be finished before.
     """
     return jax.lax.platform_dependent(
         grad,
         before,
-        tpu=lambda *both: both,
-        default=lambda *both: jax.lax.optimization_barrier(both),
+        tpu=lambda grad, _: grad,
+        default=lambda *both: jax.lax.optimization_barrier(both)[0],
     )
 
 
@@ -147,7 +142,7 @@ def sum_squares(grad: jax.Array, axis: int, dtype: DTypeLike) -> Sums:
     """
     columns = tuple(a for a in range(grad.ndim) if a != axis)
     row = jnp.sum(jnp.square(grad.astype(dtype)), axis=columns)
-    grad, row = read_again(grad, row)
+    grad = read_again(grad, row)
     return Sums(row, jnp.sum(jnp.square(grad.astype(dtype)), axis=axis))
 
 

@@ -31,6 +31,7 @@ from tests.compiling import all_reduce
 # Less than a block, several of 1024 rows with a rest, an odd number of blocks, and
 # rows so wide that a block has 128 of them.
 SHAPES = [(5, 3), (2500, 100), (2100, 7), (300, 4096)]
+LIMIT = 1e38  # of sums of squares; no test comes near
 
 
 class Oracle:
@@ -223,21 +224,27 @@ def test_kernel_is_the_plain_step(
     shape: tuple[int, int], dtype: Any, axis: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     operands = make_operands(shape, dtype, axis)
-    plain = jax.jit(functools.partial(_kernel.plain_step, axis=axis))(*operands)
+    plain = jax.jit(functools.partial(_kernel.plain_step, axis=axis, limit=LIMIT))(
+        *operands
+    )
     # Reads NaN outside of the arrays.
     interpreted = functools.partial(pl.pallas_call, interpret=True)
     monkeypatch.setattr(pl, "pallas_call", interpreted)
-    kernel = jax.jit(functools.partial(_kernel.kernel_step, axis=axis))(*operands)
+    kernel = jax.jit(functools.partial(_kernel.kernel_step, axis=axis, limit=LIMIT))(
+        *operands
+    )
     assert_equal(kernel, plain)
 
 
 def test_kernel_on_the_two_cores_of_a_simulated_chip() -> None:
     # Three blocks: the second core has nothing to do in its last step.
     operands = make_operands((3072, 3), jnp.float32, axis=0)
-    plain = _kernel.plain_step(*operands, axis=0)
+    plain = _kernel.plain_step(*operands, axis=0, limit=LIMIT)
     simulated = pltpu.InterpretParams(num_cores_or_threads=2)
     with pltpu.force_tpu_interpret_mode(simulated):
-        kernel = jax.jit(functools.partial(_kernel.kernel_step, axis=0))(*operands)
+        kernel = jax.jit(functools.partial(_kernel.kernel_step, axis=0, limit=LIMIT))(
+            *operands
+        )
     assert_equal(kernel, plain)
 
 
@@ -269,7 +276,7 @@ def test_blocks_of_the_kernel_pass_once(
     declared: list[int] = []
     monkeypatch.setattr(pl, "pallas_call", pallas_call)
     operands = make_operands((5 * 1024, 256), dtype, axis)
-    _kernel.kernel_step(*operands, axis=axis)
+    _kernel.kernel_step(*operands, axis=axis, limit=LIMIT)
     table = operands[0]
     state_bytes = 2 * 4 * sum(table.shape)
     assert 3 * table.nbytes < moved <= 3 * table.nbytes + state_bytes + 4 * 2 * 256

@@ -83,9 +83,12 @@ def test_no_temporary_of_the_size_of_a_table(
 ) -> None:
     params = make_params(name, dtype, v, d)
     compiled = compile_step(OPTIMIZERS[name], params)
-    # Sums as large as the state; "active" counts the rows among them as well.
+    # Sums as large as the state; "active" counts the rows among them as well, and sums
+    # up its statistic of the rows, for which XLA:CPU keeps partial sums of 32 rows.
     copies = 2 if name in ("active", "two_tables") else 1
-    assert compiled.memory_analysis().temp_size_in_bytes < copies * 4 * (v + d) + 1e4
+    partial = 4 * v / 32 if name == "active" else 0
+    bound = copies * 4 * (v + d) + partial + 1e4
+    assert compiled.memory_analysis().temp_size_in_bytes < bound
     # Two passes for the statistics; then the gradient, the table, the new table.
     assert traffic(compiled, params) <= 5.05
 

@@ -72,7 +72,7 @@ def plain_step(
       limit: of a sum of squares that leaves statistics finite.
     """
     sums = sum_squares(grad, axis, row.dtype)
-    grad, sums = read_again(grad, sums)
+    grad = read_again(grad, sums)
     row, row_root = _row_step(row, sums.row, col_root.size, numbers, limit)
     row_root = jnp.expand_dims(row_root, 1 - axis)
     col_root = jnp.expand_dims(col_root, axis)
