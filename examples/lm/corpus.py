@@ -104,18 +104,10 @@ def _standard_library() -> list[Path]:
 
 
 def _documents(file: Path) -> Iterator[str]:
-    if _suffix(file) != ".jsonl":
+    if _suffix(file) == ".jsonl":
+        yield from (text for (text,) in text_files.json_lines(file, "text"))
+    else:
         yield text_files.read(file)
-        return
-    for where, value in text_files.json_lines(file):
-        match value:
-            case {"text": str(document)}:
-                yield document
-            case _:
-                raise UserError(
-                    f'{where} is not a JSON object with a string "text":'
-                    f" {str(value):.60}"
-                )
 
 
 def _cut(document: str) -> Iterator[str]:

@@ -44,24 +44,32 @@ def read(file: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def json_lines(file: Path) -> Iterator[tuple[str, Any]]:
-    """Yields the place, as file:line, and the value of each line that is not blank.
+def json_lines(file: Path, *fields: str) -> Iterator[tuple[str, ...]]:
+    """Yields the given fields of the JSON object in each line that is not blank.
 
     Raises:
-      UserError: a line is not JSON, or the file is not text.
+      UserError: a line is no object with these fields as strings, or the file is not
+        text.
     """
     for number, line in enumerate(read(file).split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{file}:{number}"
-        try:
-            value = json.loads(line)
-            # A lone surrogate is JSON, and no text.
-            json.dumps(value, ensure_ascii=False).encode()
-        except (ValueError, RecursionError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{where} is not JSON ({reason}): {line:.60}") from error
-        yield where, value
+        if line.strip():
+            try:
+                yield tuple(_string(json.loads(line), field) for field in fields)
+            except (ValueError, RecursionError) as error:
+                wanted = " and ".join(f'"{field}"' for field in fields)
+                kind = "strings" if len(fields) > 1 else "a string"
+                reason = str(error).splitlines()[0]
+                raise UserError(
+                    f"{file}:{number} is not a JSON object with {kind} {wanted}:"
+                    f" {reason}: {line:.60}"
+                ) from error
+
+
+def _string(value: Any, field: str) -> str:
+    if not isinstance(value, dict) or not isinstance(value.get(field), str):
+        raise ValueError(f"no string {field!r}")
+    value[field].encode()  # a lone surrogate is JSON, and no text
+    return value[field]
 
 
 def _content(file: Path) -> bytes:

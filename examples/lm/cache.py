@@ -1,0 +1,89 @@
+"""A directory of what was computed from a corpus, which mends itself."""
+
+import hashlib
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from examples.lm.locks import lock
+
+_TOKENS, _TOKENIZER = "tokens.npz", "tokenizer.json"
+
+
+class Entry(NamedTuple):
+    """What is kept of a corpus."""
+
+    train: np.ndarray  # token ids, uint16 or uint32
+    validation: np.ndarray
+    tokenizer: str  # as JSON
+
+
+def get(directory: Path, make: Callable[[], Entry]) -> Entry:
+    """Returns the entry in a directory, which is made where it is missing or damaged.
+
+    Of several processes that need it, one makes it and the others wait. What a killed
+    one has left is removed.
+
+    Args:
+      directory: of this entry.
+      make: computes it.
+    """
+    if (entry := _read_if_good(directory)) is not None:
+        return entry
+    directory.mkdir(parents=True, exist_ok=True)
+    with lock(directory / "lock", wait=True):
+        if (entry := _read_if_good(directory)) is not None:
+            return entry
+        try:
+            for file in directory.glob("*.tmp"):
+                file.unlink()
+            entry = make()
+            _write(directory, entry)
+        except BaseException:
+            shutil.rmtree(directory)
+            raise
+    return entry
+
+
+def _read_if_good(directory: Path) -> Entry | None:
+    """Returns the entry, or None after a line that says what is wrong with it."""
+    if not directory.exists() or [p.name for p in directory.iterdir()] == ["lock"]:
+        return None
+    try:
+        return _read(directory)
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(f"The cache {directory} is damaged ({reason}): making it again.")
+        return None
+
+
+def _read(directory: Path) -> Entry:
+    # The archive has a checksum of each array.
+    with np.load(directory / _TOKENS) as arrays:
+        train, validation = arrays["train"], arrays["validation"]
+        saved_digest = arrays["tokenizer"].tobytes()
+    content = (directory / _TOKENIZER).read_bytes()
+    if _digest(content) != saved_digest:
+        raise ValueError(f"{_TOKENIZER} is not what was written")
+    return Entry(train, validation, content.decode())
+
+
+def _write(directory: Path, entry: Entry) -> None:
+    """Writes both files, under their names only once they are complete."""
+    content = entry.tokenizer.encode()
+    scratch = {name: directory / f"{name}.tmp" for name in (_TOKENIZER, _TOKENS)}
+    scratch[_TOKENIZER].write_bytes(content)
+    digest = np.frombuffer(_digest(content), np.uint8)
+    with scratch[_TOKENS].open("wb") as file:
+        np.savez(file, train=entry.train, validation=entry.validation, tokenizer=digest)
+    for name, path in scratch.items():
+        os.replace(path, directory / name)
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
