@@ -27,14 +27,15 @@ $(TUNIX_READY): $(READY)
 	touch $@
 
 pretrain: $(READY)  ## Train a small language model on real text: Ember against AdamW on the tables
-	$(BIN)/python -m examples.pretrain --config=configs/pretrain_small.py --compare
+	$(BIN)/python -m examples.pretrain --config=configs/pretrain_small.py --compare \
+	  --config.overwrite
 
 pretrain-mesh: $(READY)  ## The same in 2 processes with 4 devices each, beside one device
 	$(BIN)/python -m examples.pretrain --config=configs/pretrain_small.py \
-	  --config.workdir=runs/one_device --config.mesh.fsdp=1
+	  --config.workdir=runs/one_device --config.overwrite --config.mesh.fsdp=1
 	$(BIN)/python -m examples.tools.launch --processes=2 --devices=4 -- \
 	  -m examples.pretrain --config=configs/pretrain_small.py \
-	  --config.workdir=runs/mesh --config.mesh.tensor=2 \
+	  --config.workdir=runs/mesh --config.overwrite --config.mesh.tensor=2 \
 	  --beside=runs/one_device/ember
 
 finetune: $(TUNIX_READY)  ## Pretrain, then finetune on instructions with tunix: Ember against AdamW on the tables

@@ -15,8 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def train(config: Config, **settings: object) -> None:
-    """Trains in this process."""
+    """Trains in this process, in the place of an earlier run unless it resumes it."""
     config.update(settings)
+    config.overwrite = not config.resume
     training.train(config, data.load(**config.data), run_dir(config))
 
 

@@ -25,6 +25,7 @@ LOAD_MODULE = "ignore:the load_module:DeprecationWarning"
 
 def train(config, **settings):
     config.update(settings)
+    config.overwrite = not config.resume
     run_dir = Path(config.workdir) / config.tables.optimizer
     return training.train(config, data.load(**config.data), run_dir)
 
