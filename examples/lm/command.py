@@ -5,13 +5,16 @@ import sys
 from collections.abc import Callable, Iterator
 
 import jax
-from absl import app, logging
+from absl import app, flags, logging
 
 from examples.lm.errors import UserError
 
 
 def start(main: Callable[[], None]) -> None:
-    """Parses the flags and runs a program; a mistake of its user ends it with 1."""
+    """Parses the flags, `--config` among them, and runs a program.
+
+    A mistake of its user ends it with exit code 1.
+    """
 
     def checked(argv: list[str]) -> None:
         if len(argv) > 1:
@@ -53,9 +56,12 @@ def one_line_errors() -> Iterator[None]:
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        return app.parse_flags_with_usage(argv)
-    except AttributeError as error:  # ml_collections names the field, and a near one
-        sys.exit(f"The config has no field {' '.join(str(error.args[0]).split())}")
+        rest = app.parse_flags_with_usage(argv)
+        flags.FLAGS.config.to_dict()  # raises what loading the file has raised
+        return rest
+    except AttributeError as error:  # of ml_collections: a field, and one like it
+        field, _, hint = error.args[0].args[0].partition("\n")
+        sys.exit(f"The config has no field {field}. {hint}".strip())
     except Exception as error:  # anything: a config file is a program
         first = error
         while cause := first.__cause__ or first.__context__:

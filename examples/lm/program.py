@@ -55,8 +55,8 @@ def check_shards(config: Config, mesh: Mesh) -> None:
             raise UserError(
                 f"{name} is {x.shape} and cannot be cut into equal shards by"
                 f" {sharding.spec} on the mesh {dict(mesh.shape)}: change"
-                " --config.mesh, --config.axis_rules, --config.model.vocab_multiple or the widths of"
-                " the model."
+                " --config.mesh, --config.axis_rules, --config.model.vocab_multiple or"
+                " the widths of the model."
             ) from error
 
 
