@@ -1,5 +1,6 @@
 """A directory of what was computed from a corpus, which mends itself."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -12,6 +13,7 @@ import numpy as np
 
 from examples.lm.locks import lock
 
+_DAMAGE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile)
 _TOKENS, _TOKENIZER = "tokens.npz", "tokenizer.json"
 
 
@@ -33,15 +35,20 @@ def get(directory: Path, make: Callable[[], Entry]) -> Entry:
       directory: of this entry.
       make: computes it.
     """
-    if (entry := _read_if_good(directory)) is not None:
-        return entry
+    with contextlib.suppress(*_DAMAGE):
+        return _read(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with lock(directory / "lock", wait=True):
-        if (entry := _read_if_good(directory)) is not None:
-            return entry
         try:
-            for file in directory.glob("*.tmp"):
-                file.unlink()
+            return _read(directory)
+        except _DAMAGE as error:
+            left = [path.name for path in directory.iterdir() if path.name != "lock"]
+            if left:
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                print(f"The cache {directory} is damaged ({reason}): making it again.")
+        try:
+            for name in left:
+                (directory / name).unlink()
             entry = make()
             _write(directory, entry)
         except BaseException:
@@ -50,21 +57,9 @@ def get(directory: Path, make: Callable[[], Entry]) -> Entry:
     return entry
 
 
-def _read_if_good(directory: Path) -> Entry | None:
-    """Returns the entry, or None after a line that says what is wrong with it."""
-    if not directory.exists() or [p.name for p in directory.iterdir()] == ["lock"]:
-        return None
-    try:
-        return _read(directory)
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        print(f"The cache {directory} is damaged ({reason}): making it again.")
-        return None
-
-
 def _read(directory: Path) -> Entry:
     # The archive has a checksum of each array.
-    with np.load(directory / _TOKENS) as arrays:
+    with (directory / _TOKENS).open("rb") as file, np.load(file) as arrays:
         train, validation = arrays["train"], arrays["validation"]
         saved_digest = arrays["tokenizer"].tobytes()
     content = (directory / _TOKENIZER).read_bytes()

@@ -66,4 +66,5 @@ def _parse(argv: list[str]) -> list[str]:
         first = error
         while cause := first.__cause__ or first.__context__:
             first = cause
-        sys.exit(f"The config file cannot be read: {type(first).__name__}: {first}")
+        reason = str(first).splitlines()[-1].strip()
+        sys.exit(f"The config file cannot be read: {type(first).__name__}: {reason}")

@@ -65,11 +65,12 @@ def find_files(path: str | None) -> list[Path]:
                 " 'texts/**/*.tex'."
             )
         files += found
-    return files
+    return list(dict.fromkeys(files))
 
 
 def _glob(pattern: str) -> list[str]:
-    return glob.glob(pattern, recursive=True)
+    found = glob.glob(pattern, recursive=True)
+    return [entry for entry in found if os.path.exists(entry)]  # "none/**" finds none/
 
 
 def _below(entry: Path) -> list[Path]:

@@ -19,7 +19,7 @@ COUNTS = """steps batch_size sequence_length model.width model.layers model.head
     model.mlp_width model.kv_heads model.vocab_multiple loss_chunks eval_every
     eval_batches checkpoint_every keep_checkpoints""".split()
 WRONG = {
-    **dict.fromkeys(COUNTS, [0, -1, 1.5, True, "2", 2**40]),
+    **{name: [0, -1, 1.5, True, "2", 2**40] for name in COUNTS},
     "seed": [-1, None, 0.5, 2**40],
     "data.split_seed": [-1, "0"],
     "data.path": ["", 7, " ", "a\0b"],
