@@ -39,10 +39,12 @@ pretrain-mesh: $(READY)  ## The same in 2 processes with 4 devices each, beside 
 	  --beside=runs/one_device/ember
 
 finetune: $(TUNIX_READY)  ## Pretrain, then finetune on instructions with tunix: Ember against AdamW on the tables
-	$(BIN)/python -m examples.finetune --config=configs/finetune_small.py --compare
+	$(BIN)/python -m examples.finetune --config=configs/finetune_small.py --compare \
+	  --config.overwrite
 
 grpo: $(TUNIX_READY)  ## Learn to sort by reinforcement with tunix, at several batch sizes: Ember against AdamW
-	$(BIN)/python -m examples.grpo --config=configs/grpo_small.py --compare
+	$(BIN)/python -m examples.grpo --config=configs/grpo_small.py --compare \
+	  --config.overwrite
 
 study: $(READY)  ## Repeat the optimizer study: hours; finished runs are not run again
 	JAX_PLATFORMS=cpu GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \

@@ -25,7 +25,7 @@ class Rule(NamedTuple):
     wanted: str
 
 
-def _integer(low: int, high: int = 2**31 - 1) -> Rule:
+def integer(low: int, high: int = 2**31 - 1) -> Rule:
     def holds(value: Any) -> bool:
         return type(value) is int and low <= value <= high
 
@@ -41,7 +41,7 @@ def _choice(*options: str) -> Rule:
     return Rule(lambda x: isinstance(x, str) and x in options, f"one of {listed}")
 
 
-def _optional(rule: Rule) -> Rule:
+def optional(rule: Rule) -> Rule:
     return Rule(lambda x: x is None or rule.holds(x), f"{rule.wanted}, or left out")
 
 
@@ -54,55 +54,59 @@ def _distinct(names: list[str]) -> bool:
     return len(names) == len(set(names))
 
 
-_POSITIVE = _number(lambda x: 0 < x < math.inf, "greater than 0")
-_NOT_NEGATIVE = _number(lambda x: 0 <= x < math.inf, "of 0 or more")
-_FRACTION = _number(lambda x: 0 <= x < 1, "from 0 to 1, without 1")
-_COUNT = _integer(1)
-_SEED = _integer(0)
-_FLAG = Rule(lambda x: type(x) is bool, "true or false")
-_TEXT = Rule(
+POSITIVE = _number(lambda x: 0 < x < math.inf, "greater than 0")
+NOT_NEGATIVE = _number(lambda x: 0 <= x < math.inf, "of 0 or more")
+FRACTION = _number(lambda x: 0 <= x < 1, "from 0 to 1, without 1")
+COUNT = integer(1)
+SEED = integer(0)
+FLAG = Rule(lambda x: type(x) is bool, "true or false")
+TEXT = Rule(
     lambda x: isinstance(x, str) and bool(x.strip()) and "\0" not in x, "a path"
 )
 _AXES = Rule(_is_axes, f"some of {', '.join(_MESH)}, once each, with commas, or empty")
-_SIZE = Rule(lambda x: x == -1 or _COUNT.holds(x), "a whole number from 1 up, or -1")
+_SIZE = Rule(lambda x: x == -1 or COUNT.holds(x), "a whole number from 1 up, or -1")
 
 OPTIMIZER_FIELDS = {
     "tables.optimizer": _choice(*TABLES),
-    "tables.learning_rate": _optional(_POSITIVE),
-    "tables.b2": _optional(_FRACTION),
-    "tables.weight_decay": _NOT_NEGATIVE,
-    **{f"tables.tuned.{name}.learning_rate": _POSITIVE for name in TABLES},
-    **{f"tables.tuned.{name}.b2": _optional(_FRACTION) for name in TABLES},
+    "tables.learning_rate": optional(POSITIVE),
+    "tables.b2": optional(FRACTION),
+    "tables.weight_decay": NOT_NEGATIVE,
+    **{f"tables.tuned.{name}.learning_rate": POSITIVE for name in TABLES},
+    **{f"tables.tuned.{name}.b2": optional(FRACTION) for name in TABLES},
     "body.optimizer": _choice(*BODIES),
-    "body.learning_rate": _optional(_POSITIVE),
-    "body.weight_decay": _NOT_NEGATIVE,
-    **{f"body.tuned.{name}": _POSITIVE for name in BODIES},
-    "warmup_fraction": _FRACTION,
+    "body.learning_rate": optional(POSITIVE),
+    "body.weight_decay": NOT_NEGATIVE,
+    **{f"body.tuned.{name}": POSITIVE for name in BODIES},
+    "warmup_fraction": FRACTION,
     "final_fraction": _number(lambda x: 0 <= x <= 1, "from 0 to 1"),
     "clip_norm": _number(lambda x: x > 0, "greater than 0; inf clips nothing"),
 }
-FIELDS = OPTIMIZER_FIELDS | {
-    "seed": _SEED,
-    "steps": _COUNT,
-    "batch_size": _COUNT,
-    "sequence_length": _COUNT,
-    "data.path": _optional(_TEXT),
-    "data.vocab_size": _integer(SMALLEST),
-    "data.validation_fraction": _FRACTION,
-    "data.split_seed": _SEED,
-    "data.cache_dir": _TEXT,
-    "model.width": _COUNT,
-    "model.layers": _COUNT,
-    "model.heads": _COUNT,
-    "model.mlp_width": _COUNT,
-    "model.kv_heads": _optional(_COUNT),
-    "model.rope_base": _POSITIVE,
-    "model.tied": _FLAG,
-    "model.vocab_multiple": _COUNT,
-    "model.scan": _FLAG,
+DATA_FIELDS = {
+    "data.path": optional(TEXT),
+    "data.vocab_size": integer(SMALLEST),
+    "data.validation_fraction": FRACTION,
+    "data.split_seed": SEED,
+    "data.cache_dir": TEXT,
+}
+FIELDS = {
+    **OPTIMIZER_FIELDS,
+    **DATA_FIELDS,
+    "seed": SEED,
+    "steps": COUNT,
+    "batch_size": COUNT,
+    "sequence_length": COUNT,
+    "model.width": COUNT,
+    "model.layers": COUNT,
+    "model.heads": COUNT,
+    "model.mlp_width": COUNT,
+    "model.kv_heads": optional(COUNT),
+    "model.rope_base": POSITIVE,
+    "model.tied": FLAG,
+    "model.vocab_multiple": COUNT,
+    "model.scan": FLAG,
     "model.remat": _choice(*REMATS),
     "model.dtype": _choice("float32", "bfloat16"),
-    "loss_chunks": _COUNT,
+    "loss_chunks": COUNT,
     **{f"mesh.{axis}": _SIZE for axis in _MESH},
     "axis_rules.batch": _AXES,
     "axis_rules.vocab": _AXES,
@@ -113,14 +117,14 @@ FIELDS = OPTIMIZER_FIELDS | {
     "axis_rules.mlp": _AXES,
     "axis_rules.layers": _AXES,
     "axis_rules.norm": _AXES,
-    "eval_every": _COUNT,
-    "eval_batches": _COUNT,
-    "checkpoint_every": _COUNT,
-    "keep_checkpoints": _COUNT,
-    "compile_topology": _optional(_TEXT),
-    "workdir": _TEXT,
-    "resume": _FLAG,
-    "overwrite": _FLAG,
+    "eval_every": COUNT,
+    "eval_batches": COUNT,
+    "checkpoint_every": COUNT,
+    "keep_checkpoints": COUNT,
+    "compile_topology": optional(TEXT),
+    "workdir": TEXT,
+    "resume": FLAG,
+    "overwrite": FLAG,
 }
 # Logical axes of one array, which can share no axis of the mesh.
 _ARRAYS = [
@@ -153,11 +157,8 @@ def check(config: Config, compare: bool = False) -> None:
         topology.hbm_bytes(config.compile_topology)
         return
     corpus.find_files(config.data.path)
-    for name, directory in [
-        ("workdir", config.workdir),
-        ("data.cache_dir", config.data.cache_dir),
-    ]:
-        _check_writable(name, Path(directory))
+    check_writable("workdir", config.workdir)
+    check_writable("data.cache_dir", config.data.cache_dir)
 
 
 def field_mistakes(config: Config, rules: dict[str, Rule]) -> list[str]:
@@ -244,7 +245,9 @@ def optimizer_mistakes(config: Config, prefix: str = "config.") -> Iterator[str]
         )
 
 
-def _check_writable(name: str, directory: Path) -> None:
+def check_writable(name: str, path: str) -> None:
+    """Makes a directory, and raises UserError if no file can be written there."""
+    directory = Path(path)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
@@ -254,6 +257,6 @@ def _check_writable(name: str, directory: Path) -> None:
         if any(p.exists() and not p.is_dir() for p in (directory, *directory.parents)):
             reason = "Not a directory"
         raise UserError(
-            f"config.{name} is {str(directory)!r}, where no files can be written:"
-            f" {reason}. Give another directory."
+            f"config.{name} is {path!r}, where no files can be written: {reason}."
+            " Give another directory."
         ) from error

@@ -1,7 +1,8 @@
 """The directory of a run: one run at a time, and none replaces another by mistake."""
 
 import contextlib
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from examples.lm import Config, processes
@@ -53,3 +54,24 @@ def refuse_to_replace(directory: Path, config: Config) -> None:
             " on with it, give --config.resume; to keep it, another --config.workdir;"
             " to delete it, --config.overwrite."
         )
+
+
+def delete_earlier(directory: Path, patterns: Iterable[str], overwrite: bool) -> None:
+    """Deletes what an earlier run of the same program has left, and nothing else.
+
+    Args:
+      directory: of the program.
+      patterns: of the names that it gives to files and directories.
+      overwrite: whether the user wants that.
+
+    Raises:
+      UserError: there is such a run, and it is to be kept.
+    """
+    found = [path for pattern in patterns for path in sorted(directory.glob(pattern))]
+    if found and not overwrite:
+        raise UserError(
+            f"{directory} holds another run ({found[0].name}). To keep it, give another"
+            " --config.workdir; to delete it, --config.overwrite."
+        )
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
