@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 import examples.pretrain
 from examples.lm import data, processes, training
-from tests.examples.pretraining import at_step
+from tests.examples.pretraining import at_step, train
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -21,13 +21,6 @@ ROOT = Path(__file__).parents[2]
 
 # How ml_collections reads a config file.
 LOAD_MODULE = "ignore:the load_module:DeprecationWarning"
-
-
-def train(config, **settings):
-    config.update(settings)
-    config.overwrite = not config.resume
-    run_dir = Path(config.workdir) / config.tables.optimizer
-    return training.train(config, data.load(**config.data), run_dir)
 
 
 def losses(result):
