@@ -16,7 +16,11 @@ SMALLEST = 257
 # follows something else, or anywhere if there is none for very long.
 _LONG_WORD = Regex(".{256}")
 _PIECE = re.compile(r".{1,16384}(?:\Z|(?<=\S)(?=[ \n]))|.{1,16384}", re.DOTALL)
-_PIECES_AT_ONCE = 256
+_PIECES_AT_ONCE = 32
+# The trainer takes a hundred bytes for each byte of words that never come again, such
+# as those cut from a line without a space: 2 MB of such pieces are enough for it.
+_WITHOUT_SPACES = re.compile(r"\S{256}")
+_PIECES_WITHOUT_SPACES = 128
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -32,9 +36,19 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    pieces = (piece for document in documents for piece in _pieces(document))
-    tokenizer.train_from_iterator(pieces, trainer)
+    tokenizer.train_from_iterator(_to_train_on(documents), trainer)
     return tokenizer
+
+
+def _to_train_on(documents: Iterable[str]) -> Iterator[str]:
+    """Yields all pieces but those after the first ones without spaces."""
+    without_spaces = 0
+    for piece in itertools.chain.from_iterable(map(_pieces, documents)):
+        if _WITHOUT_SPACES.search(piece):
+            without_spaces += 1
+            if without_spaces > _PIECES_WITHOUT_SPACES:
+                continue
+        yield piece
 
 
 def pack(tokenizer: Tokenizer, documents: Iterable[str]) -> np.ndarray:

@@ -190,3 +190,12 @@ def test_time_and_memory_are_linear_in_the_length_of_a_line(tmp_path):
     assert long < 3 * 4 * short  # quadratic: sixteen times
     _, base = measure(tmp_path, 10**5)
     assert peak - base < 25 * 4 * 10**6
+
+
+def test_training_on_words_that_never_come_again_takes_a_part_of_them():
+    """A hundred bytes of memory for each of theirs are too much for all of them."""
+    lines = [f"def f{i}(x): return x" for i in range(20)]
+    long = "".join(chr(97 + i * i % 23) for i in range(300 * 16_384))
+    sample = list(vocabulary._to_train_on([*lines, long, *lines]))
+    assert sample[:20] == sample[-20:] == lines
+    assert "".join(sample[20:-20]) == long[: 128 * 16_384]
