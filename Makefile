@@ -27,21 +27,24 @@ $(TUNIX_READY): $(READY)
 	touch $@
 
 pretrain: $(READY)  ## Train a small language model on real text: Ember against AdamW on the tables
-	$(BIN)/python -m examples.pretrain --config=configs/pretrain_small.py --compare
+	$(BIN)/python -m examples.pretrain --config=configs/pretrain_small.py --compare \
+	  --config.overwrite
 
 pretrain-mesh: $(READY)  ## The same in 2 processes with 4 devices each, beside one device
 	$(BIN)/python -m examples.pretrain --config=configs/pretrain_small.py \
-	  --config.workdir=runs/one_device --config.mesh.fsdp=1
+	  --config.workdir=runs/one_device --config.overwrite --config.mesh.fsdp=1
 	$(BIN)/python -m examples.tools.launch --processes=2 --devices=4 -- \
 	  -m examples.pretrain --config=configs/pretrain_small.py \
-	  --config.workdir=runs/mesh --config.mesh.tensor=2 \
+	  --config.workdir=runs/mesh --config.overwrite --config.mesh.tensor=2 \
 	  --beside=runs/one_device/ember
 
 finetune: $(TUNIX_READY)  ## Pretrain, then finetune on instructions with tunix: Ember against AdamW on the tables
-	$(BIN)/python -m examples.finetune --config=configs/finetune_small.py --compare
+	$(BIN)/python -m examples.finetune --config=configs/finetune_small.py --compare \
+	  --config.overwrite
 
 grpo: $(TUNIX_READY)  ## Learn to sort by reinforcement with tunix, at several batch sizes: Ember against AdamW
-	$(BIN)/python -m examples.grpo --config=configs/grpo_small.py --compare
+	$(BIN)/python -m examples.grpo --config=configs/grpo_small.py --compare \
+	  --config.overwrite
 
 study: $(READY)  ## Repeat the optimizer study: hours; finished runs are not run again
 	JAX_PLATFORMS=cpu GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \

@@ -50,7 +50,8 @@ def get_config() -> ConfigDict:
     config.eval_every = 50  # steps
     config.eval_batches = 16
 
-    # A run replaces what an earlier one left here, unless it resumes it.
+    # Of the run. In the directory of an earlier one, choose: resume that, or delete it.
     config.workdir = "runs/finetune_small"
     config.resume = False
+    config.overwrite = False
     return config

@@ -40,6 +40,7 @@ def get_config() -> ConfigDict:
     config.rl.temperature = 1.0
     config.rl.beta = 0.0  # weight of the divergence from the supervised model
 
-    # A run replaces what an earlier one left here.
+    # Of the run. To be in the directory of an earlier one, delete that.
     config.workdir = "runs/grpo_small"
+    config.overwrite = False
     return config

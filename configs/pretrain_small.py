@@ -18,7 +18,8 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     # Files, directories and globs, separated by commas: text, or JSON Lines with the
-    # field "text". By default the source of Python's standard library.
+    # field "text", in UTF-8, and .gz of both. By default the source of Python's
+    # standard library.
     config.data.path = placeholder(str)
     config.data.vocab_size = 4096
     config.data.validation_fraction = 0.05  # of the documents
@@ -97,7 +98,8 @@ def get_config() -> ConfigDict:
     # Compile a step for a TPU pod such as v5p:4x4x4, say what it costs, and end.
     config.compile_topology = placeholder(str)
 
-    # A run replaces what an earlier one left here, unless it resumes it.
+    # Of the run. In the directory of an earlier one, choose: resume that, or delete it.
     config.workdir = "runs/pretrain_small"
     config.resume = False
+    config.overwrite = False
     return config

@@ -13,6 +13,7 @@ Useful flags (all of them are in the config file, with comments):
     --config.seed=1
     --config.workdir=runs/mine
     --config.resume                  go on from the last checkpoints in workdir
+    --config.overwrite               delete the run that is in workdir
 
 Needs the extra `post-training`: pip install 'ember-optax[post-training]'.
 """
@@ -20,20 +21,20 @@ Needs the extra `post-training`: pip install 'ember-optax[post-training]'.
 # pyright: reportMissingImports=false
 
 import itertools
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from absl import app, flags, logging
+from absl import flags, logging
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 from tunix.models.qwen3.model import Qwen3
 from tunix.sft.checkpoint_manager import CheckpointManager
 
 import ember_optax
-from examples.lm import Config, corpus, data, metrics
-from examples.lm.optimizer import table_state_bytes
-from examples.post_training import instructions, supervised
+from examples.lm import Config, command, corpus, data, metrics, run_dir
+from examples.lm.errors import MissingFile
+from examples.lm.optimizer import TABLES, table_state_bytes
+from examples.post_training import config_check, instructions, supervised
 from examples.post_training.model import make_model
 
 
@@ -44,18 +45,30 @@ class Tasks(NamedTuple):
     validation: supervised.Batch
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}")
+def main() -> None:
     logging.set_verbosity(logging.ERROR)
     run(flags.FLAGS.config, flags.FLAGS.compare)
 
 
 def run(config: Config, compare: bool = False) -> dict[str, list[metrics.Record]]:
-    """Finetunes in one or two arms, prints what came out and returns the losses."""
+    """Finetunes in one or two arms, prints what came out and returns the losses.
+
+    Raises:
+      UserError: something is wrong with the config, the text, the tasks or the
+        directories.
+    """
+    config_check.check_finetuning(config, compare)
     workdir = Path(config.workdir)
-    if not config.resume:
-        shutil.rmtree(workdir, ignore_errors=True)
+    with run_dir.locked(workdir):
+        if not config.resume:
+            names = ["pretrained", *TABLES, "loss.png"]
+            run_dir.delete_earlier(workdir, names, config.overwrite)
+        return _run(config, compare, workdir)
+
+
+def _run(
+    config: Config, compare: bool, workdir: Path
+) -> dict[str, list[metrics.Record]]:
     tasks = load_tasks(config)
     model = pretrained(config, workdir / "pretrained")
     params = nnx.state(model, nnx.Param)
@@ -72,7 +85,6 @@ def run(config: Config, compare: bool = False) -> dict[str, list[metrics.Record]
     for name, arm in arms.items():
         runs[name] = finetune(arm, nnx.clone(model), tasks, workdir / name)
     plot = workdir / "loss.png"
-    plot.parent.mkdir(parents=True, exist_ok=True)
     metrics.plot(plot, runs)
     print(f"\n{'tables':<12}{'first loss':>14}{'last loss':>14}{'table state':>20}")
     for name, records in runs.items():
@@ -87,7 +99,7 @@ def pretrained(config: Config, directory: Path) -> Qwen3:
     """Returns the model of the user's checkpoint, or one pretrained for a short time.
 
     Raises:
-      FileNotFoundError: there is no checkpoint where the user says.
+      MissingFile: there is no checkpoint where the user says.
     """
     vocab_size = data.load_tokenizer(**config.data).get_vocab_size()
     model = make_model(config.model, vocab_size, config.seed)
@@ -113,10 +125,10 @@ def restore(model: Qwen3, directory: Path) -> None:
     """Gives a model the parameters of the last checkpoint in a directory of tunix's.
 
     Raises:
-      FileNotFoundError: there is none.
+      MissingFile: there is none.
     """
     if not any(path.name.isdigit() for path in directory.glob("*")):
-        raise FileNotFoundError(
+        raise MissingFile(
             f"checkpoint {str(directory)!r} holds no checkpoint of tunix. Give the"
             " directory whose subdirectories are named by their steps."
         )
@@ -172,4 +184,4 @@ if __name__ == "__main__":
     flags.DEFINE_bool(
         "compare", False, "Run a second arm with AdamW on the token tables."
     )
-    app.run(main)
+    command.start(main)

@@ -16,13 +16,13 @@ comments):
     --config.model.embed_dim=128  any field of tunix's ModelConfig of Qwen3
     --config.seed=1
     --config.workdir=runs/mine
+    --config.overwrite            delete the run that is in workdir
 
 Needs the extra `post-training`: pip install 'ember-optax[post-training]'.
 """
 
 # pyright: reportMissingImports=false
 
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
@@ -40,10 +40,10 @@ from tunix.rl.rl_cluster import ClusterConfig, RLCluster, RLTrainingConfig, Role
 from tunix.rl.rollout.base_rollout import RolloutConfig
 
 import ember_optax
-from examples.lm import Config
+from examples.lm import Config, command, run_dir
 from examples.lm.metrics import plt, smooth
-from examples.lm.optimizer import make_optimizer, table_state_bytes
-from examples.post_training import sorting, supervised
+from examples.lm.optimizer import TABLES, make_optimizer, table_state_bytes
+from examples.post_training import config_check, sorting, supervised
 from examples.post_training.model import make_model
 
 
@@ -56,9 +56,7 @@ class Result(NamedTuple):
     seconds: float
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}")
+def main() -> None:
     logging.set_verbosity(logging.ERROR)  # tunix warns of every device that is no TPU
     run(flags.FLAGS.config, flags.FLAGS.compare)
 
@@ -67,10 +65,19 @@ def run(config: Config, compare: bool = False) -> dict[tuple[str, int], Result]:
     """Trains one or several arms, prints what came out and returns it.
 
     Results are by table optimizer and batch size.
+
+    Raises:
+      UserError: something is wrong with the config or the directory.
     """
+    config_check.check_grpo(config)
     workdir = Path(config.workdir)
-    shutil.rmtree(workdir, ignore_errors=True)
-    workdir.mkdir(parents=True)
+    with run_dir.locked(workdir):
+        names = [*(f"{name}_*" for name in TABLES), "reward.png"]
+        run_dir.delete_earlier(workdir, names, config.overwrite)
+        return _run(config, compare, workdir)
+
+
+def _run(config: Config, compare: bool, workdir: Path) -> dict[tuple[str, int], Result]:
     model = supervise(config)
     params = nnx.state(model, nnx.Param)
     print(ember_optax.summarize(params), end="\n\n", flush=True)
@@ -231,4 +238,4 @@ if __name__ == "__main__":
     flags.DEFINE_bool(
         "compare", False, "Run Ember and AdamW on the tables with several batch sizes."
     )
-    app.run(main)
+    command.start(main)

@@ -12,6 +12,7 @@ Useful flags (all of them are in the config file, with comments):
     --config.steps=1000 --config.model.width=256 --config.model.tied
     --config.workdir=runs/mine
     --config.resume                    go on from the last checkpoint in workdir
+    --config.overwrite                 delete the run that is in workdir
     --config.mesh.tensor=2             shard over 2 devices this way, fsdp over the rest
     --config.compile_topology=v5p:4x4x4  no run: what a step costs on that TPU pod
 
@@ -21,17 +22,28 @@ once on every host. See docs/pods.md.
 Ctrl-C or SIGTERM saves a checkpoint and ends the run; a second one ends it at once.
 """
 
-import sys
+import math
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 
 import ember_optax
-from examples.lm import Config, checkpoints, data, metrics, processes, report, training
+from examples.lm import (
+    Config,
+    command,
+    config_check,
+    data,
+    metrics,
+    processes,
+    report,
+    run_dir,
+    training,
+)
+from examples.lm.mesh import use_mesh
 from examples.lm.optimizer import table_state_bytes
-from examples.lm.program import make_model
+from examples.lm.program import check_shards, make_model
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="File with the configuration.", default=None
@@ -45,27 +57,42 @@ _BESIDE = flags.DEFINE_string(
 )
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}")
-    logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint at length
+def main() -> None:
     config = _CONFIG.value
+    config_check.check(config, _COMPARE.value)
     if config.compile_topology:
         print(report.compile_for(config))
         return
     processes.initialize()
-    try:
-        with processes.end_at_once_on_error():
-            run(config, _COMPARE.value, _BESIDE.value)
-    except checkpoints.DiskFull as error:
-        sys.exit(f"\n{error}")
+    with processes.end_at_once_on_error():
+        run(config, _COMPARE.value, _BESIDE.value)
 
 
 def run(
     config: Config, compare: bool = False, beside: str | None = None
 ) -> dict[str, training.Result]:
-    """Trains one or two arms, prints what came out and returns it by arm."""
+    """Trains one or two arms, prints what came out and returns it by arm.
+
+    Raises:
+      UserError: something is wrong with the config, the text, the directories or the
+        earlier run, or training has diverged.
+    """
+    config_check.check(config, compare)
     workdir = Path(config.workdir)
+    arms = {config.tables.optimizer: config}
+    if compare:
+        arms["adam"] = with_adam_tables(config)
+    runs, earlier_loss = {}, math.nan
+    if beside:
+        log = Path(beside, "metrics.jsonl")
+        runs[beside] = metrics.read(log)
+        earlier_loss = metrics.final_loss(runs[beside], log)
+    with use_mesh(config) as mesh:
+        check_shards(config, mesh)
+    if processes.is_primary():
+        for name, arm in arms.items():
+            run_dir.refuse_to_replace(workdir / name, arm)
+
     params = nnx.state(nnx.eval_shape(lambda: make_model(config)), nnx.Param)
     say = print if processes.is_primary() else lambda *_, **__: None
     say(ember_optax.summarize(params), end="\n\n", flush=True)
@@ -76,9 +103,6 @@ def run(
         flush=True,
     )
 
-    arms = {config.tables.optimizer: config}
-    if compare:
-        arms["adam"] = with_adam_tables(config)
     results = {}
     for name, arm in arms.items():
         results[name] = training.train(arm, tokens, workdir / name)
@@ -90,9 +114,7 @@ def run(
             return results
 
     plot = workdir / "loss.png"
-    runs = {name: result.records for name, result in results.items()}
-    if beside:
-        runs[beside] = metrics.read(Path(beside, "metrics.jsonl"))
+    runs = {name: result.records for name, result in results.items()} | runs
     if processes.is_primary():
         metrics.plot(plot, runs)
     width = max(len(name) for name in ("adam_no_momentum", *runs)) + 2
@@ -102,8 +124,7 @@ def run(
         loss, seconds = result.validation_loss, result.seconds
         say(f"{name:<{width}}{loss:>16.4f}{state:>20}{seconds:>7.0f} s")
     if beside:
-        loss = metrics.last(runs[beside], "validation_loss")
-        say(f"{beside:<{width}}{loss:>16.4f}")
+        say(f"{beside:<{width}}{earlier_loss:>16.4f}")
     say(f"\nLoss plot: {plot}")
     return results
 
@@ -126,4 +147,4 @@ def with_adam_tables(config: Config) -> Config:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.start(main)

@@ -9,9 +9,9 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -19,37 +19,39 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from examples.lm import Config, fingerprints, processes
-from examples.lm.fingerprints import paths, some
+from examples.lm.compatibility import (
+    Text,
+    Unusable,
+    check_arrays,
+    check_config,
+    check_text,
+)
+from examples.lm.errors import UserError
+from examples.lm.fingerprints import some
 from examples.lm.program import State
 
-_MAY_CHANGE = (
-    "steps",
-    "eval_every",
-    "eval_batches",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "workdir",
-    "resume",
-    "data.cache_dir",
-    "mesh",
-    "axis_rules",
-    "loss_chunks",
-    "model.remat",
-    "compile_topology",
-)
-"""What of a config may differ when a run is resumed."""
-
-
-_JSON = ("config", "batches", "fingerprints")
+_JSON = ("config", "batches", "text", "fingerprints")
 """Parts of a checkpoint beside its arrays."""
 
 
-class Unusable(ValueError):
-    """A checkpoint is of another run: the way out is not an earlier one."""
-
-
-class DiskFull(RuntimeError):
+class DiskFull(UserError):
     """Checkpoints or metrics could not be written."""
+
+
+class NotFinite(UserError):
+    """Training has diverged."""
+
+
+class AllDamaged(UserError, RuntimeError):
+    """There are checkpoints, and none can be read."""
+
+
+class Checkpoint(NamedTuple):
+    """What a run goes on from."""
+
+    state: State
+    position: Any  # in the training batches, as `get_state()` of their iterator tells
+    text: Text
 
 
 def open_manager(directory: Path, keep: int) -> ocp.CheckpointManager:
@@ -93,6 +95,7 @@ def save(
     state: State,
     position: Any,
     config: Config,
+    text: Text,
 ) -> None:
     """Starts writing a checkpoint; it counts only once it is complete.
 
@@ -102,15 +105,34 @@ def save(
       state: after that step.
       position: in the training batches, as their iterator's `get_state()` tells it.
       config: of the run.
+      text: fingerprints of what it is trained on.
+
+    Raises:
+      NotFinite: the state has infinities or NaNs, which are never saved.
     """
     manager.wait_until_finished()  # and has deleted the oldest
+    if broken := fingerprints.not_finite(state):
+        raise diverged(manager, step, f"{some(broken)} has infinities or NaNs")
     with processes.fail_together():
         _check_space(manager.directory, state)
-    parts = {"config": config.to_dict(), "batches": position}
+    parts = {"config": config.to_dict(), "batches": position, "text": text}
     parts["fingerprints"] = fingerprints.of_arrays(state) | fingerprints.of_json(parts)
     json_args = {name: ocp.args.JsonSave(part) for name, part in parts.items()}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), **json_args)
     manager.save(step, args=args)
+
+
+def diverged(manager: ocp.CheckpointManager, step: int, cause: str) -> NotFinite:
+    """Returns the error to raise once training has nothing finite to go on with."""
+    manager.wait_until_finished()
+    complete = complete_steps(Path(manager.directory))
+    last = f"the checkpoint of step {complete[-1]}" if complete else "no checkpoint"
+    return NotFinite(
+        f"Training has diverged at step {step}: {cause}. Nothing of it is saved;"
+        f" {last} is left. Lower --config.tables.learning_rate or"
+        " --config.body.learning_rate, or raise --config.warmup_fraction, in another"
+        " --config.workdir."
+    )
 
 
 def _check_space(directory: os.PathLike, state: State) -> None:
@@ -129,6 +151,7 @@ def restore(
     target: State,
     batches: grain.DatasetIterator,
     config: Config,
+    text: Text,
 ) -> tuple[State, int] | None:
     """Returns the state and step of the last good checkpoint, None if there is none.
 
@@ -140,30 +163,33 @@ def restore(
       target: shapes, dtypes and shardings to restore to.
       batches: iterator over the training batches.
       config: of the run that is to go on.
+      text: fingerprints of what that is trained on.
 
     Raises:
-      Unusable: the checkpoint is of another model, optimizer or config.
-      RuntimeError: there are checkpoints, but none can be read.
+      Unusable: the checkpoint is of another model, optimizer, config or text.
+      AllDamaged: there are checkpoints, but none can be read.
     """
     damaged = {}
     for step in sorted(manager.all_steps(), reverse=True):
         try:
             path = manager.directory / str(step)
-            state, position = read(path, target, config)
+            checkpoint = read(path, target, config)
+            check_text(checkpoint.text, text, str(path))
         except Unusable:
             raise
         except Exception as error:  # Orbax has no type of its own for damage
             damaged[step] = error
             continue
         _set_aside(manager, damaged)
-        batches.set_state(position)
-        return state, step
+        batches.set_state(checkpoint.position)
+        return checkpoint.state, step
     if damaged:
-        raise RuntimeError(
-            f"No checkpoint in {manager.directory} can be read, the last one because of"
-            " the error above. To start again, which deletes them, leave out"
-            " --config.resume."
-        ) from damaged[max(damaged)]
+        error = damaged[max(damaged)]
+        raise AllDamaged(
+            f"No checkpoint in {manager.directory} can be read, the last one because"
+            f" of: {_reason(error)}. To start again, which deletes them, give"
+            " --config.overwrite instead of --config.resume."
+        ) from error
     return None
 
 
@@ -177,8 +203,8 @@ def read_config(path: Any) -> Config:
     return ConfigDict(ocp.JsonCheckpointHandler().restore(path / "config"))
 
 
-def read(path: Any, target: State, config: Config) -> tuple[State, Any]:
-    """Returns the state of one checkpoint and the position in the training batches.
+def read(path: Any, target: State, config: Config) -> Checkpoint:
+    """Returns one checkpoint.
 
     Args:
       path: directory of the checkpoint, a `pathlib.Path` or one of Orbax.
@@ -196,12 +222,12 @@ def read(path: Any, target: State, config: Config) -> tuple[State, Any]:
         parts: dict[str, Any] = {n: json_handler.restore(path / n) for n in _JSON}
         saved = parts.pop("fingerprints")
         fingerprints.check(fingerprints.of_json(parts), saved)
-        _check_arrays(arrays.metadata(path / "state").tree, target, str(path))
-        _check_config(parts["config"], config)
+        check_arrays(arrays.metadata(path / "state").tree, target, str(path))
+        check_config(parts["config"], config)
         args = ocp.args.StandardRestore(target)
         state = arrays.restore(path / "state", args=args)
     fingerprints.check(fingerprints.of_arrays(state), saved)
-    return state, parts["batches"]
+    return Checkpoint(state, parts["batches"], parts["text"])
 
 
 def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, Exception]) -> None:
@@ -213,9 +239,8 @@ def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, Exception]) ->
             path = Path(manager.directory, str(step))
             # A name of its own: the step may have been damaged before.
             aside = tempfile.mkdtemp(prefix=f"damaged-{step}-", dir=path.parent)
-            reason = str(error.__cause__ or error).splitlines()[0]
             print(
-                f"The checkpoint of step {step} is damaged ({reason:.200}); going on"
+                f"The checkpoint of step {step} is damaged ({_reason(error)}); going on"
                 f" from the one before it. The damaged one is kept as {aside}.",
                 flush=True,
             )
@@ -224,46 +249,5 @@ def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, Exception]) ->
     manager.reload()
 
 
-def _check_arrays(metadata: Any, target: State, path: str) -> None:
-    """Raises Unusable if the arrays of a checkpoint are not those of the run."""
-    old = {x.name: tuple(x.shape) for x in jax.tree.leaves(metadata)}
-    shapes = [x.shape for x in jax.tree.leaves(target)]
-    new = dict(zip(paths(target), shapes, strict=True))
-    # Parameters come first: what differs there explains the rest.
-    names = sorted(old | new, key=lambda name: (not name.startswith("params"), name))
-    listed = [
-        f"{name} is {old.get(name, 'missing')} there, {new.get(name, 'missing')} here"
-        for name in names
-        if old.get(name) != new.get(name)
-    ]
-    if listed:
-        raise Unusable(
-            f"The checkpoint {path} is of another model or optimizer:"
-            f" {some(listed, '; ')}. Resume with the flags of that run, or start a new"
-            " one in another --config.workdir."
-        )
-
-
-def _check_config(saved: dict[str, Any], config: Config) -> None:
-    old, new = _flat(saved), _flat(config.to_dict())
-    changes = [
-        f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-        and not f"{name}.".startswith(tuple(f"{may}." for may in _MAY_CHANGE))
-    ]
-    if changes:
-        raise Unusable(
-            f"The checkpoint in {config.workdir} is of another config:"
-            f" {'; '.join(changes)}. Resume with the flags of that run, or start a new"
-            " one with another workdir or without resume."
-        )
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns the values of nested dicts by dotted name."""
-    values = {}
-    for key, value in config.items():
-        nested = isinstance(value, dict)
-        values |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return values
+def _reason(error: Exception) -> str:
+    return str(error.__cause__ or error).splitlines()[0][:200]

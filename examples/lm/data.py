@@ -5,21 +5,23 @@ the train documents, and the tokens of each side are packed into one long array 
 end-of-text token after each document. Batches are windows of that array.
 """
 
+import dataclasses
 import hashlib
 import json
-import os
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import grain
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
+from examples.lm import cache
 from examples.lm.corpus import read_documents
+from examples.lm.errors import UserError
+from examples.lm.vocabulary import pack, train_tokenizer
 
-END_OF_TEXT = "<|endoftext|>"
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 # A window is a slice of an array in memory: threads would only cost.
 _NO_THREADS = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
@@ -28,11 +30,16 @@ T = TypeVar("T")
 ALL = slice(None)
 
 
-class Tokens(NamedTuple):
-    """Packed token ids of both sides of the split."""
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Packed token ids of both sides of the split, which iterating gives."""
 
     train: np.ndarray  # uint16 or uint32
     validation: np.ndarray
+    tokenizer: str = ""  # what the ids stand for, as JSON
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter((self.train, self.validation))
 
 
 def load(
@@ -52,40 +59,21 @@ def load(
       cache_dir: where vocabularies and tokens are kept, under a key of the corpus and
         of these settings.
     """
-    cache = _cached(path, vocab_size, validation_fraction, split_seed, cache_dir)
-    with np.load(cache / "tokens.npz") as arrays:
-        return Tokens(arrays["train"], arrays["validation"])
-
-
-def load_tokenizer(
-    path: str | None = None,
-    vocab_size: int = 4096,
-    validation_fraction: float = 0.05,
-    split_seed: int = 0,
-    cache_dir: str = ".cache",
-) -> Tokenizer:
-    """Returns the tokenizer of :func:`load`, which takes the same arguments."""
-    cache = _cached(path, vocab_size, validation_fraction, split_seed, cache_dir)
-    return Tokenizer.from_file(str(cache / "tokenizer.json"))
-
-
-def _cached(
-    path: str | None,
-    vocab_size: int,
-    validation_fraction: float,
-    split_seed: int,
-    cache_dir: str,
-) -> Path:
-    """Returns where tokenizer and tokens of a corpus lie, and puts them there."""
     documents = read_documents(path)
-    settings = [_CACHE_VERSION, vocab_size, validation_fraction, split_seed]
-    cache = Path(cache_dir, _key(documents, settings))
-    if not cache.exists():
+
+    def make() -> cache.Entry:
         train, validation = split(documents, validation_fraction, split_seed)
         tokenizer = train_tokenizer(train, vocab_size)
-        tokens = Tokens(pack(tokenizer, train), pack(tokenizer, validation))
-        _write(cache, tokenizer, tokens)
-    return cache
+        sides = pack(tokenizer, train), pack(tokenizer, validation)
+        return cache.Entry(*sides, tokenizer.to_str())
+
+    settings = [_CACHE_VERSION, vocab_size, validation_fraction, split_seed]
+    return Tokens(*cache.get(Path(cache_dir, _key(documents, settings)), make))
+
+
+def load_tokenizer(**settings: object) -> Tokenizer:
+    """Returns the tokenizer of :func:`load`, which takes the same arguments."""
+    return Tokenizer.from_str(load(**settings).tokenizer)  # pyright: ignore[reportArgumentType]
 
 
 def split(
@@ -96,29 +84,6 @@ def split(
     n = round(validation_fraction * len(documents))
     n = min(max(n, 1), len(documents) - 1)
     return [documents[i] for i in order[n:]], [documents[i] for i in order[:n]]
-
-
-def train_tokenizer(documents: list[str], vocab_size: int) -> Tokenizer:
-    """Trains a byte-level BPE vocabulary, GPT-2's kind."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(documents, trainer)
-    return tokenizer
-
-
-def pack(tokenizer: Tokenizer, documents: list[str]) -> np.ndarray:
-    """Returns the tokens of all documents in a row, each ending with END_OF_TEXT."""
-    dtype = np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    encodings = tokenizer.encode_batch_fast(documents)
-    return np.concatenate([np.array([*e.ids, end], dtype) for e in encodings])
 
 
 def train_batches(
@@ -161,7 +126,7 @@ def validation_batches(
 def _n_windows(tokens: np.ndarray, sequence_length: int) -> int:
     n_windows = (len(tokens) - 1) // sequence_length
     if n_windows < 1:
-        raise ValueError(
+        raise UserError(
             f"One side of the corpus has {len(tokens)} tokens, too few for a window of"
             f" {sequence_length} + 1: give more text or a smaller sequence_length."
         )
@@ -177,21 +142,6 @@ def _windows(tokens: np.ndarray, sequence_length: int, ids: np.ndarray) -> np.nd
 def _key(documents: list[str], settings: list) -> str:
     digest = hashlib.sha256(json.dumps(settings).encode())
     for document in documents:
-        content = document.encode("utf-8", errors="surrogatepass")
+        content = document.encode()
         digest.update(len(content).to_bytes(8, "big") + content)
     return digest.hexdigest()[:16]
-
-
-def _write(cache: Path, tokenizer: Tokenizer, tokens: Tokens) -> None:
-    """Writes all files of a cache entry, or none."""
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache.parent) as scratch:
-        entry = Path(scratch, cache.name)
-        entry.mkdir()
-        tokenizer.save(str(entry / "tokenizer.json"))
-        np.savez(entry / "tokens.npz", **tokens._asdict())
-        try:
-            os.rename(entry, cache)
-        except OSError:  # another run has been faster
-            if not cache.exists():
-                raise

@@ -50,6 +50,17 @@ def of_json(parts: dict[str, Any]) -> dict[str, int]:
     return {name: zlib.crc32(text.encode()) for name, text in texts.items()}
 
 
+def not_finite(state: State) -> list[str]:
+    """Names the arrays that hold an infinity or a NaN."""
+    names = zip(paths(state), np.asarray(_are_finite(state)), strict=True)
+    return [name for name, is_finite in names if not is_finite]
+
+
+@jax.jit
+def _are_finite(state: State) -> jax.Array:
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(state)])
+
+
 def check(now: dict[str, int], saved: Mapping[str, Any]) -> None:
     """Raises ValueError if fingerprints are not those that were saved."""
     if damaged := [name for name, number in now.items() if saved.get(name) != number]:

@@ -13,6 +13,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from examples.lm import Config
+from examples.lm.errors import UserError
 
 
 @contextlib.contextmanager
@@ -26,7 +27,7 @@ def use_mesh(config: Config, devices: Sequence[Any] | None = None) -> Iterator[M
         several processes need all.
 
     Raises:
-      ValueError: the devices, or the sequences of a batch, do not divide evenly.
+      UserError: the devices, or the sequences of a batch, do not divide evenly.
     """
     devices = jax.devices() if devices is None else devices
     sizes = _sizes(config.mesh.to_dict(), len(devices))
@@ -43,7 +44,7 @@ def use_mesh(config: Config, devices: Sequence[Any] | None = None) -> Iterator[M
     }
     shards = math.prod(mesh.shape[axis] for axis in rules["batch"])
     if config.batch_size % shards:
-        raise ValueError(
+        raise UserError(
             f"batch_size is {config.batch_size}, but the {shards} shards of a batch on"
             f" the mesh {sizes} need a multiple of {shards}."
         )
@@ -81,7 +82,7 @@ def _sizes(sizes: dict[str, int], n_devices: int) -> dict[str, int]:
     # A process without a device in the mesh could not take part.
     all_needed = -1 in sizes.values() or jax.process_count() > 1
     if not 0 < n <= n_devices or (all_needed and n != n_devices):
-        raise ValueError(
+        raise UserError(
             f"config.mesh is {sizes}, which does not fit {n_devices} devices: set"
             " --config.mesh.data, fsdp and tensor so that their product is the number"
             " of devices. One of them may be -1, for what is left."

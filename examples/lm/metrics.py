@@ -1,6 +1,7 @@
 """What a run measures: a file of JSON Lines, and a plot."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ matplotlib.use("Agg")  # to files only: no display is needed
 import numpy as np
 from matplotlib import pyplot as plt
 
+from examples.lm.errors import UserError
 from examples.lm.processes import is_primary
 
 Record = dict[str, float]
@@ -23,13 +25,17 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, step: int = 0):
-        """Opens a log at a step: what an earlier run wrote after it is dropped."""
+        """Opens a log at a step: what an earlier run wrote after it is dropped.
+
+        Raises:
+          UserError: the log cannot be read, or does not reach up to the step.
+        """
         self.records: list[Record] = []
         self._path = path
         if not is_primary():
             return
-        if step:
-            self.records = [r for r in read(path) if r["step"] <= step]
+        if step and path.exists():
+            self.records = _read_up_to(path, step)
         path.parent.mkdir(parents=True, exist_ok=True)
         # A process killed between these two lines leaves the old log.
         scratch = path.with_suffix(".tmp")
@@ -44,19 +50,85 @@ class MetricsLog:
 
 
 def read(path: Path) -> list[Record]:
-    """Returns the records of a log; a line that was cut off ends it."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    """Returns the records of a log.
+
+    Raises:
+      UserError: there is none, or one of its lines is no record.
+    """
+    try:
+        lines = path.read_text("utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    end = lines.pop()  # nothing, unless the process was killed while it wrote
+    records = [_parse(line, f"{path}:{n}") for n, line in enumerate(lines, start=1)]
+    if end:
+        raise CutOff(f"{path}:{len(lines) + 1} is cut off: {end:.60}", records)
     return records
 
 
-def last(records: Sequence[Record], name: str) -> float:
-    """Returns the last value of a metric, 0 if there is none."""
-    return next((r[name] for r in reversed(records) if name in r), 0.0)
+class CutOff(UserError):
+    """The last record of a log is not complete, as when its process was killed."""
+
+    def __init__(self, message: str, records: list[Record]):
+        super().__init__(message)
+        self.records = records  # before it
+
+
+def _read_up_to(path: Path, step: int) -> list[Record]:
+    """Returns the records up to the step of a checkpoint, which is to have them all.
+
+    What was cut off after that step belongs to steps that are taken again.
+    """
+    cut_off = None
+    try:
+        records = read(path)
+    except CutOff as error:
+        records, cut_off = error.records, error
+    found = {int(r["step"]) for r in records if "loss" in r}
+    # It may begin later, where an earlier log has been deleted.
+    if missing := set(range(min(found, default=step), step + 1)) - found:
+        raise cut_off or UserError(
+            f"{path} has no loss of step {min(missing)}, but the checkpoint is of step"
+            f" {step}. Restore the file, or delete it to go on without what it holds."
+        )
+    return [r for r in records if r["step"] <= step]
+
+
+def _parse(line: str, where: str) -> Record:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    if (
+        not isinstance(record, dict)
+        or "step" not in record
+        or any(
+            type(x) not in (int, float) or not math.isfinite(x) for x in record.values()
+        )
+    ):
+        raise UserError(
+            f'{where} is no record of finite numbers with a "step": {line:.60}'
+        )
+    return record
+
+
+def last(records: Sequence[Record], name: str) -> float | None:
+    """Returns the last value of a metric, None if there is none."""
+    return next((r[name] for r in reversed(records) if name in r), None)
+
+
+def final_loss(records: Sequence[Record], path: Path) -> float:
+    """Returns the last validation loss.
+
+    Raises:
+      UserError: there is none in the log at `path`.
+    """
+    loss = last(records, "validation_loss")
+    if loss is None:
+        raise UserError(
+            f"{path} has no validation loss: the run had not come to its first one."
+        )
+    return loss
 
 
 def plot(path: Path, runs: Mapping[str, Sequence[Record]]) -> None:

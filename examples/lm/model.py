@@ -21,6 +21,7 @@ _POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+REMATS = ("none", *_POLICIES)
 
 
 class Decoder(nnx.Module):
@@ -62,8 +63,8 @@ class Decoder(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        if remat not in ("none", *_POLICIES):
-            known = ", ".join(("none", *_POLICIES))
+        if remat not in REMATS:
+            known = ", ".join(REMATS)
             raise ValueError(
                 f"model.remat is {remat!r}, but it must be one of {known}."
             )

@@ -43,7 +43,7 @@ def table_optimizer(
     likewise for the others.
     """
     name = config.tables.optimizer
-    scale_by = _choice(_TABLES, name, "tables.optimizer")
+    scale_by = _choice(TABLES, name, "tables.optimizer")
     tuned = config.tables.tuned[name]
     learning_rate = _first(config.tables.learning_rate, tuned.learning_rate)
     return optax.chain(
@@ -58,7 +58,7 @@ def table_b2(config: Config) -> Any:
     return _first(config.tables.b2, config.tables.tuned[config.tables.optimizer].b2)
 
 
-_TABLES = {
+TABLES = {
     "ember": lambda b2, shardings: ember_optax.scale_by_ember(
         b2, param_shardings=shardings
     ),
@@ -80,12 +80,12 @@ _TABLES = {
 def body_optimizer(config: Config) -> optax.GradientTransformation:
     """Returns `config.body.optimizer`; only matrices have weight decay."""
     name = config.body.optimizer
-    optimizer = _choice(_BODY, name, "body.optimizer")
+    optimizer = _choice(BODIES, name, "body.optimizer")
     learning_rate = _first(config.body.learning_rate, config.body.tuned[name])
     return optimizer(schedule(config, learning_rate), config.body.weight_decay)
 
 
-_BODY = {
+BODIES = {
     "adamw": lambda rate, decay: optax.adamw(
         rate, b2=0.95, weight_decay=decay, mask=_is_matrix
     ),

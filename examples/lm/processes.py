@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from examples.lm.command import explanation
 
 
 def initialize() -> None:
@@ -67,10 +70,13 @@ def end_at_once_on_error() -> Iterator[None]:
     """
     try:
         yield
-    except Exception:
+    except Exception as error:
         if jax.process_count() == 1:
             raise
-        traceback.print_exc()
+        if text := explanation(error):
+            print(f"\n{text}", file=sys.stderr, flush=True)
+        else:
+            traceback.print_exc()
         os._exit(1)
 
 

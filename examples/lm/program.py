@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 import ember_optax
 from examples.lm import Config
+from examples.lm.errors import UserError
 from examples.lm.mesh import batch_sharding
 from examples.lm.model import Decoder
 from examples.lm.optimizer import make_optimizer
@@ -35,6 +36,28 @@ class Program(NamedTuple):
 
 def make_model(config: Config) -> Decoder:
     return Decoder(config.data.vocab_size, **config.model, rngs=nnx.Rngs(config.seed))
+
+
+def check_shards(config: Config, mesh: Mesh) -> None:
+    """Raises UserError where a parameter cannot be cut into equal shards."""
+    abstract = nnx.eval_shape(lambda: nnx.state(make_model(config), nnx.Param))
+    params = nnx.to_pure_dict(abstract)
+    shardings = nnx.to_pure_dict(nnx.get_named_sharding(abstract, mesh))
+    for (path, x), sharding in zip(
+        jax.tree_util.tree_leaves_with_path(params),
+        jax.tree.leaves(shardings),
+        strict=True,
+    ):
+        try:
+            sharding.shard_shape(x.shape)
+        except ValueError as error:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(
+                f"{name} is {x.shape} and cannot be cut into equal shards by"
+                f" {sharding.spec} on the mesh {dict(mesh.shape)}: change"
+                " --config.mesh, --config.axis_rules, --config.model.vocab_multiple or"
+                " the widths of the model."
+            ) from error
 
 
 def make_program(config: Config, mesh: Mesh) -> Program:

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from examples.lm.errors import MissingPackage, UserError
+
 # Of one chip; https://cloud.google.com/tpu/docs/v6e (v5e as well) and /tpu/docs/v5p.
 _HBM_BYTES = {"v5e": 16 * 10**9, "v5p": 95 * 10**9, "v6e": 32 * 10**9}
 # What libtpu would look for on a TPU machine. One type serves slices of all families.
@@ -27,12 +29,12 @@ def devices(name: str) -> list[Any]:
       name: family and shape, such as "v5e:8x8", "v5p:4x4x4" or "v6e:4x4".
 
     Raises:
-      ModuleNotFoundError: libtpu, which holds the compiler, is not installed.
-      ValueError: there is no such slice.
+      MissingPackage: libtpu, which holds the compiler, is not installed.
+      UserError: there is no such slice.
     """
     _check_family(name)
     if importlib.util.find_spec("libtpu") is None:
-        raise ModuleNotFoundError(
+        raise MissingPackage(
             "The TPU compiler is missing; on Linux on x86_64,"
             " `pip install 'ember-optax[tpu]'` brings it."
         )
@@ -41,7 +43,7 @@ def devices(name: str) -> list[Any]:
     try:
         return list(topologies.get_topology_desc(name, platform="tpu").devices)
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"The topology is {name!r}, but libtpu knows no such slice ({error})."
             " Examples are 'v5e:8x8', 'v5p:4x4x4' and 'v6e:4x4'."
         ) from error
@@ -51,7 +53,7 @@ def hbm_bytes(name: str) -> int:
     """Returns the memory of one chip of a slice.
 
     Raises:
-      ValueError: the family is unknown.
+      UserError: the family is unknown.
     """
     return _HBM_BYTES[_check_family(name)]
 
@@ -59,7 +61,7 @@ def hbm_bytes(name: str) -> int:
 def _check_family(name: str) -> str:
     family = name.partition(":")[0]
     if family not in _HBM_BYTES:
-        raise ValueError(
+        raise UserError(
             f"The topology is {name!r}, but it must be one of the families"
             f" {', '.join(_HBM_BYTES)} and a shape: 'v5p:4x4x4'."
         )

@@ -1,5 +1,6 @@
 """The training loop."""
 
+import math
 import shutil
 import time
 from pathlib import Path
@@ -10,7 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from examples.lm import Config, checkpoints, data, processes, report
+from examples.lm import Config, checkpoints, compatibility, data, processes, report
+from examples.lm import run_dir as run_dir_of
 from examples.lm.mesh import global_batch, local_rows, use_mesh
 from examples.lm.metrics import MetricsLog, Record, last
 from examples.lm.program import Program, make_program
@@ -20,7 +22,7 @@ class Result(NamedTuple):
     """What is left of a run."""
 
     step: int  # below config.steps if it was interrupted
-    validation_loss: float
+    validation_loss: float | None  # None if it was interrupted before the first one
     seconds: float  # with compilation, validation and checkpoints
     records: list[Record]
 
@@ -34,8 +36,12 @@ def train(config: Config, tokens: data.Tokens, run_dir: Path) -> Result:
       config: what to train, and on what mesh.
       tokens: what to train on.
       run_dir: where metrics and checkpoints go; all processes must see it.
+
+    Raises:
+      UserError: the directory belongs to another run, the run to resume is not this
+        one, training has diverged, or the disk is full.
     """
-    with use_mesh(config) as mesh:
+    with use_mesh(config) as mesh, run_dir_of.claim(run_dir, config):
         return _train(config, make_program(config, mesh), mesh, tokens, run_dir)
 
 
@@ -73,29 +79,53 @@ def _train(
         processes.stop_signals() as is_to_stop,
         checkpoints.open_manager(directory, config.keep_checkpoints) as manager,
     ):
-        restored = checkpoints.restore(manager, program.state, batches, config)
+        text = compatibility.text_of(tokens)
+        restored = checkpoints.restore(manager, program.state, batches, config, text)
         state, step = restored or (program.init(), 0)
+        if config.resume and processes.is_primary():
+            _say_how_it_goes_on(run_dir, step, config.steps)
         log = MetricsLog(run_dir / "metrics.jsonl", step)
-        start = time.perf_counter() - last(log.records, "seconds")
+        start = time.perf_counter() - (last(log.records, "seconds") or 0.0)
 
-        def record(**values: float) -> None:
-            log.write(step=step, **values, seconds=time.perf_counter() - start)
+        def record(name: str, value: float) -> None:
+            if not math.isfinite(value):
+                name = name.replace("_", " ")
+                raise checkpoints.diverged(manager, step, f"the {name} is {value}")
+            seconds = time.perf_counter() - start
+            log.write(step=step, **{name: value}, seconds=seconds)
+
+        def save() -> None:
+            position = batches.get_state()
+            checkpoints.save(manager, step, state, position, config, text)
 
         with progress_bar(config, run_dir.name, step) as bar:
             while step < config.steps and not is_to_stop(step):
                 state, loss = train_step(state, place(next(batches)))
                 step += 1
-                record(loss=float(loss))
+                record("loss", float(loss))
                 bar.set_postfix(step=step, loss=f"{float(loss):.3f}", refresh=False)
                 bar.update(batch_size * config.sequence_length)
                 if step % config.eval_every == 0 or step == config.steps:
-                    record(validation_loss=evaluate(state.params))
+                    record("validation_loss", evaluate(state.params))
                 if step % config.checkpoint_every == 0 or step == config.steps:
-                    checkpoints.save(manager, step, state, batches.get_state(), config)
+                    save()
         if manager.latest_step() != step:
-            checkpoints.save(manager, step, state, batches.get_state(), config)
+            save()
+        if step >= config.steps and last(log.records, "validation_loss") is None:
+            record("validation_loss", evaluate(state.params))  # the log was lost
     loss, seconds = (last(log.records, name) for name in ("validation_loss", "seconds"))
-    return Result(step, loss, seconds, log.records)
+    return Result(step, loss, seconds or 0.0, log.records)
+
+
+def _say_how_it_goes_on(run_dir: Path, step: int, steps: int) -> None:
+    if not step:
+        print(f"{run_dir} has no checkpoint to resume: starting anew.", flush=True)
+    if step >= steps:
+        print(
+            f"The run in {run_dir} has taken {step} of {steps} steps: there is nothing"
+            " to do.",
+            flush=True,
+        )
 
 
 def progress_bar(config: Config, name: str, step: int) -> tqdm:

@@ -1,7 +1,6 @@
 """Instruction data: a prompt and its answer, of which only the answer has a loss."""
 
 import ast
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,9 @@ import grain
 import numpy as np
 from tokenizers import Tokenizer
 
-from examples.lm.data import END_OF_TEXT
+from examples.lm import text_files
+from examples.lm.errors import UserError
+from examples.lm.vocabulary import END_OF_TEXT
 from examples.post_training.supervised import Batch
 
 
@@ -31,22 +32,12 @@ def read(path: str) -> list[Task]:
     """Returns the tasks of a JSON Lines file with the fields "prompt" and "completion".
 
     Raises:
-      ValueError: a line is not such an object, or there are no two of them.
+      UserError: a line is not such an object, or there are no two of them.
     """
-    tasks = []
-    for number, line in enumerate(Path(path).read_text("utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        match _parse(line):
-            case {"prompt": str(prompt), "completion": str(answer)}:
-                tasks.append(Task(prompt, answer))
-            case _:
-                raise ValueError(
-                    f'{path}:{number} is not a JSON object with strings "prompt" and'
-                    f' "completion": {line:.60}'
-                )
+    lines = text_files.json_lines(Path(path), "prompt", "completion")
+    tasks = [Task(*strings) for strings in lines]
     if len(tasks) < 2:
-        raise ValueError(
+        raise UserError(
             f"{path} holds {len(tasks)} tasks, but at least 2 are needed: one to train"
             " on and one to validate on."
         )
@@ -57,7 +48,7 @@ def encode(tokenizer: Tokenizer, tasks: list[Task], length: int) -> Batch:
     """Returns the tasks that fit into `length` tokens, padded, as one large batch.
 
     Raises:
-      ValueError: none of them fits.
+      UserError: none of them fits.
     """
     end = tokenizer.token_to_id(END_OF_TEXT)
     prompts = tokenizer.encode_batch_fast([task.prompt for task in tasks])
@@ -65,7 +56,7 @@ def encode(tokenizer: Tokenizer, tasks: list[Task], length: int) -> Batch:
     pairs = [(p.ids, [*a.ids, end]) for p, a in zip(prompts, answers, strict=True)]
     pairs = [(p, a) for p, a in pairs if len(p) + len(a) <= length]
     if not pairs:
-        raise ValueError(
+        raise UserError(
             f"None of {len(tasks)} tasks fits into sequence_length, which is {length}"
             " tokens: raise it."
         )
@@ -96,10 +87,3 @@ def _signatures(text: str) -> Iterator[Task]:
             if lines and lines[0].strip():
                 answer = f"def {node.name}({ast.unparse(node.args)}):"
                 yield Task(f"# {lines[0].strip()}\n", answer)
-
-
-def _parse(line: str) -> object:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None

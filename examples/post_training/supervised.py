@@ -36,7 +36,7 @@ def make_trainer(
 
     Args:
       model: to train, in place.
-      phase: with its optimizer and steps, see `configs.phases.phase`.
+      phase: with its optimizer and steps, see `examples.post_training.phases.phase`.
       eval_every: steps between evaluations, and between checkpoints.
       directory: of the checkpoints, if there are to be any.
       description: for the progress bar.

@@ -19,13 +19,14 @@ JAX_PLATFORMS=cpu.
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 import ember_optax
-from examples.lm import Config, checkpoints
+from examples.lm import Config, checkpoints, run_dir
+from examples.lm.command import one_line_errors
+from examples.lm.errors import UserError
 from examples.lm.mesh import use_mesh
 from examples.lm.optimizer import make_optimizer, table_b2
 from examples.lm.program import State, make_program
@@ -45,7 +46,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("give two directories of runs, SRC and DST")
     logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint at length
     src, dst = map(Path, argv[1:])
-    step, config = convert(src, dst, _LEARNING_RATE.value, _B2.value)
+    with one_line_errors():
+        step, config = convert(src, dst, _LEARNING_RATE.value, _B2.value)
     print(f"{dst} can go on from step {step} with {config.tables.optimizer}.")
 
 
@@ -64,20 +66,23 @@ def convert(
       The step of the checkpoint and the config of the new run.
 
     Raises:
-      ValueError: `src` has no checkpoint or another optimizer, or `dst` has some.
+      UserError: `src` has no checkpoint or another optimizer, or `dst` has some.
     """
     steps = checkpoints.complete_steps(src / "checkpoints")
     if not steps:
-        raise ValueError(f"{src} has no checkpoint: give the directory of a run.")
+        raise UserError(f"{src} has no checkpoint: give the directory of a run.")
     if checkpoints.complete_steps(dst / "checkpoints"):
-        raise ValueError(f"{dst} has checkpoints already: give another directory.")
+        raise UserError(f"{dst} has checkpoints already: give another directory.")
     path = src / "checkpoints" / str(steps[-1])
     config = checkpoints.read_config(path)
     new_config = _with_other_optimizer(config, learning_rate, b2)
-    state, position = _read(path, config)
-    state = _convert(state, config, new_config)
-    with checkpoints.open_manager(dst / "checkpoints", keep=1) as manager:
-        checkpoints.save(manager, steps[-1], state, position, new_config)
+    old = _read(path, config)
+    state = _convert(old.state, config, new_config)
+    with (
+        run_dir.locked(dst),
+        checkpoints.open_manager(dst / "checkpoints", keep=1) as manager,
+    ):
+        checkpoints.save(manager, steps[-1], state, old.position, new_config, old.text)
     if (src / "metrics.jsonl").exists():
         shutil.copy(src / "metrics.jsonl", dst)
     return steps[-1], new_config
@@ -88,7 +93,7 @@ def _with_other_optimizer(
 ) -> Config:
     name = config.tables.optimizer
     if name not in _OTHER:
-        raise ValueError(
+        raise UserError(
             f"The tables are trained with {name!r}, but only adam and ember can be"
             " converted into each other."
         )
@@ -97,7 +102,7 @@ def _with_other_optimizer(
     return new
 
 
-def _read(path: Path, config: Config) -> tuple[State, Any]:
+def _read(path: Path, config: Config) -> checkpoints.Checkpoint:
     """Reads a checkpoint of any mesh onto one device."""
     config = ConfigDict(config.to_dict())
     config.mesh = {"data": 1, "fsdp": 1, "tensor": 1}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from examples.lm import Config, data, training
 from examples.lm.metrics import MetricsLog
@@ -14,10 +15,12 @@ from examples.lm.metrics import MetricsLog
 ROOT = Path(__file__).parents[2]
 
 
-def train(config: Config, **settings: object) -> None:
-    """Trains in this process."""
+def train(config: Config, **settings: object) -> training.Result:
+    """Trains in this process, in the place of an earlier run unless it resumes it."""
     config.update(settings)
-    training.train(config, data.load(**config.data), run_dir(config))
+    once = ConfigDict(config.to_dict())
+    once.overwrite = not config.resume
+    return training.train(once, data.load(**config.data), run_dir(config))
 
 
 def at_step(

@@ -3,7 +3,7 @@ import pytest
 
 pytest.importorskip("tunix")
 
-from examples.lm import data
+from examples.lm import vocabulary
 from examples.post_training import instructions, sorting
 
 SOURCE = '''
@@ -30,14 +30,14 @@ def test_tasks_are_the_signatures_of_documented_functions():
 
 
 def test_only_the_answer_and_its_end_have_a_loss():
-    tokenizer = data.train_tokenizer([SOURCE], 300)
+    tokenizer = vocabulary.train_tokenizer([SOURCE], 300)
     tasks = instructions.from_source([SOURCE])
     longest = len(tokenizer.encode("".join(tasks[0])).ids) + 1
     tokens, mask = instructions.encode(tokenizer, tasks, longest)
     assert tokens.shape == mask.shape == (2, longest)
     for task, row, has_loss in zip(tasks, tokens, mask, strict=True):
         answer = tokenizer.decode(row[has_loss], skip_special_tokens=False)
-        assert answer == task.answer + data.END_OF_TEXT
+        assert answer == task.answer + vocabulary.END_OF_TEXT
         before = np.argmax(has_loss)
         assert tokenizer.decode(row[:before]) == task.prompt
     # A task that does not fit is left out.

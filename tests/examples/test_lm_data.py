@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from examples.lm import data
+from examples.lm import data, vocabulary
 from examples.lm.corpus import read_documents
 
 
@@ -75,7 +75,7 @@ def test_split_is_by_document(corpus, tmp_path):
     sides = []
     for side in tokens:
         text = tokenizer.decode(side.tolist(), skip_special_tokens=False)
-        sides.append(text.split(data.END_OF_TEXT)[:-1])
+        sides.append(text.split(vocabulary.END_OF_TEXT)[:-1])
     train, validation = sides
     assert (len(train), len(validation)) == (16, 4)
     assert sorted(train + validation) == sorted(read_documents(str(corpus)))
@@ -96,9 +96,9 @@ def test_split_leaves_a_document_on_each_side(fraction):
 
 def test_pack_ends_every_document(corpus):
     documents = read_documents(str(corpus))
-    tokenizer = data.train_tokenizer(documents, 300)
-    tokens = data.pack(tokenizer, documents)
-    end = tokenizer.token_to_id(data.END_OF_TEXT)
+    tokenizer = vocabulary.train_tokenizer(documents, 300)
+    tokens = vocabulary.pack(tokenizer, documents)
+    end = tokenizer.token_to_id(vocabulary.END_OF_TEXT)
     assert tokens.dtype == np.uint16
     assert tokens[-1] == end
     assert np.count_nonzero(tokens == end) == len(documents)
@@ -109,7 +109,7 @@ def test_pack_ends_every_document(corpus):
 
 
 def test_tokenizer_gives_back_any_text(corpus):
-    tokenizer = data.train_tokenizer(read_documents(str(corpus)), 300)
+    tokenizer = vocabulary.train_tokenizer(read_documents(str(corpus)), 300)
     text = "def é(): return '\t漢字 \U0001f525'\r\n\x00"
     assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
@@ -220,6 +220,6 @@ def test_interrupted_writing_leaves_no_cache_entry(corpus, tmp_path, monkeypatch
 
 
 def test_vocabulary_is_as_large_as_asked(corpus):
-    tokenizer = data.train_tokenizer(read_documents(str(corpus)), 300)
+    tokenizer = vocabulary.train_tokenizer(read_documents(str(corpus)), 300)
     assert tokenizer.get_vocab_size() == 300
     assert len(tokenizer.encode(" counts").ids) == 1

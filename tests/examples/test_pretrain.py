@@ -12,9 +12,8 @@ from absl import flags
 from ml_collections import config_flags
 
 import examples.pretrain
-import examples.train_state
 from examples.lm import data, processes, training
-from tests.examples.pretraining import at_step
+from tests.examples.pretraining import at_step, train
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -22,12 +21,6 @@ ROOT = Path(__file__).parents[2]
 
 # How ml_collections reads a config file.
 LOAD_MODULE = "ignore:the load_module:DeprecationWarning"
-
-
-def train(config, **settings):
-    config.update(settings)
-    run_dir = Path(config.workdir) / config.tables.optimizer
-    return training.train(config, data.load(**config.data), run_dir)
 
 
 def losses(result):
@@ -272,18 +265,3 @@ def test_the_program_ends_cleanly_on_ctrl_c(config):
     assert all(line.startswith("ember:") for line in lines), err
     steps = os.listdir(Path(config.workdir, "ember", "checkpoints"))
     assert str(json.loads(metrics.read_text().splitlines()[-1])["step"]) in steps
-
-
-def test_train_state_example_learns(corpus, capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)  # where it puts its cache
-    examples.train_state.main(str(corpus), steps=20)
-    out = capsys.readouterr().out
-    assert "embed/embedding" in out
-    printed = [float(line.split()[-1]) for line in out.splitlines() if "loss" in line]
-    assert len(printed) == 2
-    assert printed[1] < printed[0] < 8.4
-
-
-def test_train_state_example_stays_short():
-    lines = Path(examples.train_state.__file__).read_text().splitlines()
-    assert len(lines) < 80

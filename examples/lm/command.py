@@ -1,0 +1,70 @@
+"""Starting a program: its flags, and a line instead of a traceback for its user."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+import jax
+from absl import app, flags, logging
+
+from examples.lm.errors import UserError
+
+
+def start(main: Callable[[], None]) -> None:
+    """Parses the flags, `--config` among them, and runs a program.
+
+    A mistake of its user ends it with exit code 1.
+    """
+
+    def checked(argv: list[str]) -> None:
+        if len(argv) > 1:
+            sys.exit(f"Unknown argument {argv[1]!r}: flags begin with --.")
+        logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint
+        with one_line_errors():
+            main()
+
+    app.run(checked, flags_parser=_parse)
+
+
+def explanation(error: Exception) -> str | None:
+    """Returns what to tell the user, None if the error is a fault of the program."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}."
+    out_of_memory = isinstance(error, jax.errors.JaxRuntimeError) and (
+        "RESOURCE_EXHAUSTED" in str(error)
+    )
+    if out_of_memory or isinstance(error, MemoryError):
+        return (
+            f"Out of memory: {str(error).splitlines()[0]:.200} Lower"
+            " --config.batch_size or the size of the model, raise --config.loss_chunks,"
+            " or set --config.model.remat=full."
+        )
+    return None
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if (text := explanation(error)) is None:
+            raise
+        sys.exit(f"\n{text}")
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        rest = app.parse_flags_with_usage(argv)
+        flags.FLAGS.config.to_dict()  # raises what loading the file has raised
+        return rest
+    except AttributeError as error:  # of ml_collections: a field, and one like it
+        field, _, hint = error.args[0].args[0].partition("\n")
+        sys.exit(f"The config has no field {field}. {hint}".strip())
+    except Exception as error:  # anything: a config file is a program
+        first = error
+        while cause := first.__cause__ or first.__context__:
+            first = cause
+        reason = str(first).splitlines()[-1].strip()
+        sys.exit(f"The config file cannot be read: {type(first).__name__}: {reason}")

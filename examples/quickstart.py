@@ -1,0 +1,105 @@
+"""Trains a small language model on real text: token tables on Ember, the rest on AdamW.
+
+    python -m examples.quickstart
+
+One file to copy from. It needs flax: pip install 'ember-optax[examples]'.
+"""
+
+import re
+import sysconfig
+from array import array
+from collections import Counter
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax.training.train_state import TrainState
+
+import ember_optax
+
+VOCAB_SIZE, WIDTH, BATCH, TIME = 4096, 64, 16, 64
+
+
+class LanguageModel(nn.Module):
+    """One transformer block between two token tables."""
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        x = nn.Embed(VOCAB_SIZE, WIDTH, name="embed")(tokens)
+        mask = nn.make_causal_mask(tokens)
+        attention = nn.MultiHeadDotProductAttention(num_heads=4)
+        x = x + attention(nn.RMSNorm()(x), mask=mask)
+        x = x + nn.Dense(WIDTH)(nn.gelu(nn.Dense(4 * WIDTH)(nn.RMSNorm()(x))))
+        return nn.Dense(VOCAB_SIZE, use_bias=False, name="lm_head")(nn.RMSNorm()(x))
+
+
+def read_tokens() -> jax.Array:
+    """Returns the standard library's source as ids of words; rare words are 0."""
+    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+    text = "".join(file.read_text("utf-8") for file in files)
+    words = re.findall(r"\w+|\s+|[^\w\s]", text)
+    frequent = Counter(words).most_common(VOCAB_SIZE - 1)
+    ids = {word: i for i, (word, _) in enumerate(frequent, start=1)}
+    return jnp.array(array("i", [ids.get(word, 0) for word in words]))
+
+
+def sample(tokens: jax.Array, seed: int) -> jax.Array:
+    """Returns random windows, int32[BATCH, TIME + 1]."""
+    last = len(tokens) - TIME
+    starts = jax.random.randint(jax.random.key(seed), (BATCH, 1), 0, last)
+    return tokens[starts + jnp.arange(TIME + 1)]
+
+
+def make_optimizer(steps: int) -> optax.GradientTransformation:
+    def schedule(peak: float) -> optax.Schedule:
+        return optax.warmup_cosine_decay_schedule(0.0, peak, steps // 10, steps)
+
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.multi_transform(
+            {
+                "table": ember_optax.ember(schedule(1e-2)),
+                "body": optax.adamw(schedule(3e-3)),
+            },
+            ember_optax.label_token_tables,
+        ),
+    )
+
+
+def loss_fn(params: optax.Params, state: TrainState, tokens: jax.Array) -> jax.Array:
+    logits = state.apply_fn({"params": params}, tokens[:, :-1])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+    return losses.mean()
+
+
+@jax.jit
+def train_step(state: TrainState, tokens: jax.Array) -> tuple[TrainState, jax.Array]:
+    loss, grads = jax.value_and_grad(loss_fn)(state.params, state, tokens)
+    return state.apply_gradients(grads=grads), loss
+
+
+def main(steps: int = 200) -> tuple[float, float]:
+    """Trains, and returns the loss on held-out text before and after."""
+    tokens, model = read_tokens(), LanguageModel()
+    train, held_out = jnp.split(tokens, [len(tokens) * 9 // 10])
+    init = jax.jit(model.init)  # in one go, which compiles faster
+    params = init(jax.random.key(0), sample(train, seed=0))["params"]
+    print(ember_optax.summarize(params), end="\n\n")
+    tx = make_optimizer(steps)
+    state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)
+
+    evaluate, validation = jax.jit(loss_fn), sample(held_out, seed=0)
+    before = float(evaluate(state.params, state, validation))
+    for step in range(1, steps + 1):
+        state, loss = train_step(state, sample(train, seed=step))
+        bar = "#" * (30 * step // steps)
+        print(f"\r[{bar:30}] step {step}  loss {loss:.2f}", end="", flush=True)
+    after = float(evaluate(state.params, state, validation))
+    print(f"\nLoss on held-out text: {before:.2f} before, {after:.2f} after")
+    return before, after
+
+
+if __name__ == "__main__":
+    main()
