@@ -44,40 +44,42 @@ def vocab_sizes(sizes: int | Iterable[int] | None) -> tuple[int, ...]:
     return found
 
 
-def patterns(
-    argument: str, given: str | Sequence[str], paths: Collection[str]
-) -> list[re.Pattern[str]]:
-    """Returns the compiled regular expressions of `include` or `exclude`.
+def matches(
+    argument: str, patterns: str | Sequence[str], paths: Collection[str], needed: bool
+) -> set[str]:
+    """Returns the paths in which one of the patterns of `include` or `exclude` occurs.
 
     Args:
       argument: the name of the argument.
-      given: one regular expression or several.
-      paths: each pattern has to match one of them, unless there are none.
+      patterns: one regular expression or several.
+      paths: where to search.
+      needed: whether each pattern has to match a path, if there are any paths.
 
     Raises:
       ValueError: a pattern is not a regular expression, or matches nothing.
     """
-    one = isinstance(given, str) or not isinstance(given, Iterable)
-    compiled = []
-    for pattern in [given] if one else given:
+    one = isinstance(patterns, str) or not isinstance(patterns, Iterable)
+    matched = set()
+    for pattern in [patterns] if one else patterns:
         if not isinstance(pattern, str) or not pattern:
             raise ValueError(
                 f"{argument} must be a regular expression or several, as strings that"
                 f" are not empty; got {pattern!r}."
             )
         try:
-            compiled.append(re.compile(pattern))
+            found = {path for path in paths if re.search(pattern, path)}
         except re.error as error:
             raise ValueError(
                 f"{argument}: {pattern!r} is not a valid regular expression: {error}."
                 " To match a path literally, pass re.escape(path)."
             ) from error
-        if paths and not any(compiled[-1].search(path) for path in paths):
+        if needed and paths and not found:
             raise ValueError(
                 f"{argument}: {pattern!r} matches no parameter. It is searched in paths"
                 f" such as {_some(paths)}; correct it or leave it out."
             )
-    return compiled
+        matched |= found
+    return matched
 
 
 def check_whole(shapes: dict[str, tuple[int, ...]], sizes: tuple[int, ...]) -> None:

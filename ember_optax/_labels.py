@@ -93,9 +93,8 @@ def label_token_tables(
     vocab_sizes = _label_checks.vocab_sizes(vocab_size)
     leaves = by_path(params)
     masked = _is_masked(params)
-    must_match = () if masked else leaves
-    included = _label_checks.patterns("include", include, must_match)
-    excluded = _label_checks.patterns("exclude", exclude, must_match)
+    included = _label_checks.matches("include", include, leaves, needed=not masked)
+    excluded = _label_checks.matches("exclude", exclude, leaves, needed=not masked)
 
     shapes = {path: leaf.shape for path, leaf in leaves.items() if _is_float(leaf)}
     candidates = {path: shapes[path] for path in shapes if _may_be(path, shapes[path])}
@@ -104,10 +103,9 @@ def label_token_tables(
     tables = named
     if vocab_sizes:
         tables = _by_shape(candidates, named, vocab_sizes, widths)
-        missed = {path: shapes[path] for path in named - tables}
-        _label_checks.check_whole(missed, vocab_sizes)
-    tables |= {path for path in leaves if any(p.search(path) for p in included)}
-    tables -= {path for path in leaves if any(p.search(path) for p in excluded)}
+        missed = named - tables - included - excluded
+        _label_checks.check_whole({path: shapes[path] for path in missed}, vocab_sizes)
+    tables = (tables | included) - excluded
 
     if leaves and not tables and not masked and missing == "error":
         lora = [path for path in leaves if _label_words.is_lora(path)]
