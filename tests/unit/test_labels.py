@@ -1,6 +1,5 @@
 """Labels of token tables, on parameter trees of real models and in every container."""
 
-import functools
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,8 +7,6 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 import pytest
 from flax import nnx
 from flax.core import FrozenDict
