@@ -8,11 +8,11 @@ import re
 _VETOES = {
     "adapter": "a factor of another parameter",
     "pos posembed posemb position positions positional wpe rope": "place in a sequence",
-    "rel relpos relative": "distance in a sequence",
-    "seg segment segments type types": "segment, as in `token_type_embeddings`",
+    "rel relpos relative distance": "distance in a sequence",
+    "seg segment segments type types tokentype": "segment: `token_type_embeddings`",
     "patch patches pixel pixels": "piece of an image",
     "time timestep timesteps step steps sigma": "time or noise level",
-    "codebook codebooks vq quantizer quantizers": "vector quantiser",
+    "avg ema": "running average, a buffer of a codebook",
     "cls register mask latent latents query queries prompt prefix": "learned vectors"
     " that are no tokens of the text",
     "class classes classifier label labels score pooler": "category of an example",
@@ -25,14 +25,26 @@ _VETOES = {
 
 _VETO_WORDS = {word for words in _VETOES for word in words.split()}
 
+_NAMES_CHILD = set(
+    "pos position positions positional relative segment prompt prefix".split()
+)
+"""A part named so also says what the rows of a bare `embedding` inside it are."""
+
 _TOWER = set("vision visual image images img video vit siglip pixel patch".split())
 """A model part named so looks at images: nothing below it is a token table..."""
 
-_LANGUAGE = set("language lm llm text token tokens".split())
-"""...unless the same name also speaks of language (`vision_language_model`)."""
+_LANGUAGE = set("language lm llm text txt token tokens word words".split())
+"""...unless it, or a part inside it, speaks of language (`visual_bert/word_emb`)."""
 
-_INSIDE = set("lora dora router routing gating gate".split())
-"""Inside a part named so nothing is a token table: LoRA factors, choice of experts."""
+_INSIDE = set(
+    "lora dora router routing gating gate codebook codebooks quantize quantizer"
+    " quantizers vq rvq vqvae vqgan vqmodel".split()
+)
+"""Inside a part named so nothing is a token table: LoRA factors, choice of experts,
+vector quantisers with their buffers..."""
+
+_WHOLE = set("model transformer lm llm".split())
+"""...unless the name is that of a whole model (`lora_model`)."""
 
 _DIT = ("x_embedder", "y_embedder", "t_embedder")
 """What diffusion transformers call the embedders of patches, labels and time."""
@@ -47,14 +59,20 @@ _EMBED = set(
 )
 """An input table: one of these words, and no others than these and the next."""
 
-_EMBED_QUALIFIER = set(
-    "token tokens tok word words subword vocab vocabulary char character byte text code"
-    " codec audio speech ngram bigram trigram hash multi head per layer value values"
-    " in input inputs out output source src target tgt encoder decoder shared tied"
-    " reverse scaled lookup layer table matrix linear weight weights var".split()
+_OBJECT = set(
+    "layer layers table tables matrix linear weight weights var lookup lut luts list"
+    " bag bags".split()
 )
-_OBJECT = set("layer table matrix linear weight weights var lookup".split())
 """Qualifiers that do not tell what the rows are."""
+
+_EMBED_QUALIFIER = _OBJECT | set(
+    "token tokens tok word words subword vocab vocabulary char character byte text"
+    " image code codec codebook codebooks audio speech phoneme residue amino acid"
+    " nucleotide kmer ngram bigram trigram hash multi head per value values user item"
+    " entity id ids in input inputs out output source src target tgt encoder decoder"
+    " depformer shared tied reverse scaled".split()
+)
+"""What else may stand in the name of an input table."""
 
 _EMBED_BARE = ({"wte"}, {"shared"})
 """Names of an input table that stand alone: GPT-2's and T5's."""
@@ -67,46 +85,75 @@ _TOKEN = set("token tokens tok word words vocab".split())
 _HEAD = set("logit logits logitdense unembed unembedding unembedder lmhead".split())
 """A language-model head: one of these words, or one of each of the next pairs."""
 
-_HEAD_NOUN = set("head heads".split())
-_HEAD_QUALIFIER = set("lm mtp vocab vocabulary token tokens codebook codebooks".split())
+_HEAD_NOUN = set("head heads loss".split())
+_HEAD_QUALIFIER = set(
+    "lm mlm mtp vocab vocabulary token tokens codebook codebooks".split()
+)
 _PROJECTION = set("proj projection projector".split())
 _PROJECTION_QUALIFIER = set("lm vocab vocabulary".split())
 _HEAD_FILLER = set("out output to decoder generator linear dense weight w".split())
 """What else may stand in the name of a head."""
 
+_HEAD_INNER = ({"head"}, {"heads"}, {"decoder"}, {"linear"})
+"""What a head calls its matrix where it is more than that (`lm_head/decoder`)."""
+
+_BARE_HEAD = ({"head"}, {"output"}, {"output", "layer"}, {"output", "projection"})
+"""Names of a head that other parts of a model have as well."""
+
 _BLOCK = set(
-    "attn attention mlp ffn feedforward experts moe norm layernorm rmsnorm ln".split()
+    "attn attention att mlp ffn feedforward feed experts moe mixer ssm lstm gru ih hh"
+    " norm layernorm rmsnorm ln".split()
 )
 """Inside a part named so, the size of an axis is a width of the model."""
+
+_WRAPPER = set(
+    "pytree module base_layer base_module modules_to_save original_module default"
+    " parametrizations original array".split()
+)
+"""Segments of a path that only wrap what they hold: Equinox, PEFT, PyTorch, Haliax."""
 
 
 def is_vetoed(path: str) -> bool:
     """Whether the name says that the parameter is no token table."""
     segments = _segments(path)
     words = [_words(segment) for segment in segments]
-    if any((w & _TOWER and not w & _LANGUAGE) or w & _INSIDE for w in words):
-        return True
-    # A codebook's rows are no tokens, but a `codebook_head` predicts them.
-    own = [s for s in _own_segments(segments) if not _is_head(_words(s))]
-    return any(_words(s) & _VETO_WORDS or s in _DIT for s in own)
+    in_tower = any(
+        w & _TOWER and not set().union(*words[i:]) & _LANGUAGE
+        for i, w in enumerate(words)
+    )
+    own = _own_segments(segments)
+    return (
+        in_tower
+        or any(_is_inside(w) for w in words)
+        or any(_words(s) & _VETO_WORDS or s in _DIT for s in own)
+    )
 
 
 def is_table_name(path: str) -> bool:
     """Whether the parameter, or the module that it is the array of, is named so."""
-    *_, module, leaf = ["", "", *_segments(path)]
+    *_, outer, module, leaf = ["", "", "", *_segments(path)]
     words = _words(module)
     if leaf in _LINEAR_ARRAY and words & _SIDE and not words & _TOKEN:
         # Equinox and Haiku call the array of a linear layer so as well.
-        return False
+        return words in _HEAD_INNER and _is_head(_words(outer))
     if leaf not in _ARRAY:
         return _is_embed(_words(leaf)) or _is_head(_words(leaf))
+    if _is_head_of(words, _words(outer)):
+        return True
     if leaf == "kernel":
         # The kernel of an `embedding` is a projection or a convolution.
-        return _is_head(words)
-    if _is_embed(words) or _is_head(words):
+        return False
+    if _is_embed(words):
         return True
     # The array may carry the name itself, below a module that says nothing of it.
     return _is_embed(_words(leaf)) and not words & (_EMBED | _BLOCK)
+
+
+def is_bare_head_name(path: str) -> bool:
+    """Whether it is called as heads are, but as other parts of a model are too."""
+    *_, module, leaf = ["", "", *_segments(path)]
+    name = module if leaf in _ARRAY else leaf
+    return _words(name) in _BARE_HEAD and not is_in_block(path)
 
 
 def is_in_block(path: str) -> bool:
@@ -118,6 +165,39 @@ def is_in_block(path: str) -> bool:
 def is_below_head(path: str) -> bool:
     """Whether the parameter, or a part that it belongs to, is called a head."""
     return any(_words(segment) & _HEAD_NOUN for segment in _segments(path))
+
+
+def is_lora(path: str) -> bool:
+    """Whether the parameter is a LoRA factor."""
+    return any(_words(segment) & {"lora", "dora"} for segment in _segments(path))
+
+
+def enclosing_part(path: str) -> str:
+    """Returns the path of the part that the module of this array is in.
+
+    For `layers/0/up/kernel` that is the layer; for a list of modules (`heads/0/kernel`,
+    `Dense_0/kernel`) the part that has the list.
+    """
+    path = "/".join(s for s in path.split("/") if s not in _WRAPPER)
+    for suffix in (r"(/\d+)+", f"/({'|'.join(_ARRAY)})", r"(/\d+)+", r"/?[^/]*"):
+        path = re.sub(f"{suffix}$", "", path, count=1)
+    return path
+
+
+def _is_inside(words: set[str]) -> bool:
+    # A codebook's rows are no tokens, but `codebook_embed` and `codebook_head` are
+    # the tables of a model that reads and predicts its codes.
+    other = words & _WHOLE or _is_embed(words) or _is_head(words)
+    return bool(words & _INSIDE) and not other
+
+
+def _is_head_of(words: set[str], outer: set[str]) -> bool:
+    """Whether a module is a head, given the words of the part that it is in."""
+    if words in _HEAD_INNER:
+        return _is_head(outer) or outer == {"shared", "head"}
+    if words in ({"logit"}, {"logits"}) and outer & (_HEAD_NOUN | _VETO_WORDS):
+        return _is_head(outer)  # not the logits of some other head
+    return _is_head(words)
 
 
 def _is_embed(words: set[str]) -> bool:
@@ -139,8 +219,8 @@ def _is_head(words: set[str]) -> bool:
 
 
 def _segments(path: str) -> list[str]:
-    """The segments of a path that are names: no list index, no Equinox wrapper."""
-    return [s for s in path.split("/") if not s.isdigit() and s != "pytree"]
+    """The segments of a path that are names: no list index, no wrapper."""
+    return [s for s in path.split("/") if not s.isdigit() and s not in _WRAPPER]
 
 
 def _words(segment: str) -> set[str]:
@@ -152,10 +232,12 @@ def _own_segments(segments: list[str]) -> list[str]:
     *parents, leaf = segments or [""]
     own = [leaf]
     for parent in reversed(parents):
+        words = _words(parent)
         is_module = own == [leaf] and leaf in _ARRAY
-        if not is_module and not _words(parent) & _EMBED:
+        names_child = words & _NAMES_CHILD and not words & (_LANGUAGE | _WHOLE)
+        if not (is_module or words & _EMBED or (own[-1] in _ARRAY and names_child)):
             break
         own.append(parent)
-        if _words(parent) & _EMBED_QUALIFIER - _OBJECT and _is_embed(_words(parent)):
+        if words & _EMBED_QUALIFIER - _OBJECT and _is_embed(words):
             break  # it says itself what it is, whatever it is part of
     return own

@@ -2,18 +2,15 @@
 
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from ember_optax import _label_words
-from ember_optax._paths import by_path, normalize, quoted
-
-_PAD_MULTIPLE = 256
-"""A vocabulary may be padded up to the next multiple of this."""
+from ember_optax import _label_checks, _label_words
+from ember_optax._paths import by_path
 
 
 def label_token_tables(
@@ -24,6 +21,8 @@ def label_token_tables(
     exclude: str | Sequence[str] = (),
     table: str = "table",
     body: str = "body",
+    missing: Literal["error", "body"] = "error",
+    is_leaf: Callable[[Any], bool] | None = None,
 ) -> Any:
     """Labels each parameter of a model as a token table or as part of the body.
 
@@ -34,35 +33,47 @@ def label_token_tables(
     1. `exclude` makes a parameter body, `include` a table.
     2. Not floating point, not two or three axes, or an axis of size 1: body.
     3. A name that says what else the rows are (positions, segments, patches, LoRA
-       factors, norms...), or a vision tower around it: body.
-    4. With `vocab_size`, shape decides: an axis of that size is the vocabulary (the
-       first axis of three). Where the size is also a width of the model (byte
-       vocabularies), or the axis is padded to a multiple of 256, the name must agree.
-    5. Without `vocab_size`, the exact name of the parameter or of its module.
+       factors, norms...), or a vision tower or vector quantizer around it: body.
+    4. With `vocab_size`, shape decides: an axis of that size is the vocabulary (of
+       three axes, the first and longest). The name must agree as well where the size
+       is also a width of the model (byte vocabularies), or where the axis is padded: to
+       at most the next multiple of 256, and by at most a third.
+    5. Without `vocab_size`, the exact name of the parameter or of its module. A bare
+       `head` or `output` must also be as long as a table with a clearer name.
 
-    Give `vocab_size` where you can: heads called `output`, `head` or `Dense_0` cannot
-    be told by name.
+    Give `vocab_size` where you can: heads called `Dense_0`, or a `head` on its own,
+    cannot be told by name.
+
+    Parts of a tree that are masked (`optax.MaskedNode`, inside `optax.masked` or
+    another `optax.multi_transform`) have no label, and a masked tree may lack tables.
 
     Args:
       params: any pytree of arrays, or of anything with `shape` and `dtype`: dict,
-        FrozenDict, boxed linen variables, `nnx.State`, Equinox modules, lists.
+        FrozenDict, boxed linen variables, `nnx.State`, Equinox modules, lists. Inside
+        `jax.shard_map` shapes are local, so label the parameters outside.
       vocab_size: number of tokens, or several where a model has several vocabularies;
-        the padded one where that is above the next multiple of 256.
+        the padded one where it is padded further than rule 4 allows.
       include: regular expressions, searched in the `/`-joined path, such as
         `"bigram_embed/weight"`: parameters that are tables whatever the rules say.
       exclude: likewise, parameters that are body. Wins over `include`.
       table: label of the tables.
       body: label of everything else.
+      missing: what happens if an unmasked tree has no table. `"error"` raises;
+        `"body"` labels everything as body, which suits LoRA and frozen tables.
+      is_leaf: as in `jax.tree.map`, tells which nodes get one label instead of a tree
+        of labels. They are tables if an array inside is. For optimizers whose masks act
+        on whole wrappers, such as `lambda x: isinstance(x, haliax.NamedArray)`.
 
     Returns:
       A tree like `params` with a label for each leaf. The function itself is the
       `param_labels` of `optax.multi_transform`; customise it with `functools.partial`.
 
     Raises:
-      ValueError: there are parameters, but no token table among them.
+      ValueError: there are parameters, but no token table among them; an argument is
+        invalid; or, unless the tree is masked, a pattern matches no parameter.
 
     Examples:
-      >>> import jax.numpy as jnp, pprint, ember_optax
+      >>> import collections, jax.numpy as jnp, pprint, ember_optax
       >>> params = {"wte": {"embedding": jnp.ones((8, 2))},
       ...           "wpe": {"embedding": jnp.ones((4, 2))},
       ...           "head": {"kernel": jnp.ones((2, 8))}}
@@ -70,104 +81,130 @@ def label_token_tables(
       {'head': {'kernel': 'table'},
        'wpe': {'embedding': 'body'},
        'wte': {'embedding': 'table'}}
+      >>> Wrapped = collections.namedtuple("Wrapped", "array")
+      >>> params = {"wte": Wrapped(jnp.ones((8, 2)))}
+      >>> ember_optax.label_token_tables(params)
+      {'wte': Wrapped(array='table')}
+      >>> ember_optax.label_token_tables(
+      ...     params, is_leaf=lambda node: isinstance(node, Wrapped))
+      {'wte': 'table'}
     """
-    leaves = list(by_path(params).items())
-    vocab_sizes = _as_tuple(vocab_size)
-    candidates = [(path, leaf.shape) for path, leaf in leaves if _may_be(path, leaf)]
-    named = {path for path, _ in candidates if _label_words.is_table_name(path)}
+    _label_checks.check_missing(missing)
+    vocab_sizes = _label_checks.vocab_sizes(vocab_size)
+    leaves = by_path(params)
+    masked = _is_masked(params)
+    included = _label_checks.matches("include", include, leaves, needed=not masked)
+    excluded = _label_checks.matches("exclude", exclude, leaves, needed=not masked)
+
+    shapes = {path: leaf.shape for path, leaf in leaves.items() if _is_float(leaf)}
+    candidates = {path: shapes[path] for path in shapes if _may_be(path, shapes[path])}
+    named = _named(candidates)
+    widths = _widths(vocab_sizes, shapes, named)
+    tables = named
     if vocab_sizes:
-        widths = {size for size in vocab_sizes if _is_width(size, leaves, named)}
-        decisive = set(vocab_sizes) - widths
-        tables = {
-            path
-            for path, shape in candidates
-            if decisive & set(shape if len(shape) == 2 else shape[:1])
-            or (path in named and _has_padded_vocab(shape, vocab_sizes))
-        }
-    else:
-        tables = named
+        tables = _by_shape(candidates, named, vocab_sizes, widths)
+        missed = named - tables - included - excluded
+        _label_checks.check_whole({path: shapes[path] for path in missed}, vocab_sizes)
+    tables = (tables | included) - excluded
 
-    def label(key_path: Any, leaf: Any) -> str:
-        del leaf
-        path = normalize(key_path)
-        if _matches(exclude, path):
-            return body
-        return table if path in tables or _matches(include, path) else body
-
-    labels = jax.tree_util.tree_map_with_path(label, params)
-    if leaves and table not in jax.tree.leaves(labels):
-        raise ValueError(_no_table_message(leaves, vocab_sizes))
-    return labels
+    if leaves and not tables and not masked and missing == "error":
+        lora = [path for path in leaves if _label_words.is_lora(path)]
+        raise ValueError(
+            _label_checks.no_table_message(leaves, vocab_sizes, widths, lora)
+        )
+    nodes, structure = jax.tree.flatten(params, is_leaf=is_leaf)
+    paths = iter(leaves)
+    labels = []
+    for node in nodes:
+        inside = [next(paths) for _ in jax.tree.leaves(node)]
+        labels.append(body if tables.isdisjoint(inside) else table)
+    return structure.unflatten(labels)
 
 
-def _may_be(path: str, leaf: Any) -> bool:
-    """Rules 2 and 3: whether the parameter could be a token table at all."""
-    if not _is_floating(leaf) or not 2 <= len(leaf.shape) <= 3 or min(leaf.shape) < 2:
-        return False
-    return not _label_words.is_vetoed(path)
+def _is_masked(params: Any) -> bool:
+    def is_mask(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
+    return any(is_mask(node) for node in jax.tree.leaves(params, is_leaf=is_mask))
 
 
-def _is_width(size: int, leaves: list[tuple[str, Any]], named: set[str]) -> bool:
-    """Whether a vocabulary size also occurs as a width of the model's own layers.
-
-    It does if it is the size of an axis in an attention, MLP or norm, of two axes of
-    one matrix, or of the same matrix in two layers; several heads are no layers.
-    """
-    matches = [
-        (path, leaf.shape)
-        for path, leaf in leaves
-        if path not in named and _is_floating(leaf) and size in leaf.shape
-    ]
-    matrices = [(path, shape) for path, shape in matches if len(shape) > 1]
-    layers = Counter(
-        re.sub(r"\d+", "#", path)
-        for path, _ in matrices
-        if not _label_words.is_below_head(path)
-    )
-    return (
-        any(_label_words.is_in_block(path) for path, _ in matches)
-        or any(shape.count(size) > 1 for _, shape in matrices)
-        or any(count > 1 for count in layers.values())
-    )
-
-
-def _has_padded_vocab(shape: tuple[int, ...], vocab_sizes: tuple[int, ...]) -> bool:
-    return any(
-        size <= axis <= _PAD_MULTIPLE * math.ceil(size / _PAD_MULTIPLE)
-        for axis in shape
-        for size in vocab_sizes
-    )
-
-
-def _is_floating(leaf: Any) -> bool:
+def _is_float(leaf: Any) -> bool:
     dtype = getattr(leaf, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jnp.floating)
 
 
-def _matches(patterns: str | Sequence[str], path: str) -> bool:
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    return any(re.search(pattern, path) for pattern in patterns)
+def _may_be(path: str, shape: tuple[int, ...]) -> bool:
+    """Rules 2 and 3: whether a floating-point parameter could be a token table."""
+    if not 2 <= len(shape) <= 3 or min(shape) < 2:
+        return False
+    return not _label_words.is_vetoed(path)
 
 
-def _as_tuple(sizes: int | Iterable[int] | None) -> tuple[int, ...]:
-    if sizes is None:
-        return ()
-    return tuple(map(int, sizes)) if isinstance(sizes, Iterable) else (int(sizes),)
+def _named(candidates: dict[str, tuple[int, ...]]) -> set[str]:
+    """Rule 5: the tables among the candidates, by name."""
+    named = {path for path in candidates if _label_words.is_table_name(path)}
+    lengths = {max(candidates[path]) for path in named}
+    heads = {path for path in candidates if _label_words.is_bare_head_name(path)}
+    return named | {path for path in heads if lengths & set(candidates[path])}
 
 
-def _no_table_message(
-    leaves: list[tuple[str, Any]], vocab_sizes: tuple[int, ...]
-) -> str:
-    by_size = sorted(leaves, key=lambda x: -math.prod(getattr(x[1], "shape", ())))
-    largest = ", ".join(
-        f"{quoted(path)} {getattr(leaf, 'shape', ())}" for path, leaf in by_size[:3]
-    )
-    expected, size = "", "the number of tokens"
-    if vocab_sizes:
-        expected = f"of {vocab_sizes} tokens "
-        size = f"the padded size where it is above the next multiple of {_PAD_MULTIPLE}"
-    return (
-        f"No token table {expected}was found among {len(leaves)} parameters; the"
-        f" largest are {largest}. Name the tables with include=[...], regular"
-        f" expressions on these paths, or pass vocab_size=, {size}."
-    )
+def _by_shape(
+    candidates: dict[str, tuple[int, ...]],
+    named: set[str],
+    vocab_sizes: tuple[int, ...],
+    widths: dict[int, str],
+) -> set[str]:
+    """Rule 4: the tables among the candidates, given the sizes of vocabularies."""
+    decisive = set(vocab_sizes) - set(widths)
+    return {
+        path
+        for path, shape in candidates.items()
+        if decisive & set(_rows(shape))
+        or (path in named and any(_is_padded(shape, size) for size in vocab_sizes))
+    }
+
+
+def _rows(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the sizes of the axes that can be the vocabulary of an unnamed table."""
+    if len(shape) == 2:
+        return shape
+    return shape[:1] if shape[0] > max(shape[1:]) else ()
+
+
+def _is_padded(shape: tuple[int, ...], size: int) -> bool:
+    """Whether an axis is the vocabulary, as it is or padded."""
+    multiple = _label_checks.PAD_MULTIPLE
+    limit = min(multiple * math.ceil(size / multiple), size + size / 3)
+    return any(size <= axis <= limit for axis in shape)
+
+
+def _widths(
+    sizes: tuple[int, ...], shapes: dict[str, tuple[int, ...]], named: set[str]
+) -> dict[int, str]:
+    """Returns the sizes that are also widths, each with a parameter that shows it."""
+    found = {size: _width(size, shapes, named) for size in sizes}
+    return {size: path for size, path in found.items() if path is not None}
+
+
+def _width(
+    size: int, shapes: dict[str, tuple[int, ...]], named: set[str]
+) -> str | None:
+    """Returns the path of a parameter that shows the size to be a width of the model.
+
+    It is if it is the size of an axis in an attention, MLP or norm, of two axes of one
+    matrix, or of the same matrix in two layers. A list of matrices in one part of the
+    model may be a list of tables, except where what one puts out another takes in.
+    Several heads are no layers.
+    """
+    seen: dict[str, tuple[str, int]] = {}
+    for path, shape in shapes.items():
+        if path in named or size not in shape:
+            continue
+        if _label_words.is_in_block(path) or shape.count(size) > 1:
+            return path
+        if len(shape) == 1 or _label_words.is_below_head(path):
+            continue
+        place = _label_words.enclosing_part(path), shape.index(size)
+        if seen.setdefault(re.sub(r"_?\d+", "", path), place) != place:
+            return path
+    return None

@@ -1,6 +1,5 @@
 """Labels of token tables, on parameter trees of real models and in every container."""
 
-import functools
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,8 +7,6 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 import pytest
 from flax import nnx
 from flax.core import FrozenDict
@@ -53,9 +50,6 @@ def read_models() -> list[Model]:
 
 MODELS = read_models()
 SHAPED_MODELS = [m for m in MODELS if m.vocab_sizes]
-NAMED_MODELS = [
-    m for m in MODELS if any(x.label == "table" and x.flag != "?" for x in m.leaves)
-]
 
 
 @pytest.mark.parametrize("model", SHAPED_MODELS, ids=lambda m: m.name)
@@ -67,9 +61,9 @@ def test_every_leaf_with_vocab_size(model: Model) -> None:
     assert labels == {leaf.path: leaf.label for leaf in model.leaves}
 
 
-@pytest.mark.parametrize("model", NAMED_MODELS, ids=lambda m: m.name)
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
 def test_every_leaf_by_name(model: Model) -> None:
-    labels = label_token_tables(model.params)
+    labels = label_token_tables(model.params, missing="body")
     decidable = [leaf for leaf in model.leaves if leaf.flag != "?"]
     assert {x.path: labels[x.path] for x in decidable} == {
         x.path: x.label for x in decidable
@@ -145,78 +139,6 @@ def test_no_table_by_nature(leaf: Any, vocab_size: int | None) -> None:
     assert labels["lm_head"]["weight"] == "body"
 
 
-def shapes(**params: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
-    return {k: jax.ShapeDtypeStruct(shape, "float32") for k, shape in params.items()}
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"mlp/up/kernel": (64, 256), "mlp/down/kernel": (256, 64)},
-        {"0/up": (64, 256), "1/up": (64, 256)},
-        {"pooler/kernel": (256, 256)},
-        {"final_norm/scale": (256,), "project_in/kernel": (64, 256)},
-    ],
-    ids=["in a block", "in two layers", "square", "in a norm"],
-)
-def test_names_decide_for_a_byte_vocabulary_as_wide_as_the_model(body: dict) -> None:
-    params = shapes(**{"embed/embedding": (256, 64), "lm_head/kernel": (64, 256)})
-    labels = label_token_tables(params | shapes(**body), vocab_size=256)
-    assert labels == dict.fromkeys(params, "table") | dict.fromkeys(body, "body")
-
-
-def test_shape_decides_for_a_vocabulary_that_is_no_width() -> None:
-    params = shapes(**{"a/b": (64, 300), "c": (300, 5, 20), "mlp/up": (64, 256)})
-    labels = label_token_tables(params, vocab_size=300)
-    assert labels == {"a/b": "table", "c": "table", "mlp/up": "body"}
-
-
-def test_several_unnamed_heads_are_no_width() -> None:
-    params = shapes(
-        **{"embed/embedding": (300, 64)} | {f"heads/{i}/w": (64, 300) for i in "01"}
-    )
-    labels = label_token_tables(params, vocab_size=300)
-    assert labels == dict.fromkeys(params, "table")
-
-
-def test_stacked_layers_as_wide_as_the_vocabulary_are_body() -> None:
-    params = shapes(**{"embed": (300, 64), "layers/up": (2, 64, 300)})
-    labels = label_token_tables(params, vocab_size=300)
-    assert labels == {"embed": "table", "layers/up": "body"}
-
-
-def test_vocab_sizes_in_any_collection() -> None:
-    params = shapes(src=(300, 64), tgt=(200, 64))
-    for sizes in ({200, 300}, np.array([200, 300]), [200, 300]):
-        assert set(label_token_tables(params, vocab_size=sizes).values()) == {"table"}
-
-
-def test_padded_vocabulary_needs_a_name() -> None:
-    params = shapes(**{"embed/embedding": (512, 64), "ff_out/kernel": (64, 512)})
-    labels = label_token_tables(params, vocab_size=500)
-    assert labels == {"embed/embedding": "table", "ff_out/kernel": "body"}
-
-
-def test_a_vocabulary_padded_further_has_its_padded_size() -> None:
-    params = shapes(**{"embed/embedding": (151936, 64)})  # of 151643 tokens
-    with pytest.raises(ValueError, match=r"vocab_size=, the padded size.* 256"):
-        label_token_tables(params, vocab_size=151643)
-    labels = label_token_tables(params, vocab_size=151936)
-    assert labels == {"embed/embedding": "table"}
-
-
-def test_vocab_size_overrules_names() -> None:
-    params = shapes(**{"embed/embedding": (300, 64), "bigram_embed": (999, 64)})
-    labels = label_token_tables(params, vocab_size=300)
-    assert labels == {"embed/embedding": "table", "bigram_embed": "body"}
-
-
-def test_several_vocabularies() -> None:
-    params = shapes(src=(300, 64), tgt=(200, 64), both=(100, 64))
-    labels = label_token_tables(params, vocab_size=(300, np.int64(200)))
-    assert labels == {"src": "table", "tgt": "table", "both": "body"}
-
-
 def test_include_and_exclude_win_and_exclude_wins_over_include() -> None:
     params = EMBED | {"wpe": {"embedding": MATRIX}, "lm_head": {"bias": jnp.ones(3)}}
     labels = label_token_tables(
@@ -250,33 +172,3 @@ def test_labels_keep_the_container(params: Any) -> None:
     chex.assert_trees_all_equal_structs(labels, params)
     leaves = zip(jax.tree.leaves(labels), jax.tree.leaves(params), strict=True)
     assert all((label == "table") == (leaf.ndim == 2) for label, leaf in leaves)
-
-
-def test_no_table_is_an_error_that_shows_the_way_out() -> None:
-    params = {"mlp": {"kernel": jnp.ones((8, 4))}, "norm": {"scale": jnp.ones(4)}}
-    with pytest.raises(
-        ValueError, match=r"'mlp/kernel' \(8, 4\).*include=.*vocab_size"
-    ):
-        label_token_tables(params)
-
-
-def test_no_parameters_are_no_error() -> None:
-    assert label_token_tables({}) == {}
-    tx = optax.multi_transform({"table": optax.sgd(1.0)}, label_token_tables)
-    optax.tree.map_params(tx, lambda x: x, tx.init(EMBED))
-
-
-def test_customised_in_multi_transform() -> None:
-    params = {
-        "wte": jnp.ones((8, 2)),
-        "head": jnp.ones((2, 8)),
-        "mid": jnp.ones((2, 2)),
-    }
-    labels = functools.partial(label_token_tables, vocab_size=8)
-    tx = optax.multi_transform(
-        {"table": optax.sgd(1.0), "body": optax.sgd(2.0)}, labels
-    )
-    updates, _ = tx.update(params, tx.init(params))
-    chex.assert_trees_all_equal(
-        updates, {k: (-2.0 if k == "mid" else -1.0) * v for k, v in params.items()}
-    )

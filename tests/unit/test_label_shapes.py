@@ -1,0 +1,218 @@
+"""Labels with `vocab_size`: vocabularies that are widths, that are padded, or local."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from ember_optax import label_token_tables
+
+
+def shapes(**params: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+    return {k: jax.ShapeDtypeStruct(shape, "float32") for k, shape in params.items()}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"mlp/up/kernel": (64, 256), "mlp/down/kernel": (256, 64)},
+        {"0/up": (64, 256), "1/up": (64, 256)},
+        {"pooler/kernel": (256, 256)},
+        {"final_norm/scale": (256,), "project_in/kernel": (64, 256)},
+    ],
+    ids=["in a block", "in two layers", "square", "in a norm"],
+)
+def test_names_decide_for_a_byte_vocabulary_as_wide_as_the_model(body: dict) -> None:
+    params = shapes(**{"embed/embedding": (256, 64), "lm_head/kernel": (64, 256)})
+    labels = label_token_tables(params | shapes(**body), vocab_size=256)
+    assert labels == dict.fromkeys(params, "table") | dict.fromkeys(body, "body")
+
+
+def test_shape_decides_for_a_vocabulary_that_is_no_width() -> None:
+    params = shapes(**{"a/b": (64, 300), "c": (300, 5, 20), "mlp/up": (64, 256)})
+    labels = label_token_tables(params, vocab_size=300)
+    assert labels == {"a/b": "table", "c": "table", "mlp/up": "body"}
+
+
+def test_several_unnamed_heads_are_no_width() -> None:
+    params = shapes(
+        **{"embed/embedding": (300, 64)} | {f"heads/{i}/w": (64, 300) for i in "01"}
+    )
+    labels = label_token_tables(params, vocab_size=300)
+    assert labels == dict.fromkeys(params, "table")
+
+
+def test_stacked_layers_as_wide_as_the_vocabulary_are_body() -> None:
+    params = shapes(**{"embed": (300, 64), "layers/up": (2, 64, 300)})
+    labels = label_token_tables(params, vocab_size=300)
+    assert labels == {"embed": "table", "layers/up": "body"}
+
+
+def test_vocab_sizes_in_any_collection() -> None:
+    params = shapes(src=(300, 64), tgt=(200, 64))
+    for sizes in ({200, 300}, np.array([200, 300]), [200, 300]):
+        assert set(label_token_tables(params, vocab_size=sizes).values()) == {"table"}
+
+
+def test_padded_vocabulary_needs_a_name() -> None:
+    params = shapes(**{"embed/embedding": (512, 64), "ff_out/kernel": (64, 512)})
+    labels = label_token_tables(params, vocab_size=500)
+    assert labels == {"embed/embedding": "table", "ff_out/kernel": "body"}
+
+
+def test_a_vocabulary_padded_further_has_its_padded_size() -> None:
+    params = shapes(**{"embed/embedding": (151936, 64)})  # of 151643 tokens
+    with pytest.raises(ValueError, match=r"vocab_size=, the padded size.* 256"):
+        label_token_tables(params, vocab_size=151643)
+    labels = label_token_tables(params, vocab_size=151936)
+    assert labels == {"embed/embedding": "table"}
+
+
+def test_vocab_size_overrules_names() -> None:
+    params = shapes(**{"embed/embedding": (300, 64), "bigram_embed": (999, 64)})
+    labels = label_token_tables(params, vocab_size=300)
+    assert labels == {"embed/embedding": "table", "bigram_embed": "body"}
+
+
+def test_several_vocabularies() -> None:
+    params = shapes(src=(300, 64), tgt=(200, 64), both=(100, 64))
+    labels = label_token_tables(params, vocab_size=(300, np.int64(200)))
+    assert labels == {"src": "table", "tgt": "table", "both": "body"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"net/0/weight": (256, 64), "net/2/weight": (64, 256)},
+        {"block/linear/w": (64, 256), "block/linear_1/w": (256, 64)},
+        {"fc1/kernel": (64, 256), "fc2/kernel": (256, 64)},
+        {"layers/0/up/kernel": (64, 256), "layers/1/up/kernel": (64, 256)},
+        {"layers/0/mixer/dt_proj/weight": (512, 256)},
+        {"rnn/weight_ih_l0": (256, 64), "rnn/weight_hh_l0": (256, 64)},
+    ],
+    ids=["list", "Haiku", "numbered", "in two layers", "in a mixer", "LSTM"],
+)
+def test_what_one_matrix_puts_out_and_another_takes_in_is_a_width(body: dict) -> None:
+    params = shapes(**{"embed/weight": (256, 64), "head/kernel": (64, 256)})
+    labels = label_token_tables(params | shapes(**body), vocab_size=256)
+    assert labels == dict.fromkeys(params, "table") | dict.fromkeys(body, "body")
+
+
+@given(
+    vocab_size=st.integers(11, 60_000),
+    widths=st.lists(st.integers(2, 10), min_size=1, max_size=5),
+    place=st.sampled_from(["linears/{}/weight", "Dense_{}/kernel", "emb_l/{}", "{}/w"]),
+    transposed=st.booleans(),
+)
+def test_a_list_of_tables_is_no_width(
+    vocab_size: int, widths: list[int], place: str, transposed: bool
+) -> None:
+    params = {}
+    for i, width in enumerate(widths):
+        shape = (width, vocab_size) if transposed else (vocab_size, width)
+        params[place.format(i)] = jax.ShapeDtypeStruct(shape, "float32")
+    labels = label_token_tables(params, vocab_size=vocab_size)
+    assert labels == dict.fromkeys(params, "table")
+
+
+def test_of_three_axes_the_vocabulary_is_the_longest() -> None:
+    params = shapes(**{"embed": (5, 64), "conv/kernel": (5, 64, 64)})
+    labels = label_token_tables(params, vocab_size=5)
+    assert labels == {"embed": "table", "conv/kernel": "body"}
+
+
+@given(vocab_size=st.integers(2, 60_000), axis=st.integers(2, 60_000))
+def test_padding_is_to_a_multiple_of_256_and_at_most_a_third(
+    vocab_size: int, axis: int
+) -> None:
+    params = shapes(**{"embed/embedding": (axis, 999_983)})
+    labels = label_token_tables(params, vocab_size=vocab_size, missing="body")
+    padding = axis - vocab_size
+    fits = 0 <= padding <= -vocab_size % 256 and 3 * padding <= vocab_size
+    assert labels == {"embed/embedding": "table" if fits else "body"}
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "axis", "label"),
+    [
+        (5, 8, "body"),
+        (23, 50, "body"),
+        (12, 16, "table"),
+        (50257, 50304, "table"),
+        (50257, 50400, "table"),
+        (256, 257, "body"),
+        (512, 511, "body"),
+    ],
+)
+def test_padded_vocabularies(vocab_size: int, axis: int, label: str) -> None:
+    params = shapes(**{"embed/embedding": (axis, 77), "logits/kernel": (77, axis)})
+    labels = label_token_tables(params, vocab_size=vocab_size, missing="body")
+    assert labels == dict.fromkeys(params, label)
+
+
+def test_error_names_the_parameter_that_makes_a_vocabulary_a_width() -> None:
+    params = shapes(**{"x": (256, 64), "mlp/up/kernel": (64, 256)})
+    with pytest.raises(ValueError, match=r"256 is also a width.*'mlp/up/kernel' \(64"):
+        label_token_tables(params, vocab_size=[256, 999])
+
+
+@pytest.mark.parametrize(
+    "vocab_size", ["512", 0, -1, True, 512.0, math.nan, [512, "x"], (512, 0), [True]]
+)
+def test_vocab_size_has_to_be_a_positive_integer(vocab_size: Any) -> None:
+    params = shapes(embed=(512, 64))
+    with pytest.raises(ValueError, match=r"vocab_size must be a positive integer.*got"):
+        label_token_tables(params, vocab_size=vocab_size)
+
+
+def test_no_vocabulary_sizes_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"vocab_size=\[\] is empty.*None"):
+        label_token_tables(shapes(embed=(512, 64)), vocab_size=[])
+
+
+def test_vocab_size_as_a_scalar_of_numpy_or_jax() -> None:
+    for size in (np.int64(300), np.array(300), jnp.int32(300)):
+        labels = label_token_tables(shapes(a=(300, 64), b=(9, 64)), vocab_size=size)
+        assert labels == {"a": "table", "b": "body"}
+
+
+def label_inside_shard_map(spec: P, params: dict[str, Any], **options: Any) -> dict:
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    labels = {}
+
+    def record(params: dict[str, Any]) -> None:
+        labels.update(label_token_tables(params, **options))
+
+    inside = jax.shard_map(record, mesh=mesh, in_specs=spec, out_specs=P())
+    jax.eval_shape(inside, params)
+    return labels
+
+
+UNNAMED = shapes(a=(512, 64))
+NAMED = shapes(embed=(512, 64), lm_head=(64, 512))
+
+
+@pytest.mark.parametrize("params", [UNNAMED, NAMED], ids=["no table", "half of them"])
+def test_error_inside_shard_map_says_that_shapes_are_local(params: Any) -> None:
+    with pytest.raises(ValueError, match=r"Inside shard_map.* the labels outside"):
+        label_inside_shard_map(P("x"), params, vocab_size=512)
+
+
+def test_labels_inside_shard_map() -> None:
+    tables = dict.fromkeys(NAMED, "table")
+    assert label_inside_shard_map(P(), NAMED, vocab_size=512) == tables
+    assert label_inside_shard_map(P("x"), NAMED) == tables
+    included = label_inside_shard_map(P("x"), NAMED, vocab_size=512, include="embed")
+    assert included == tables
+
+
+def test_error_elsewhere_does_not_speak_of_shard_map() -> None:
+    with pytest.raises(ValueError, match=r"^(?!.*shard_map)"):
+        label_token_tables(UNNAMED, vocab_size=999)
