@@ -175,12 +175,16 @@ def _convert(
     _check_kind("given state", old, source)
     _check_kind("state of tx", new, target)
     _check_same_parameters(old, new)
+    adams = [x for x in old_leaves if isinstance(x.value, optax.ScaleByAdamState)]
+    idle = {x.place: x.value for x in adams if not jax.tree.leaves(x.value.nu)}
     kept = Kept(old_leaves, {path: found.count for path, found in old.items()})
 
     def convert(leaf: StateLeaf) -> Any:
         if isinstance(leaf.value, EmberState):
             return _to_ember_part(leaf.value, old, decays, vocab_axis)
         if isinstance(leaf.value, optax.ScaleByAdamState):
+            if not jax.tree.leaves(leaf.value.nu):  # no parameter is routed to it
+                return idle.get(leaf.place, leaf.value)
             return _to_adam_part(leaf.value, old, decays, vocab_axis)
         return kept.take(leaf)
 
@@ -220,8 +224,6 @@ def _to_adam_part(
 ) -> optax.ScaleByAdamState:
     """Fills a new state of Adam."""
     paths = list(by_path(part.nu))
-    if not paths:  # an optimizer that no parameter is routed to
-        return part
     counts = {p: old[p].count for p in paths if isinstance(old[p], Dense)}
     count = common_value(counts or {p: old[p].count for p in paths})
 

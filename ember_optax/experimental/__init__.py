@@ -3,3 +3,7 @@
 from ember_optax.experimental import fused as fused
 
 __all__ = ["fused"]
+
+
+def __dir__() -> list[str]:
+    return __all__

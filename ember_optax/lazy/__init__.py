@@ -7,3 +7,7 @@ from ember_optax.lazy._lazy import init as init
 from ember_optax.lazy._lazy import rows as rows
 
 __all__ = ["LazyState", "RowDecay", "apply", "init", "rows"]
+
+
+def __dir__() -> list[str]:
+    return __all__

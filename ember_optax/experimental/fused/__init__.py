@@ -5,3 +5,7 @@ from ember_optax.experimental.fused._fused import apply as apply
 from ember_optax.experimental.fused._fused import init as init
 
 __all__ = ["FusedState", "apply", "init"]
+
+
+def __dir__() -> list[str]:
+    return __all__
