@@ -482,3 +482,16 @@ def test_axis_names_outside_of_shard_map() -> None:
     tx = ember_optax.scale_by_ember(vocab_axis=0, axis_names=("x", None))
     with jax.set_mesh(MESH), pytest.raises(ValueError, match="axis_names has 'x'"):
         tx.update(TABLE, tx.init(TABLE))
+
+
+@pytest.mark.parametrize(
+    "learning_rate", [None, "1e-2", [1e-2], True, jnp.ones(2), {"a": 1.0}], ids=str
+)
+def test_a_learning_rate_that_is_no_number(learning_rate: Any) -> None:
+    with pytest.raises(ValueError, match=r"learning_rate is .* number, or a schedule"):
+        ember_optax.ember(learning_rate)
+
+
+@pytest.mark.parametrize("learning_rate", [0, 1, np.float32(0.1), jnp.array(0.1)])
+def test_a_learning_rate_that_is_a_number(learning_rate: Any) -> None:
+    ember_optax.ember(learning_rate)
