@@ -1,6 +1,7 @@
 """What an optimizer state keeps when its Adam becomes Ember, or the other way round."""
 
 from collections.abc import Mapping, Sequence
+from typing import get_type_hints
 
 import jax
 import optax
@@ -10,9 +11,10 @@ from ember_optax._convert._parts import PARTS, common_value
 from ember_optax._paths import quoted
 from ember_optax._states import StateLeaf
 
+# The second class has no public name.
 _SCHEDULES = (
     optax.ScaleByScheduleState,
-    type(optax.schedules.WrappedSchedule(lambda count: count).init()),
+    get_type_hints(optax.schedules.WrappedSchedule.init)["return"],
 )
 _INJECTED = (optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState)
 

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,14 @@ def at_step(
         write(log, **record)
 
     monkeypatch.setattr(MetricsLog, "write", act_and_write)
+
+
+def opened(path: Path) -> None:
+    """Lets everybody read a temporary directory, and those around it."""
+    temporary = Path(tempfile.gettempdir())
+    for directory in (path, *path.parents):
+        if temporary in directory.parents:
+            directory.chmod(0o755)
 
 
 def run_dir(config: Config) -> Path:

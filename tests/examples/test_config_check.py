@@ -12,7 +12,7 @@ import examples.pretrain
 from configs import pretrain_1b_pod, pretrain_8b_pod, pretrain_124m, pretrain_small
 from examples.lm import command, config_check
 from examples.lm.errors import UserError
-from tests.examples.pretraining import ROOT
+from tests.examples.pretraining import ROOT, opened
 
 NAN, INF = float("nan"), float("inf")
 COUNTS = """steps batch_size sequence_length model.width model.layers model.heads
@@ -145,10 +145,8 @@ def test_a_file_in_the_place_of_a_directory(config, tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_directory_that_may_not_be_written(config, tmp_path):
-    tmp_path.chmod(0o755)
+    opened(tmp_path)
     config.data.cache_dir = str(tmp_path)  # of root
-    for parent in list(tmp_path.parents)[:2]:
-        parent.chmod(0o755)
     os.seteuid(65534)
     try:
         with pytest.raises(UserError, match="where no files can be written"):

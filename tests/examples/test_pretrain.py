@@ -126,7 +126,7 @@ def test_resume_with_another_config_is_an_error(config):
         ("model.width", 32, "params.embed.embedding", (300, 16), (300, 32)),
         ("model.layers", 2, "params.layers.1.attention_norm.scale", "missing", (16,)),
         ("data.vocab_size", 280, "params.lm_head.kernel", (16, 300), (16, 280)),
-        ("tables.optimizer", "sgd", "embed/embedding.col", (16,), "missing"),
+        ("tables.optimizer", "sgd", "embed:embedding.col", (16,), "missing"),
     ],
 )
 def test_resume_of_another_model_or_optimizer_names_the_paths(

@@ -12,7 +12,7 @@ import pytest
 from examples.lm import vocabulary
 from examples.lm.corpus import read_documents
 from examples.lm.errors import UserError
-from tests.examples.pretraining import ROOT
+from tests.examples.pretraining import ROOT, opened
 
 LINE = '{"text": "fine"}\n'
 
@@ -117,8 +117,7 @@ def test_a_single_document_is_cut_to_have_something_to_validate_on(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_what_may_not_be_read_is_named(corpus):
-    for parent in (corpus, *list(corpus.parents)[:3]):
-        parent.chmod(0o755)
+    opened(corpus)
     closed = corpus / "closed"
     closed.mkdir(mode=0o700)
     os.seteuid(65534)

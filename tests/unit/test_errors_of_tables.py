@@ -15,6 +15,13 @@ from jax.sharding import PartitionSpec as P
 import ember_optax
 from tests.unit.test_errors import TABLE, assert_says, both
 
+
+def update(grads: Any, params: Any) -> Any:
+    """Traces an update of gradients with the state of params."""
+    tx = ember_optax.scale_by_ember()
+    return jax.eval_shape(tx.update, grads, jax.eval_shape(tx.init, params))
+
+
 # In init
 
 

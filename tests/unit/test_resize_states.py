@@ -13,9 +13,14 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import ember_optax
-from tests.unit.test_resize import D, V, make_params, tables
+from tests.unit.test_resize import D, V, make_params, make_state, make_tx, tables
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+@pytest.fixture
+def state() -> Any:
+    return make_state(make_tx(), make_params())
+
 
 # Where states come from.
 
