@@ -30,8 +30,8 @@ SECTIONS = {
         "Batch size",
         "All rows see the same number of tokens, in windows of 16 instead of 64 tokens,"
         " so that a run with the largest batch still has 32 steps. 512 sequences are"
-        " 8192 tokens here. The learning rate of the body scales with the square root of the"
-        " tokens in a step.",
+        " 8192 tokens here. The learning rate of the body scales with the square root"
+        " of the tokens in a step.",
     ),
     "size": (
         "Width of the model",
