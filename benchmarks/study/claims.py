@@ -24,8 +24,8 @@ def claims(study: Study) -> list[list[str]]:
     """Returns a row for each claim: claim, finding, verdict, command."""
     return [
         pretraining(study),
-        post_trained("at least Adam's equal in supervised finetuning", FINETUNE),
-        post_trained("at least Adam's equal in reinforcement learning", GRPO),
+        post_trained("matches or beats Adam in supervised finetuning", FINETUNE),
+        post_trained("matches or beats Adam in reinforcement learning", GRPO),
         state(study),
         scaling(study, "batch", "scales with the batch size"),
         scaling(study, "size", "scales with the number of parameters"),
@@ -38,7 +38,7 @@ def claims(study: Study) -> list[list[str]]:
 
 def pretraining(study: Study) -> list[str]:
     """The same b2 for both, and the better of two values of b2 for each."""
-    claim, command = "at least Adam's equal in pretraining", STAGE.format("seeds b2")
+    claim, command = "matches or beats Adam in pretraining", STAGE.format("seeds b2")
     embers = [study.arm("ember"), study.row("b2", {"arm": "ember", "b2": 0.95})]
     adams = [study.arm("adam"), study.arm("adam95")]
     if not (all(embers) and all(adams)):
@@ -58,7 +58,7 @@ def pretraining(study: Study) -> list[str]:
 
 
 def scaling(study: Study, stage: str, claim: str) -> list[str]:
-    """Whether Ember keeps up with Adam from one end to the other."""
+    """Whether Ember keeps up with Adam at every size."""
     key = {"batch": "batch", "size": "width"}[stage]
     pairs = list(study.against_adam(stage, *(["seeds"] if stage == "size" else [])))
     expected = 2 * len(stages.BATCHES if stage == "batch" else stages.WIDTHS)
@@ -105,7 +105,7 @@ def state(study: Study) -> list[str]:
 def narrow(study: Study) -> list[str]:
     """Which optimizers come within the margin of the best."""
     rows = sorted(study.rows("seeds"), key=lambda row: row.mean)
-    claim = "few optimizers suffice"
+    claim = "few optimizers are good enough"
     if len(rows) < len(stages.ARM_CASES):
         return [
             claim,
@@ -126,7 +126,7 @@ def narrow(study: Study) -> list[str]:
 
 
 def same_as_factored(study: Study) -> list[str]:
-    """Runs of the searches, which have the same learning rates and the same seed."""
+    """Compares runs of the searches: same learning rates, same seed."""
     claim = "ours: Ember is `optax.scale_by_factored_rms` with a debiased decay"
     ember, optax = (
         stages.sweep({"arm": arm}, study.losses) for arm in ("ember", "factored_rms")
@@ -134,9 +134,9 @@ def same_as_factored(study: Study) -> list[str]:
     apart = [abs(ember[rate] - optax[rate]) for rate in ember if rate in optax]
     if not apart:
         return [claim, "", "not finished", STAGE.format("sweep")]
-    text = f"at {len(apart)} learning rates, one seed, losses differ by at most"
-    text += f" {max(apart):.4f}, as they round differently"
-    verdict = "they coincide" if max(apart) < MARGIN else "they differ"
+    text = f"at {len(apart)} learning rates and with one seed, losses differ by at most"
+    text += f" {max(apart):.4f}, because they round differently"
+    verdict = "they agree" if max(apart) < MARGIN else "they differ"
     return [claim, text, verdict, STAGE.format("sweep")]
 
 
@@ -165,7 +165,7 @@ def post_trained(claim: str, benchmark: Benchmark) -> list[str]:
 
 def paths_of_tokens() -> list[str]:
     runs = store.read(geometry.RESULTS)
-    claim, command = "a token's path is a ray", "`python -m benchmarks.geometry.run`"
+    claim, command = "tokens move along a ray", "`python -m benchmarks.geometry.run`"
     return [claim, *geometry.evidence(runs), command]
 
 

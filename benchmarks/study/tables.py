@@ -10,39 +10,42 @@ from benchmarks.study.rows import Row, Study, difference, setting
 SECTIONS = {
     "seeds": (
         "Optimizers of the tables",
-        "Everything but the tables is the same in all rows: model, data, schedule,"
-        " body AdamW. `factored RMS, debiased` is"
+        "Only the optimizer of the tables differs between rows. Model, data and"
+        " schedule are the same, and the body uses AdamW. `factored RMS, debiased` is"
         " `optax.scale_by_factored_rms` with a decay that makes it Ember.",
     ),
     "b2": (
         "The decay b2 of Ember",
-        "b2 0.999, and the same rule with Adafactor's decay 1 - t^-0.8, are in the"
-        " first table.",
+        "The first table has b2 0.999, and the same rule with Adafactor's decay"
+        " 1 - t^-0.8.",
     ),
     "muon": ("Muon as the optimizer of the body", ""),
     "tables": (
         "One table at a time",
-        "Ember on the input table (`embed`) or on the output table (`lm_head`), Adam"
-        " (b2 0.999) at its own best learning rate on the other.",
+        "Ember on the input table (`embed`) or on the output table (`lm_head`), and"
+        " Adam (b2 0.999) at its best learning rate on the other.",
     ),
-    "tied": ("One table for input and output", ""),
+    "tied": ("Tied input and output tables", ""),
     "batch": (
         "Batch size",
-        "The same number of tokens in all rows, in windows of 16 tokens and not 64, so"
-        " that the largest batch still makes 32 steps. 512 sequences here are 8192"
-        " tokens. The learning rate of the body grows with the root of the tokens in a"
-        " step.",
+        "All rows see the same number of tokens, in windows of 16 instead of 64 tokens,"
+        " so that a run with the largest batch still has 32 steps. 512 sequences are"
+        " 8192 tokens here. The learning rate of the body scales with the square root"
+        " of the tokens in a step.",
     ),
-    "size": ("Width of the model", "Two layers and the same number of tokens in all."),
+    "size": (
+        "Width of the model",
+        "All models have two layers and see the same number of tokens.",
+    ),
     "length": (
         "Length of the run",
-        "A quarter of the tokens, and four times as many.",
+        "A quarter of the tokens of the main setting, and four times as many.",
     ),
     "scale": (
         "124 million parameters",
-        "Needs a GPU and was not run for this page: a vocabulary of 50,257, 131"
-        " million tokens, tied tables. `python -m benchmarks.study.run --help` has the"
-        " command.",
+        "This setting has a vocabulary of 50,257, 131 million tokens and tied tables."
+        " It needs a GPU and was not run for this page. `python -m"
+        " benchmarks.study.run --help` shows the command.",
     ),
 }
 
