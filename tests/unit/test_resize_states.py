@@ -17,6 +17,7 @@ from tests.unit.test_resize import D, V, make_params, make_state, make_tx, table
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
+
 @pytest.fixture
 def state() -> Any:
     return make_state(make_tx(), make_params())
