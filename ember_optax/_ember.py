@@ -66,7 +66,7 @@ def scale_by_ember(
         sqrt(active rows / V); on a dense LM-head gradient it is the same.
       vocab_axis: the axis that holds the tokens, where it is not the longest one: an
         int for every table, or a mapping from the path of a table to an int. With
-        `column_mean="all"` it makes no difference to a table of two axes.
+        `column_mean="all"` it does not change the update of a table of two axes.
       row_state: on a mesh, whether `row` is `"replicated"` or `"sharded"` as the rows
         are, which saves its part of the collective where only rows are sharded. `col`
         is always replicated.
@@ -197,17 +197,15 @@ def ember(
     reference: start a sweep at 1e-2, the best value of this project's own short runs,
     and schedule it like that of the body. **b2.** A smaller one (0.95 to 0.99) forgives
     a learning rate that is too large, and bounds the step of a token that has not been
-    seen for long: up to 1 / sqrt(1 - b2) times the learning rate, 32 at the default and
-    4.5 at 0.95. It is no safe default: with 128 tokens in a batch, 0.95 was worse by
+    seen for a long time: up to 1 / sqrt(1 - b2) times the learning rate, 32 at the
+    default and 4.5 at 0.95. It is not a safe default: with 128 tokens in a batch, 0.95 was worse by
     0.4 nats per token in this project's runs.
 
     .. warning::
       Ember is for parameters with one row (or column) per token, and for nothing
       else: use it inside `optax.multi_transform`. Hidden matrices, positional
       embeddings, norms and biases belong to AdamW, Muon or whatever trains the body.
-      Anything with fewer than two axes is an error. Do not add momentum: it was
-      reported to diverge. Very small batches (2 to 8 sequences) in reinforcement
-      learning were reported to stall.
+      Anything with fewer than two axes is an error.
 
     .. warning::
       `optax.inject_hyperparams` casts hyperparameters to the dtype of the parameters,
