@@ -10,7 +10,7 @@ export TPU_ACCELERATOR_TYPE ?= v5p-128
 export TPU_WORKER_HOSTNAMES ?= localhost
 endif
 
-.PHONY: help pretrain pretrain-mesh finetune grpo study report test lint types bench clean
+.PHONY: help pretrain pretrain-mesh finetune grpo study report test test-fast random-cases lint types bench clean
 
 help:  ## Show this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -55,6 +55,12 @@ report: $(READY)  ## Write all tables and figures of the documents from the resu
 
 test: $(READY)  ## Run all tests and doctests
 	$(BIN)/python -m pytest -n 2
+
+test-fast: $(READY)  ## Run the unit tests only
+	$(BIN)/python -m pytest -n 2 tests/unit
+
+random-cases: $(READY)  ## Hold ten thousand random gradients against the float64 oracle
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.unit.random_cases --cases=10000
 
 lint: $(READY)  ## Check style and formatting
 	$(BIN)/ruff check .

@@ -198,8 +198,8 @@ def ember(
     and schedule it like that of the body. **b2.** A smaller one (0.95 to 0.99) forgives
     a learning rate that is too large, and bounds the step of a token that has not been
     seen for a long time: up to 1 / sqrt(1 - b2) times the learning rate, 32 at the
-    default and 4.5 at 0.95. It is not a safe default: with 128 tokens in a batch, 0.95 was worse by
-    0.4 nats per token in this project's runs.
+    default and 4.5 at 0.95. It is not a safe default: with 128 tokens in a batch, 0.95
+    was worse by 0.4 nats per token in this project's runs.
 
     .. warning::
       Ember is for parameters with one row (or column) per token, and for nothing
