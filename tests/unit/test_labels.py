@@ -81,7 +81,11 @@ TABLE_NAMES = """
   TokenEmbedder_0/embedding prefix_lm/embedder/embedding shared/pytree/0/weight
   vision_language_model/language_model/embed_tokens/embedding mtp_heads/1/kernel
   to_logits/kernel embeddings_table model/embedding decoder/embed_tokens/weight
-  token_and_position_embedding/token_embedding/embeddings
+  token_and_position_embedding/token_embedding/embeddings lm_head/linear/kernel
+  shared_head/head/weight mlm_head/decoder/kernel lora_model/embed_tokens/weight
+  visual_bert/embeddings/word_embeddings/weight codebook_embed/embedding lm_loss/weight
+  model.embed_tokens.base_layer.weight base/emb_luts/0/weight embed/weight/array
+  user_id_embedding/embedding masked_lm_head/lm_head/logits/kernel
 """
 BODY_NAMES = """
   vision_model/embeddings/patch_embedding/kernel text_projection/kernel
@@ -98,7 +102,10 @@ BODY_NAMES = """
   self_attention/embeddings lm_head/dense/kernel mtp_block/mtp_1_projection/kernel
   attn/token_proj/kernel moe/router/logits/kernel moe/gate/logits/kernel x_embedder/w
   decoder_embed/weight audio_embed/weight lm_head/lora/b embed/scales lm_head/zeros
-  token_and_position_embedding/position_embedding/embeddings
+  token_and_position_embedding/position_embedding/embeddings classifier/logits/kernel
+  lddt_head/logits/weights quantize/embedding/weight vq/_codebook/embed_avg
+  prompt_encoder/default/embedding/weight position/embedding/weight shared_head/norm/w
+  vision_tower.embeddings.weight model.lm_head.lora_A.default.weight
 """
 MATRIX = jax.ShapeDtypeStruct((512, 64), jnp.float32)
 EMBED = {"embed": {"embedding": MATRIX}}
@@ -112,6 +119,15 @@ def test_table_name(path: str) -> None:
 @pytest.mark.parametrize("path", BODY_NAMES.split())
 def test_body_name(path: str) -> None:
     assert label_token_tables({**EMBED, path: MATRIX})[path] == "body"
+
+
+@pytest.mark.parametrize("path", ["head", "output/kernel", "output_layer/weight"])
+def test_a_bare_head_is_as_long_as_a_table_with_a_clearer_name(path: str) -> None:
+    head = jax.ShapeDtypeStruct((64, 512), jnp.float32)
+    other = jax.ShapeDtypeStruct((64, 100), jnp.float32)
+    assert label_token_tables({**EMBED, path: head})[path] == "table"
+    assert label_token_tables({**EMBED, path: other})[path] == "body"
+    assert label_token_tables({**EMBED, f"mlp/{path}": head})[f"mlp/{path}"] == "body"
 
 
 @pytest.mark.parametrize("name", ["lora_embedding", "wpe/embedding", "pos_embed"])
