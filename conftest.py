@@ -34,6 +34,14 @@ def standard_promotion() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def cheap_compilation() -> Iterator[None]:
+    """Compiles with little effort, where compiling takes longer than running."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(autouse=True)
 def users_settings(request: pytest.FixtureRequest) -> Iterator[None]:
     """Runs doctests as a user runs them, under JAX's own settings."""

@@ -22,7 +22,7 @@ from examples.lm import data
 from examples.lm.model import Decoder
 from examples.lm.program import loss_fn
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = pytest.mark.usefixtures("standard_promotion", "cheap_compilation")
 
 VOCAB = 64
 

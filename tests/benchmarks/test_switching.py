@@ -20,7 +20,7 @@ from examples.lm.mesh import use_mesh
 from examples.lm.optimizer import make_optimizer
 from examples.lm.program import Program, State, make_model, make_program
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = pytest.mark.usefixtures("standard_promotion", "cheap_compilation")
 
 VOCAB, BATCH, LENGTH = 512, 8, 32
 SWITCH, AFTER = 60, 20  # steps

@@ -11,7 +11,7 @@ import pytest
 
 import ember_optax
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = pytest.mark.usefixtures("standard_promotion", "cheap_compilation")
 
 
 def trained(tx: Any, params: Any, steps: int = 3) -> Any:

@@ -14,7 +14,7 @@ import ember_optax
 from ember_optax import EmberState
 from tests.oracle import Oracle
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = pytest.mark.usefixtures("standard_promotion", "cheap_compilation")
 
 SHAPES = {"embed": (12, 5), "lm_head": (5, 12), "ngram_embed": (9, 2, 3)}
 STEPS = 7

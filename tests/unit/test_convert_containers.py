@@ -30,7 +30,7 @@ from tests.unit.test_convert import (
     with_ember,
 )
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = pytest.mark.usefixtures("standard_promotion", "cheap_compilation")
 
 # Containers, dtypes, transformations and meshes.
 

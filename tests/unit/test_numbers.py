@@ -211,7 +211,7 @@ def loss_after_two_steps(
 
 
 @means
-@pytest.mark.parametrize("eps", [0.0, 1e-8, 0.1])
+@pytest.mark.parametrize("eps", [0.0, 0.1])
 def test_derivatives_by_the_learning_rate_and_the_scale(
     eps: float, column_mean: str
 ) -> None:

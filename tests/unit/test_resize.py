@@ -13,7 +13,7 @@ import pytest
 import ember_optax
 from ember_optax import EmberState, TableMoments
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = pytest.mark.usefixtures("standard_promotion", "cheap_compilation")
 
 V, D, B2 = 40, 6, 0.999
 SHAPES = {"embed": (V, D), "lm_head": (D, V), "ngram_embed": (V, 2, 3)}

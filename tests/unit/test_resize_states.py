@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 import ember_optax
 from tests.unit.test_resize import D, V, make_params, make_state, make_tx, tables
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = pytest.mark.usefixtures("standard_promotion", "cheap_compilation")
 
 
 @pytest.fixture
