@@ -80,7 +80,7 @@ def losses(runs: list[Run]) -> str:
         for run, a, b, c in zip(runs, exact, fused, nudged, strict=True)
     ]
     means = [_shown(difference(arm, exact)) for arm in (fused, nudged)]
-    rows.append(["mean, 95 % interval", "", "", *means])
+    rows.append(["mean, 95% interval", "", "", *means])
     head = ["seed", "exact", "fused", "difference", "nudged, difference"]
     return markdown(head, rows, left=0)
 

@@ -103,7 +103,7 @@ def factorizations(runs: Runs) -> str:
 def steps(runs: Runs) -> str:
     head, rows = ["steps with the token", "tokens", "expected", "Ember"], []
     head += ["Adam", "Adam, path for each touch"]
-    edges = [f"{100 * x:g} %" for x in SHARES]
+    edges = [f"{100 * x:g}%" for x in SHARES]
     for i, share in enumerate(intervals(edges, "below", "from")):
         bins = {
             k: [r["steps"]["bins"][i] for r in runs if optimizer_of(r) == k]
@@ -170,7 +170,7 @@ def cost(measured: dict[str, float]) -> str:
     more = [100 * (measured[x] - 1) for x in ("flops_ratio", "bytes_ratio")]
     kept, parameters = (measured[x] / 1e6 for x in ("state_bytes", "parameter_bytes"))
     return paragraphs(
-        f"""By XLA's count, watching adds {more[0]:.1f} % to the operations of a step
-        and {more[1]:.1f} % to the bytes accessed. Its states take {kept:.1f} MB; the
+        f"""By XLA's count, watching adds {more[0]:.1f}% to the operations of a step
+        and {more[1]:.1f}% to the bytes accessed. Its states take {kept:.1f} MB; the
         parameters take {parameters:.1f} MB."""
     )

@@ -1,4 +1,4 @@
-"""docs/evidence.md, its figures, and the tables of README.md, from the finished runs.
+"""docs/evidence.md, its figures, and a table of README.md, from the finished runs.
 
     python -m benchmarks.study.report --results=mine.jsonl --page=mine.md
 
@@ -38,7 +38,7 @@ ELSEWHERE = {
 def parts() -> dict[str, str]:
     """Returns the generated parts of pages by name."""
     study = Study(settings.read(RESULTS))
-    return {"study.optimizers": summary(study), "study.decay": by_decay(study)}
+    return {"study.optimizers": summary(study)}
 
 
 def pages() -> dict[Path, str]:
