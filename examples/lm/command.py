@@ -32,8 +32,8 @@ def explanation(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}."
-    out_of_memory = isinstance(error, jax.errors.JaxRuntimeError) and (
-        "RESOURCE_EXHAUSTED" in str(error)
+    out_of_memory = isinstance(error, jax.errors.JaxRuntimeError) and any(
+        words in str(error) for words in ("RESOURCE_EXHAUSTED", "Out of memory")
     )
     if out_of_memory or isinstance(error, MemoryError):
         return (

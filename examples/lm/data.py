@@ -98,8 +98,18 @@ def train_batches(
     A batch is int32[batch_size, sequence_length + 1]: inputs are all but the last token
     of a window, targets all but the first. Every epoch has another order. The position
     is `get_state()` of the iterator, the same for every number of processes.
+
+    Raises:
+      UserError: the tokens are too few for a window, or for the windows of a batch.
     """
-    order = grain.MapDataset.range(_n_windows(tokens, sequence_length)).seed(seed)
+    n_windows = _n_windows(tokens, sequence_length)
+    if batch_size > n_windows:
+        raise UserError(
+            f"batch_size is {batch_size}, but the text to train on has only"
+            f" {n_windows} windows of sequence_length {sequence_length}: give more text,"
+            " or lower one of the two."
+        )
+    order = grain.MapDataset.range(n_windows).seed(seed)
     batches = order.shuffle().repeat().batch(batch_size, drop_remainder=True)
     batches = batches.map(lambda ids: _windows(tokens, sequence_length, ids[rows]))
     return iter(batches.to_iter_dataset(_NO_THREADS))

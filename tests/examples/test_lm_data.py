@@ -182,6 +182,11 @@ def test_too_few_tokens_are_an_error():
         data.train_batches(np.arange(3), 8, batch_size=1, seed=0)
 
 
+def test_a_batch_of_more_windows_than_there_are_is_an_error():
+    with pytest.raises(ValueError, match=r"batch_size is 4, but .* only 3 windows"):
+        data.train_batches(np.arange(10), 3, batch_size=4, seed=0)
+
+
 def test_cache_is_used(corpus, tmp_path, monkeypatch):
     first, _ = load(corpus, tmp_path)
     monkeypatch.delattr(data, "train_tokenizer")

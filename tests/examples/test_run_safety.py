@@ -210,8 +210,15 @@ def test_a_log_that_was_deleted_is_not_made_up(config):
     assert checkpoint(config, 4).exists()
 
 
-def test_a_step_that_does_not_fit_into_memory_is_a_line(monkeypatch, config):
-    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory: 1e12 bytes")
+@pytest.mark.parametrize(
+    "message",
+    [
+        "RESOURCE_EXHAUSTED: 1e12 bytes",
+        "INTERNAL: Error dispatching computation: Out of memory allocating 1e12 bytes.",
+    ],
+)
+def test_a_step_that_does_not_fit_into_memory_is_a_line(monkeypatch, config, message):
+    error = jax.errors.JaxRuntimeError(message)
 
     def train(*_):
         raise error
