@@ -106,8 +106,8 @@ def train_batches(
     if batch_size > n_windows:
         raise UserError(
             f"batch_size is {batch_size}, but the text to train on has only"
-            f" {n_windows} windows of sequence_length {sequence_length}: give more text,"
-            " or lower one of the two."
+            f" {n_windows} windows of sequence_length {sequence_length}: give more"
+            " text, or lower one of the two."
         )
     order = grain.MapDataset.range(n_windows).seed(seed)
     batches = order.shuffle().repeat().batch(batch_size, drop_remainder=True)
