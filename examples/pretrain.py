@@ -83,7 +83,7 @@ def run(
     if compare:
         arms["adam"] = with_adam_tables(config)
     runs, earlier_loss = {}, math.nan
-    if beside:
+    if beside is not None:
         log = Path(beside, "metrics.jsonl")
         runs[beside] = metrics.read(log)
         earlier_loss = metrics.final_loss(runs[beside], log)
@@ -123,7 +123,7 @@ def run(
         state = f"{table_state_bytes(arms[name], params):,} bytes"
         loss, seconds = result.validation_loss, result.seconds
         say(f"{name:<{width}}{loss:>16.4f}{state:>20}{seconds:>7.0f} s")
-    if beside:
+    if beside is not None:
         say(f"{beside:<{width}}{earlier_loss:>16.4f}")
     say(f"\nLoss plot: {plot}")
     return results

@@ -59,10 +59,11 @@ def _parse(argv: list[str]) -> list[str]:
         rest = app.parse_flags_with_usage(argv)
         flags.FLAGS.config.to_dict()  # raises what loading the file has raised
         return rest
-    except AttributeError as error:  # of ml_collections: a field, and one like it
-        field, _, hint = error.args[0].args[0].partition("\n")
-        sys.exit(f"The config has no field {field}. {hint}".strip())
     except Exception as error:  # anything: a config file is a program
+        if isinstance(error, AttributeError) and isinstance(error.args[0], Exception):
+            # Of ml_collections: a field, and one like it.
+            field, _, hint = error.args[0].args[0].partition("\n")
+            sys.exit(f"The config has no field {field}. {hint}".strip())
         first = error
         while cause := first.__cause__ or first.__context__:
             first = cause

@@ -58,6 +58,11 @@ POSITIVE = _number(lambda x: 0 < x < math.inf, "greater than 0")
 NOT_NEGATIVE = _number(lambda x: 0 <= x < math.inf, "of 0 or more")
 FRACTION = _number(lambda x: 0 <= x < 1, "from 0 to 1, without 1")
 COUNT = integer(1)
+# Far above any model of today. Beyond, native code ends the process without a word,
+# as its sizes overflow or the system runs out of memory.
+BATCH = integer(1, 2**20)
+_WIDTH = integer(1, 2**20)
+_VOCABULARY = 2**24
 SEED = integer(0)
 FLAG = Rule(lambda x: type(x) is bool, "true or false")
 TEXT = Rule(
@@ -83,7 +88,7 @@ OPTIMIZER_FIELDS = {
 }
 DATA_FIELDS = {
     "data.path": optional(TEXT),
-    "data.vocab_size": integer(SMALLEST),
+    "data.vocab_size": integer(SMALLEST, _VOCABULARY),
     "data.validation_fraction": FRACTION,
     "data.split_seed": SEED,
     "data.cache_dir": TEXT,
@@ -93,16 +98,16 @@ FIELDS = {
     **DATA_FIELDS,
     "seed": SEED,
     "steps": COUNT,
-    "batch_size": COUNT,
+    "batch_size": BATCH,
     "sequence_length": COUNT,
-    "model.width": COUNT,
-    "model.layers": COUNT,
+    "model.width": _WIDTH,
+    "model.layers": integer(1, 2**10),
     "model.heads": COUNT,
-    "model.mlp_width": COUNT,
+    "model.mlp_width": _WIDTH,
     "model.kv_heads": optional(COUNT),
     "model.rope_base": POSITIVE,
     "model.tied": FLAG,
-    "model.vocab_multiple": COUNT,
+    "model.vocab_multiple": integer(1, _VOCABULARY),
     "model.scan": FLAG,
     "model.remat": _choice(*REMATS),
     "model.dtype": _choice("float32", "bfloat16"),

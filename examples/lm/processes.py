@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from examples.lm.command import explanation
+from examples.lm.errors import UserError
 
 
 def initialize() -> None:
@@ -20,10 +21,20 @@ def initialize() -> None:
 
     JAX finds TPU pods, SLURM, Open MPI and Kubernetes by itself. Anywhere else, set
     JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+    Raises:
+      UserError: one of these is missing or wrong.
     """
     if count := os.environ.get("JAX_NUM_PROCESSES"):
-        index = int(os.environ["JAX_PROCESS_ID"])
-        jax.distributed.initialize(num_processes=int(count), process_id=index)
+        index = os.environ.get("JAX_PROCESS_ID", "")
+        try:
+            jax.distributed.initialize(num_processes=int(count), process_id=int(index))
+        except ValueError as error:
+            raise UserError(
+                f"JAX_NUM_PROCESSES is {count!r} and JAX_PROCESS_ID {index!r}, which"
+                f" starts no process ({error}). Set both, the second from 0 to one less"
+                " than the first, and JAX_COORDINATOR_ADDRESS to host:port."
+            ) from error
         return
     try:
         jax.distributed.initialize()

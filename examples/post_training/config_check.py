@@ -4,6 +4,7 @@ from typing import Any
 
 from examples.lm import Config, corpus
 from examples.lm.config_check import (
+    BATCH,
     COUNT,
     DATA_FIELDS,
     FLAG,
@@ -23,7 +24,7 @@ from examples.lm.errors import UserError
 
 
 def _phase(name: str) -> dict[str, Rule]:
-    fields = {**OPTIMIZER_FIELDS, "steps": COUNT, "batch_size": COUNT}
+    fields = {**OPTIMIZER_FIELDS, "steps": COUNT, "batch_size": BATCH}
     return {f"{name}.{field}": rule for field, rule in fields.items()}
 
 

@@ -18,6 +18,14 @@ NAN, INF = float("nan"), float("inf")
 COUNTS = """steps batch_size sequence_length model.width model.layers model.heads
     model.mlp_width model.kv_heads model.vocab_multiple loss_chunks eval_every
     eval_batches checkpoint_every keep_checkpoints""".split()
+TOO_LARGE = {
+    "batch_size": 2**31 - 1,  # its rows alone took all memory
+    "data.vocab_size": 2**30,  # aborted in the trainer of the tokenizer
+    "model.layers": 10**6,  # hung
+    "model.mlp_width": 2**30,
+    "model.vocab_multiple": 2**30,
+    "model.width": 2**30,  # aborted in XLA
+}
 WRONG = {
     **{name: [0, -1, 1.5, True, "2", 2**40] for name in COUNTS},
     "seed": [-1, None, 0.5, 2**40],
@@ -67,6 +75,13 @@ def test_a_wrong_value_is_a_line_that_names_the_field(config, name, value):
     value = config_check.flat(config.to_dict())[name]  # 0 may have become 0.0
     line = re.escape(f"config.{name} is {value!r}, but must be ")
     with pytest.raises(UserError, match=rf"^{line}[^\n]+\.$"):
+        config_check.check(config)
+
+
+@pytest.mark.parametrize(("name", "value"), TOO_LARGE.items())
+def test_a_size_that_would_end_the_process_is_a_line(config, name, value):
+    change(config, name, value)
+    with pytest.raises(UserError, match=rf"config\.{name} is {value}, but must be"):
         config_check.check(config)
 
 
@@ -170,6 +185,8 @@ def test_the_configs_of_this_repository_are_right(module, monkeypatch, tmp_path)
 def run_program(monkeypatch, *arguments: str) -> object:
     """Runs the program with its flags in this process; returns its exit code."""
     monkeypatch.setattr(sys, "argv", ["pretrain", *arguments])
+    # All config files are loaded as this module; one would see the names of the last.
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
     with pytest.raises(SystemExit) as ended:
         command.start(examples.pretrain.main)
     return ended.value.code
@@ -180,6 +197,10 @@ def test_wrong_flags_are_a_line_and_no_traceback(monkeypatch, tmp_path):
     file = f"--config={ROOT / 'configs/pretrain_small.py'}"
     broken = Path(tmp_path, "broken.py")
     broken.write_text("def get_config(: pass")
+    empty = Path(tmp_path, "empty.py")
+    empty.write_text("")
+    plain = Path(tmp_path, "plain.py")
+    plain.write_text("def get_config(): return {'steps': 1}")
     for arguments, message in [
         ((file, "--config.stepz=7"), 'Did you mean "steps"'),
         ((file, "--config.mesh.foo=7"), "no field 'foo'"),
@@ -187,6 +208,8 @@ def test_wrong_flags_are_a_line_and_no_traceback(monkeypatch, tmp_path):
         ((file, "--config.steps=0"), "config.steps is 0"),
         ((f"--config={tmp_path}/none.py",), "config file cannot be read"),
         ((f"--config={broken}",), "cannot be read: SyntaxError"),
+        ((f"--config={empty}",), "has no attribute 'get_config'"),
+        ((f"--config={plain}",), "'dict' object has no attribute 'to_dict'"),
     ]:
         code = run_program(monkeypatch, *arguments)
         assert message in str(code)

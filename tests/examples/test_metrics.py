@@ -77,6 +77,13 @@ def test_a_log_may_be_deleted_and_begin_later(log):
     assert len(metrics.MetricsLog(log, 3).records) == 2
 
 
+def test_an_empty_name_of_an_earlier_run_is_refused(config, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delattr(examples.pretrain.training, "train")
+    with pytest.raises(UserError, match=r"metrics\.jsonl cannot be read: No such file"):
+        examples.pretrain.run(config, beside="")
+
+
 def test_last_value_of_a_metric_is_none_without_one():
     assert metrics.last([{"step": 1, "loss": 2.5}], "validation_loss") is None
     assert metrics.last([], "seconds") is None
