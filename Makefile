@@ -10,7 +10,7 @@ export TPU_ACCELERATOR_TYPE ?= v5p-128
 export TPU_WORKER_HOSTNAMES ?= localhost
 endif
 
-.PHONY: help pretrain pretrain-mesh finetune grpo study report test test-fast random-cases lint types bench clean
+.PHONY: help pretrain pretrain-mesh finetune grpo linux-doc study report test test-fast random-cases lint types bench clean
 
 help:  ## Show this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -46,7 +46,16 @@ grpo: $(TUNIX_READY)  ## Learn to sort by reinforcement with tunix, at several b
 	$(BIN)/python -m examples.grpo --config=configs/grpo_small.py --compare \
 	  --config.overwrite
 
-study: $(READY)  ## Repeat the optimizer study: hours; finished runs are not run again
+# The documentation of Linux, English only: 21 MB of text in files that the programs read.
+LINUX_DOC := .cache/linux-doc
+linux-doc: $(LINUX_DOC)/.ready  ## Fetch natural English for the study: the documentation of Linux (needs apt)
+$(LINUX_DOC)/.ready:
+	mkdir -p $(LINUX_DOC)
+	cd $(LINUX_DOC) && apt-get download linux-doc-6.1 && dpkg-deb -x linux-doc-6.1_*.deb .
+	rm -r $(LINUX_DOC)/usr/share/doc/linux-doc-6.1/Documentation/translations
+	touch $@
+
+study: $(READY) linux-doc  ## Repeat the optimizer study: hours; finished runs are not run again
 	JAX_PLATFORMS=cpu GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
 	  $(BIN)/python -m benchmarks.study.run
 

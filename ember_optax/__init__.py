@@ -5,6 +5,7 @@ from ember_optax import lazy as lazy
 from ember_optax._convert import from_adam as from_adam
 from ember_optax._convert import resize_vocab as resize_vocab
 from ember_optax._convert import to_adam as to_adam
+from ember_optax._decay import adafactor_decay as adafactor_decay
 from ember_optax._ember import EmberState as EmberState
 from ember_optax._ember import ember as ember
 from ember_optax._ember import scale_by_ember as scale_by_ember
@@ -20,6 +21,7 @@ __all__ = [
     "Summary",
     "TableMoments",
     "TableSummary",
+    "adafactor_decay",
     "ember",
     "experimental",
     "from_adam",

@@ -13,10 +13,24 @@ from ember_optax._paths import from_key, listed, quoted, to_key
 def check_hyperparameters(b2: Any, eps: Any, column_mean: Any) -> None:
     """Raises ValueError for hyperparameters that `scale_by_ember` cannot use.
 
-    Values that are being traced cannot be checked, their types can.
+    Values that are being traced cannot be checked, their types can. A schedule is
+    checked where its values are.
     """
-    _check_number("b2", b2)
+    if not callable(b2):
+        check_b2(b2)
     _check_number("eps", eps)
+    if _is_known(eps) and not eps >= 0:
+        raise ValueError(f"eps is {eps}, but it must not be negative: try 1e-8.")
+    if column_mean not in ("all", "active"):
+        raise ValueError(
+            f"column_mean is {column_mean!r}, but it must be 'all' (every row, the"
+            " default) or 'active' (rows with a gradient)."
+        )
+
+
+def check_b2(b2: Any) -> None:
+    """Raises ValueError for what is no decay."""
+    _check_number("b2", b2, or_schedule=True)
     # A Python number has no width of its own: it takes that of the state.
     if jnp.result_type(b2) in (jnp.bfloat16, jnp.float16):
         raise ValueError(
@@ -26,12 +40,14 @@ def check_hyperparameters(b2: Any, eps: Any, column_mean: Any) -> None:
         )
     if _is_known(b2) and not 0 <= b2 < 1:
         raise ValueError(f"b2 is {b2}, but a decay must lie in [0, 1): try 0.999.")
-    if _is_known(eps) and not eps >= 0:
-        raise ValueError(f"eps is {eps}, but it must not be negative: try 1e-8.")
-    if column_mean not in ("all", "active"):
+
+
+def check_constant(b2: Any) -> None:
+    """Raises ValueError for a schedule where rows must catch up with many steps."""
+    if callable(b2):
         raise ValueError(
-            f"column_mean is {column_mean!r}, but it must be 'all' (every row, the"
-            " default) or 'active' (rows with a gradient)."
+            f"b2 is the schedule {b2!r}, but here it must be one number for all steps,"
+            " such as 0.99: only ember_optax.ember takes a schedule."
         )
 
 

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ember_optax import _checks
+from ember_optax import _checks, _decay
 from ember_optax._axes import VocabAxis, check_vocab_axis, token_axes
+from ember_optax._decay import Remaining, Scalar, ScalarOrSchedule
 from ember_optax._mesh import AxisName, AxisNames
 from ember_optax._paths import by_path, is_placeholder, to_key
 from ember_optax._reduce import InShardMap, OnMesh, read_again
-from ember_optax._rule import ColumnMean, Rule, Scalar, TableMoments, init_moments
+from ember_optax._rule import ColumnMean, Rule, TableMoments, init_moments
 
 RowState = Literal["replicated", "sharded"]
 
@@ -23,10 +24,11 @@ class EmberState(NamedTuple):
     count: jax.Array  # int32[], steps taken
     # By the path of the table, with `:` for `/`; float32 whatever the table's dtype.
     tables: dict[str, TableMoments]
+    remaining: Remaining  # product of all b2 so far, two numbers
 
 
 def scale_by_ember(
-    b2: Scalar = 0.999,
+    b2: ScalarOrSchedule = 0.999,
     eps: Scalar = 1e-8,
     *,
     column_mean: ColumnMean = "all",
@@ -57,7 +59,10 @@ def scale_by_ember(
     the sharding of the tables.
 
     Args:
-      b2: decay of both statistics, in [0, 1).
+      b2: decay of both statistics, in [0, 1), or a schedule from the count of earlier
+        steps to one, such as :func:`ember_optax.adafactor_decay`. :math:`b_2^t` is then
+        the product of all decays so far. The state knows it, so a run may go on with
+        another `b2`.
       eps: added to the root of the second moment, not negative.
       column_mean: what a column averages over. `"all"` rows, as the current PyTorch
         reference does; or the `"active"` rows, those with a gradient that is not
@@ -84,7 +89,7 @@ def scale_by_ember(
       the gradients; the state is float32 (float64 for float64 tables).
 
     Raises:
-      ValueError: when built, for `b2` outside [0, 1) or in a type that cannot hold it,
+      ValueError: for `b2` outside [0, 1) or in a type that cannot hold it. When built,
         for a negative `eps`, for an unknown `column_mean` or `row_state`, for a
         `vocab_axis` that is no int, and for `axis_names` without a `vocab_axis`. In
         `init`, for a leaf that is no table of floating numbers with at least two axes,
@@ -114,7 +119,7 @@ def scale_by_ember(
     check_vocab_axis(vocab_axis)
     _checks.check_axis_names(axis_names, vocab_axis)
     names = AxisNames.of(axis_names)
-    rule = Rule(b2, eps, column_mean, names)
+    rule = Rule(eps, column_mean, names)
     reducer = (
         InShardMap(names)
         if axis_names is not None
@@ -123,17 +128,21 @@ def scale_by_ember(
 
     def init_fn(params: optax.Params) -> EmberState:
         count = jnp.zeros([], jnp.int32)
+        if callable(b2):
+            _checks.check_b2(b2(count))
         if is_placeholder(params):
             # There are no parameter-shaped parts here: one leaf in the place of
             # `tables` makes optax.tree.map_params treat all of them as such.
-            return EmberState(count, count)  # pyright: ignore[reportArgumentType]
+            remaining = _decay.init(jnp.float32)
+            return EmberState(count, count, remaining)  # pyright: ignore
         tables = by_path(params)
         axes = token_axes(tables, vocab_axis)
         moments = {
             path: init_moments(table.shape, table.dtype, axes[path])
             for path, table in tables.items()
         }
-        return EmberState(count, _keyed(reducer.constrain(moments, tables, axes)))
+        moments = reducer.constrain(moments, tables, axes)
+        return EmberState(count, _keyed(moments), _decay.init(_dtype(moments)))
 
     def update_fn(
         updates: optax.Updates,
@@ -147,23 +156,22 @@ def scale_by_ember(
         axes = token_axes(grads, vocab_axis)
         _checks.check_gradients(grads, axes, state.tables)
         before = {path: state.tables[to_key(path)] for path in grads}
-        is_double = any(moments.row.dtype == jnp.float64 for moments in before.values())
-        dtype = jnp.float64 if is_double else jnp.float32
 
-        sums = reducer.sum_squares(grads, axes, dtype)
-        count = cast(jax.Array, optax.safe_increment(state.count))
-        moments = {path: rule.move(before[path], sums[path]) for path in grads}
+        sums = reducer.sum_squares(grads, axes, _dtype(before))
+        decay, remaining = _decay.step(b2, state.remaining, state.count)
+        moments = {path: rule.move(before[path], sums[path], decay) for path in grads}
         moments = reducer.constrain(moments, grads, axes)
-        roots = {path: rule.roots(moments[path], sums[path], count) for path in grads}
+        roots = {path: rule.roots(moments[path], sums[path], decay) for path in grads}
         roots = reducer.constrain(roots, grads, axes)
         new_updates = [
             rule.precondition(read_again(grad, roots[path]), roots[path], axes[path])
             for path, grad in grads.items()
         ]
         structure = jax.tree.structure(updates)
+        count = cast(jax.Array, optax.safe_increment(state.count))
         return (
             jax.tree.unflatten(structure, new_updates),
-            EmberState(count, _keyed(moments)),
+            EmberState(count, _keyed(moments), remaining),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -171,7 +179,7 @@ def scale_by_ember(
 
 def ember(
     learning_rate: optax.ScalarOrSchedule,
-    b2: Scalar = 0.999,
+    b2: ScalarOrSchedule = 0.999,
     eps: Scalar = 1e-8,
     weight_decay: Scalar = 0.0,
     weight_decay_mask: Any | Callable[[optax.Params], Any] | None = None,
@@ -215,7 +223,8 @@ def ember(
 
     Args:
       learning_rate: a scalar, or a schedule from the count of steps to a scalar.
-      b2: decay of both statistics, in [0, 1).
+      b2: decay of both statistics, in [0, 1), or a schedule from the count of earlier
+        steps to one.
       eps: added to the root of the second moment, not negative.
       weight_decay: strength of the decoupled decay, which the learning rate
         multiplies, not negative. It moves all rows, those without gradient as well.
@@ -272,6 +281,12 @@ def ember(
         optax.add_decayed_weights(weight_decay, weight_decay_mask),
         optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def _dtype(moments: dict[str, TableMoments]) -> jnp.dtype:
+    """Returns the dtype of what all tables share."""
+    is_double = any(table.row.dtype == jnp.float64 for table in moments.values())
+    return jnp.dtype(jnp.float64 if is_double else jnp.float32)
 
 
 def _keyed(moments: dict[str, TableMoments]) -> dict[str, TableMoments]:

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from ember_optax._decay import Decay, Scalar
 from ember_optax._mesh import AxisNames
 from ember_optax._reduce import Sums
 
-Scalar = float | jax.Array
 ColumnMean = Literal["all", "active"]
 
 
@@ -23,12 +23,11 @@ class TableMoments(NamedTuple):
 class Rule(NamedTuple):
     """Ember's rule for one table, with what is fixed when the optimizer is built."""
 
-    b2: Scalar  # decay of both statistics, in [0, 1)
     eps: Scalar  # added to the root of the second moment
     column_mean: ColumnMean = "all"  # over which rows a column averages
     names: AxisNames = AxisNames()  # mesh axes of the table inside jax.shard_map
 
-    def move(self, moments: TableMoments, sums: Sums) -> TableMoments:
+    def move(self, moments: TableMoments, sums: Sums, decay: Decay) -> TableMoments:
         r"""Moves the moments towards the means of the squared gradient.
 
         .. math::
@@ -41,6 +40,7 @@ class Rule(NamedTuple):
         Args:
           moments: moments before the step.
           sums: row and column sums of the squared gradient.
+          decay: of this step.
         """
         dtype = moments.row.dtype
         overflow = self.overflow(moments, sums)
@@ -51,30 +51,28 @@ class Rule(NamedTuple):
         else:
             active = _total(jnp.count_nonzero(sums.row), self.names.rows)
             n_rows = jnp.maximum(active, 1).astype(dtype)
-        # 1 - b2 must be exact, not b2: float32(0.999) is off by 1.3e-5 of 0.001.
-        rate = jnp.asarray(1 - self.b2, dtype)
+        rate = decay.rate.astype(dtype)
         return TableMoments(
             move(moments.row, sums.row.astype(dtype) / n_columns, rate),
             move(moments.col, sums.col.astype(dtype) / n_rows, rate),
         )
 
-    def roots(
-        self, moments: TableMoments, sums: Sums, count: jax.Array
-    ) -> TableMoments:
+    def roots(self, moments: TableMoments, sums: Sums, decay: Decay) -> TableMoments:
         r"""Returns what rows and columns of a gradient are divided by.
 
         .. math::
 
-          a_i = \sqrt{row_i}, \quad b_j = \sqrt{\frac{col_j}{mean(col) \, (1 - b_2^t)}}
+          a_i = \sqrt{row_i}, \quad b_j = \sqrt{\frac{col_j}{mean(col) \, c_t}}
 
-        so that the second moment is their square, without a product that underflows.
+        so that the second moment is their square, without a product that underflows;
+        :math:`c_t` corrects for the start at zero.
         With `column_mean="active"` mean(row) takes the place of mean(col). Where a sum
         of squares overflows, the root is that of the largest number.
 
         Args:
           moments: moments after :meth:`move`.
           sums: row and column sums of the squared gradient.
-          count: int32 scalar, the number t of this step, counted from 1.
+          decay: of this step.
         """
         row, col = moments
         dtype = row.dtype
@@ -84,7 +82,7 @@ class Rule(NamedTuple):
         else:
             total = _total(jnp.sum(row), self.names.rows)
             n = _size(row, self.names.rows)
-        factor = share(col, total) * (n / bias_correction(self.b2, count, dtype))
+        factor = share(col, total) * (n / decay.correction.astype(dtype))
         eps = jnp.asarray(self.eps, dtype)
         overflow = self.overflow(moments, sums)
         return TableMoments(
@@ -141,18 +139,6 @@ def init_moments(shape: tuple[int, ...], dtype: DTypeLike, axis: int) -> TableMo
 def move(statistic: jax.Array, mean: jax.Array, rate: jax.Array) -> jax.Array:
     """Moves a statistic towards the mean of a step, by `rate` = 1 - b2 of the way."""
     return statistic - rate * statistic + rate * mean
-
-
-def bias_correction(b2: Scalar, count: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """Returns 1 - b2^t, by which a mean of t steps that began at 0 is too small.
-
-    Args:
-      b2: decay of the mean, in [0, 1).
-      count: int32 scalar, t.
-      dtype: floating dtype of the result.
-    """
-    decayed = count.astype(dtype) * jnp.log1p(-jnp.asarray(1 - b2, dtype))
-    return -jnp.expm1(decayed)
 
 
 def share(x: jax.Array, total: jax.Array) -> jax.Array:

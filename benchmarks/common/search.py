@@ -1,4 +1,4 @@
-"""The search for a learning rate."""
+"""The search for a learning rate, or for a pair of them."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +17,8 @@ class Grid(NamedTuple):
     def index(self, rate: float) -> int:
         return round(self.per_decade * math.log10(rate))
 
+
+Pair = tuple[float, float]
 
 HALVES = Grid(2, 1)  # 0.001, 0.003, 0.01, ...
 QUARTERS = Grid(4, 2)  # 0.001, 0.0018, 0.0032, 0.0056, 0.01, ...
@@ -55,6 +57,47 @@ def search(
     return {grid.rate(k): losses[k] for k in sorted(losses)}
 
 
+def search_pair(
+    losses_at: Callable[[Sequence[Pair]], Sequence[float]],
+    start: Pair,
+    grid: Grid,
+    strides: Sequence[int],
+) -> dict[Pair, float]:
+    """Searches until the best pair of learning rates has four worse neighbors.
+
+    Args:
+      losses_at: returns the losses at some pairs.
+      start: the pair to begin with.
+      grid: the learning rates there are.
+      strides: how far neighbors are apart, in steps of the grid: a search for each, the
+        next one from the best pair of the last.
+
+    Returns:
+      The loss at each pair that was tried.
+    """
+    losses: dict[tuple[int, int], float] = {}
+
+    def best_of(tried: Iterable[tuple[int, int]]) -> tuple[int, int]:
+        new = sorted(set(tried) - losses.keys())
+        found = losses_at([(grid.rate(i), grid.rate(j)) for i, j in new])
+        losses.update(zip(new, found, strict=True))
+        return min(sorted(losses), key=lambda pair: losses[pair])
+
+    after = best_of([(grid.index(start[0]), grid.index(start[1]))])
+    for stride in strides:
+        best = None
+        while best != after:
+            i, j = best = after
+            steps = ((stride, 0), (-stride, 0), (0, stride), (0, -stride))
+            after = best_of((i + di, j + dj) for di, dj in steps)
+    return {(grid.rate(i), grid.rate(j)): loss for (i, j), loss in losses.items()}
+
+
 def best_rate(losses: dict[float, float]) -> float:
     """Returns the learning rate with the lowest loss, the smallest of equals."""
     return min(sorted(losses), key=lambda rate: losses[rate])
+
+
+def best_pair(losses: dict[Pair, float]) -> Pair:
+    """Returns the pair with the lowest loss, the smallest of equals."""
+    return min(sorted(losses), key=lambda pair: losses[pair])

@@ -1,13 +1,28 @@
 """The loss of the model with a gradient that XLA's CPU backend runs fast.
 
 JAX's own gradient of the same loss goes through a transposed copy of the logits and a
-scatter into them, and takes four times as long there.
+scatter into them, and takes four times as long there. That of a product with [batch,
+time, width] takes twice as long as that of the same with [batch * time, width].
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from examples.lm.model import Decoder
+
+
+def flatten_products(model: Decoder) -> None:
+    """Makes all linear layers of a model multiply matrices, not stacks of them."""
+
+    def product(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+        return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
+
+    for _, module in nnx.iter_graph(model):
+        if isinstance(module, nnx.Linear):
+            module.dot_general = product
 
 
 def loss_fn(model: Decoder, tokens: jax.Array) -> jax.Array:

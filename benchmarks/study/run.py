@@ -49,14 +49,14 @@ import jax
 from benchmarks.common import store
 from benchmarks.common.provenance import provenance
 from benchmarks.common.store import Run
-from benchmarks.study import settings, stages
+from benchmarks.study import settings, shared, stages
 from benchmarks.study.report import RESULTS
 from benchmarks.study.settings import Settings
 from benchmarks.study.training import CONFIGS, execute
 from examples.lm import Config, data
 
-Load = Callable[[str], tuple[data.Tokens, int]]
-"""Returns the tokens of a config and the size of their vocabulary."""
+Load = Callable[[Settings], tuple[data.Tokens, int]]
+"""Returns the tokens of a run and the size of their vocabulary."""
 
 
 def work(names: list[str], path: Path, load: Load) -> None:
@@ -73,13 +73,16 @@ def work(names: list[str], path: Path, load: Load) -> None:
 
 def missing(names: list[str], path: Path) -> list[Settings]:
     losses = settings.losses_of(settings.read(path))
-    lists = [stages.missing(name, losses) for name in names]
+    lists = [
+        (stages if name in stages.STAGES else shared).missing(name, losses)
+        for name in names
+    ]
     return list(dict.fromkeys(itertools.chain(*lists)))
 
 
 def finish(run: Settings, path: Path, load: Load) -> None:
     """Does a run and writes its line."""
-    result = execute(run, *load(run.config)) | provenance()
+    result = execute(run, *load(run)) | provenance()
     store.append(path, result)
     print(f"{len(store.read(path)):4} {describe(result)}", flush=True)
 
@@ -98,21 +101,23 @@ def rerun(runs: list[Settings], path: Path, load: Load) -> None:
     for run in runs:
         if run in old:
             print("old", describe(old[run]))
-        print("new", describe(execute(run, *load(run.config))), flush=True)
+        print("new", describe(execute(run, *load(run))), flush=True)
 
 
 def runs_of_row(row: str, path: Path) -> list[Settings]:
     """Returns the runs behind a row of the evidence."""
     rows = {
-        stages.name_of(stage, case): case
-        for stage, cases in stages.CASES.items()
+        stages.name_of(stage, case): (module, case)
+        for module in (stages, shared)
+        for stage, cases in module.CASES.items()
         for case in cases
     }
     if row not in rows:
         raise SystemExit(f"There is no row {row!r}; the rows are {', '.join(rows)}.")
     try:
-        return stages.seeded(rows[row], settings.losses_of(settings.read(path)))
-    except stages.WaitingFor as waiting:
+        module, case = rows[row]
+        return module.seeded(case, settings.losses_of(settings.read(path)))
+    except shared.WaitingFor as waiting:
         raise SystemExit(
             f"The learning rate of {row} is not tuned: {waiting}."
         ) from None
@@ -130,9 +135,9 @@ def main() -> None:
     parser.add_argument("--only", type=json.loads, help="settings of a run, as JSON")
     parser.add_argument("--text", help="files to train on, as in examples.pretrain")
     arguments = parser.parse_args()
-    unknown = set(arguments.stages) - set(stages.STAGES)
-    if unknown:
-        parser.error(f"unknown stage {min(unknown)!r}, known: {list(stages.STAGES)}")
+    known = (*stages.STAGES, *shared.STAGES)
+    if unknown := set(arguments.stages) - set(known):
+        parser.error(f"unknown stage {min(unknown)!r}, known: {', '.join(known)}")
     path = arguments.results
     if arguments.text and path == RESULTS:
         parser.error("--text needs --results: all runs in a file share one text")
@@ -142,15 +147,19 @@ def main() -> None:
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(".cache/jax"))
 
     @functools.cache
-    def load(name: str) -> tuple[data.Tokens, int]:
-        config: Config = CONFIGS[name].get_config()
-        config.data.path = arguments.text
-        return data.load(**config.data), config.data.vocab_size
+    def load_text(config: str, text: str, vocab: int | None) -> tuple[data.Tokens, int]:
+        options: Config = CONFIGS[config].get_config().data
+        options.path = arguments.text or settings.TEXTS[text]
+        options.vocab_size = vocab or options.vocab_size
+        return data.load(**options), options.vocab_size
+
+    def load(run: Settings) -> tuple[data.Tokens, int]:
+        return load_text(run.config, run.text, run.vocab)
 
     if runs:
         rerun(runs, path, load)
     else:
-        work(arguments.stages or list(stages.ON_CPU), path, load)
+        work(arguments.stages or [*shared.ON_CPU, *stages.STAGES], path, load)
 
 
 if __name__ == "__main__":

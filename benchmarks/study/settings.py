@@ -8,15 +8,20 @@ from benchmarks.common import store
 from benchmarks.common.store import Run
 from benchmarks.study.arms import ARMS
 
+# Where a text lies; None for the source of Python's standard library.
+TEXTS = {"python": None, "linux": ".cache/linux-doc/usr/share/doc/**/*.rst.gz"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """All that a run depends on, besides the code; its line in results.jsonl."""
 
     arm: str  # optimizer of the tables, a key of ARMS
-    lr: float  # peak of its schedule
+    lr: float  # peak of its schedule, on the embedding if head_lr is given
     b2: float | None  # None for an arm that has none
     body_lr: float  # peak learning rate of everything but the tables
+    head_lr: float | None = None  # of the head, if it has its own
+    head_arm: str | None = None  # optimizer of the head, if it has its own
     body: str = "adamw"  # or muon
     tables: str = "both"  # what the arm trains; or embed or lm_head
     other_lr: float | None = None  # of Adam (0.9, 0.999) on the other table
@@ -27,11 +32,22 @@ class Settings:
     width: int = 96
     layers: int = 2
     seed: int = 0  # of the initial values and of the order of the batches
-    config: str = "pretrain_small"  # the rest, such as the vocabulary
+    config: str = "pretrain_small"  # the rest
+    vocab: int | None = None  # size of the vocabulary, if not that of the config
+    text: str = "python"  # or linux
+    weight_decay: float = 0.0  # of the tables
+    frequencies: bool = False  # whether to compare predicted with actual ones
 
     def __post_init__(self) -> None:
-        if self.arm not in ARMS:
-            raise ValueError(f"arm is {self.arm!r}, but must be one of {list(ARMS)}.")
+        for arm in (self.arm, self.head_arm or self.arm):
+            if arm not in ARMS:
+                raise ValueError(f"arm is {arm!r}, but must be one of {list(ARMS)}.")
+        if self.text not in TEXTS:
+            raise ValueError(
+                f"text is {self.text!r}, but must be one of {list(TEXTS)}."
+            )
+        if self.tied and self.head_lr is not None:
+            raise ValueError("head_lr is given, but tied tables have only one rate.")
         if self.tables not in ("both", "embed", "lm_head"):
             raise ValueError(
                 f"tables is {self.tables!r}, but must be both, embed or lm_head."

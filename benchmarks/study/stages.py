@@ -1,100 +1,72 @@
 """Which runs the study consists of, some of which depend on the results of others.
 
 A case is what a run differs in from the others. Each case is tuned first, by a search
-for the learning rate of its tables with one seed, and then run at the best one with
-seeds that the search has not seen.
+for the learning rates of its two tables with one seed, and then run at the best pair
+with seeds that the search has not seen. PLAN.md says why these cases.
 """
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
 
-from benchmarks.common.search import QUARTERS, best_rate, search
+from benchmarks.common.search import (
+    QUARTERS,
+    Pair,
+    best_pair,
+    search_pair,
+)
+from benchmarks.study import shared
 from benchmarks.study.arms import ARMS
 from benchmarks.study.settings import Losses, Settings
+from benchmarks.study.shared import SEEDS, Case, WaitingFor
 
-Case = dict[str, Any]
-
-SEEDS = (1, 2, 3, 4, 5)  # the searches use seed 0
-RIVALS = ("ember", "adam", "adam95")
-# For one large GPU.
-AT_SCALE: Case = {
-    "config": "pretrain_124m",
-    "width": 768,
-    "layers": 12,
-    "tied": True,
-    "batch": 64,
-    "window": 1024,
-    "tokens": 131_072_000,
-}
-
-
-class BodySearch(NamedTuple):
-    """Learning rates of the body, and what runs with them have in common."""
-
-    rates: tuple[float, ...]
-    runs: Case
-
-
-BODIES = {
-    "adamw": BodySearch((1e-3, 2e-3, 4e-3, 8e-3), {}),
-    "muon": BodySearch((1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2), {"body": "muon"}),
-    "pretrain_124m": BodySearch((5e-4, 1e-3, 2e-3, 4e-3), AT_SCALE),
-}
-BODY_CASES: tuple[Case, ...] = (
-    {"arm": "ember", "b2": 0.999, "lr": 0.01},
-    {"arm": "adam95", "b2": 0.95, "lr": 0.056},
-)
-B2S = (0.9, 0.95, 0.99, 0.9999)
+RIVALS = ("ember_adafactor", "adam80", "adam", "ember")
+MIXED = itertools.permutations(("ember_adafactor", "adam80"), 2)
 BATCHES = (8, 32, 128, 512)
 WIDTHS = (48, 192)
 LENGTHS = (65_536, 1_048_576)  # tokens
+LARGE: Case = {"width": 256, "layers": 4, "vocab": 16_384, "tokens": 1_048_576}
+LARGE_SEEDS = (1, 2, 3)
+# Learning rates 10^(k/4) of embedding and of head, a factor of 3.2 apart.
+PLANE = (range(-7, 4, 2), range(-12, -1, 2))
+MEASURED = ("ember_adafactor", "ember", "adam95", "adam", "amsgrad")
 
-ARM_CASES: list[Case] = [{"arm": arm} for arm in ARMS]
 CASES: dict[str, list[Case]] = {
-    "seeds": ARM_CASES,
-    "b2": [{"arm": "ember", "b2": b2} for b2 in B2S],
-    "muon": [{"arm": arm, "body": "muon"} for arm in RIVALS],
-    "tables": [{"arm": "ember", "tables": table} for table in ("embed", "lm_head")],
+    "arms": [
+        *({"arm": arm} for arm in RIVALS),
+        {"arm": "adam95"},
+        {"arm": "adam80_995", "head_arm": "adam80_96"},
+        {"arm": "adam_adafactor"},
+        {"arm": "amsgrad"},
+        {"arm": "adafactor"},
+        {"arm": "row_only"},
+        {"arm": "sm3"},
+        {"arm": "muon"},
+        *({"arm": arm} for arm in ARMS if arm.startswith("balanced")),
+        {"arm": "ember_adafactor", "head_arm": "ember_centered"},
+    ],
+    "mixed": [{"arm": embed, "head_arm": head} for embed, head in MIXED],
+    "linux": [{"arm": arm, "text": "linux"} for arm in RIVALS],
     "tied": [{"arm": arm, "tied": True} for arm in RIVALS],
+    "muon": [{"arm": arm, "body": "muon"} for arm in RIVALS],
     # Short windows, so that the largest batch still makes 32 steps.
     "batch": [
         {"arm": arm, "batch": batch, "window": 16}
         for batch, arm in itertools.product(BATCHES, RIVALS)
-    ]
-    + [
-        decay | {"batch": batch, "window": 16}
-        for batch in (BATCHES[0], BATCHES[-1])
-        for decay in ({"arm": "ember", "b2": 0.95}, {"arm": "ember_growing"})
     ],
-    "size": [
+    "width": [
         {"arm": arm, "width": width} for width, arm in itertools.product(WIDTHS, RIVALS)
     ],
     "length": [
-        case | {"tokens": tokens}
-        for tokens in LENGTHS
-        for case in (
-            {"arm": "ember"},
-            {"arm": "ember", "b2": 0.95},
-            {"arm": "ember_growing"},
-            {"arm": "adam"},
-            {"arm": "adam95"},
-        )
+        {"arm": arm, "tokens": tokens}
+        for tokens, arm in itertools.product(LENGTHS, RIVALS)
     ],
-    "scale": [{"arm": arm, "config": "pretrain_124m"} for arm in RIVALS],
+    "decay": [{"arm": arm, "weight_decay": 0.1} for arm in RIVALS[:2]],
+    "rare": [{"arm": arm, "frequencies": True} for arm in MEASURED],
+    "large": [LARGE | {"arm": arm} for arm in RIVALS[:3]],
 }
-STAGES = ("body", "sweep", *CASES)
-ON_CPU = STAGES[:-1]
-
-
-class WaitingFor(Exception):
-    """The answer depends on runs that are not finished."""
-
-    def __init__(self, runs: Sequence[Settings]):
-        super().__init__(f"{len(runs)} runs are not finished")
-        self.runs = runs
+STAGES = (*CASES, "plane")
 
 
 def name_of(stage: str, case: Case) -> str:
@@ -104,11 +76,8 @@ def name_of(stage: str, case: Case) -> str:
 
 def missing(stage: str, losses: Losses) -> Iterator[Settings]:
     """Yields the runs of a stage that can be done now and are not finished."""
-    if stage == "body":
-        jobs = [lambda body=body: _body_runs(body) for body in ("adamw", "muon")]
-    elif stage == "sweep":
-        jobs = [lambda case=case: [tuned(case, losses)] for case in ARM_CASES]
-    else:
+    jobs: list[Callable[[], list[Settings]]] = [lambda: plane(losses)]
+    if stage != "plane":
         jobs = [lambda case=case: seeded(case, losses) for case in CASES[stage]]
     for job in jobs:
         try:
@@ -119,81 +88,82 @@ def missing(stage: str, losses: Losses) -> Iterator[Settings]:
 
 
 def seeded(case: Case, losses: Losses) -> list[Settings]:
-    """Returns the runs of a case at its best learning rate.
+    """Returns the runs of a case at its best learning rates.
 
     Raises:
-      WaitingFor: that learning rate is not known yet.
+      WaitingFor: they are not known yet.
     """
     best = tuned(case, losses)
-    return [dataclasses.replace(best, seed=seed) for seed in SEEDS]
+    seeds = LARGE_SEEDS if case.keys() >= LARGE.keys() else SEEDS
+    return [dataclasses.replace(best, seed=seed) for seed in seeds]
 
 
 def tuned(case: Case, losses: Losses) -> Settings:
-    """Returns a case at its best learning rate, with the seed of the search.
+    """Returns a case at its best learning rates, with the seed of the search.
 
     Raises:
-      WaitingFor: it is not known yet.
+      WaitingFor: they are not known yet.
     """
-    arm = ARMS[case["arm"]]
     base = start(case, losses)
-    if case.keys() == {"arm"}:
-        center, reach = arm.center, 2
+    if "tied" in case:
+        _, center = rates(tuned(main(case), losses))
+        return shared.best_of(base, center, 1, losses)
+    if "frequencies" in case:
+        lr, head_lr = rates(tuned(main(case), losses))
+    elif case.keys() >= LARGE.keys():
+        scale = math.sqrt(Settings.width / base.width)
+        lr, head_lr = (scale * x for x in rates(tuned(main(case), losses)))
     else:
-        center, reach = tuned({"arm": case["arm"]}, losses).lr, 1
+        lr, head_lr = best_pair(searched(case, losses))
+    return dataclasses.replace(base, lr=lr, head_lr=head_lr)
 
-    def losses_at(rates: Sequence[float]) -> list[float]:
-        runs = [dataclasses.replace(base, lr=rate) for rate in rates]
-        return [losses[run] for run in _require(runs, losses)]
 
-    middle = QUARTERS.index(center)
-    first = [QUARTERS.rate(middle + 2 * i) for i in range(-reach, reach + 1)]
-    lr = best_rate(search(losses_at, first, QUARTERS, stride=2))
-    return dataclasses.replace(base, lr=lr)
+def searched(case: Case, losses: Losses) -> dict[Pair, float]:
+    """Returns the losses of the search of a case, by learning rates of its tables.
+
+    Raises:
+      WaitingFor: the search is not finished.
+    """
+    base = start(case, losses)
+
+    def losses_at(pairs: Sequence[Pair]) -> list[float]:
+        runs = [dataclasses.replace(base, lr=lr, head_lr=head) for lr, head in pairs]
+        return [losses[run] for run in shared.require(runs, losses)]
+
+    if case.keys() == {"arm"}:
+        pair, strides = ARMS[case["arm"]].pair, (2, 1)
+    elif case.keys() == {"arm", "head_arm"}:
+        embed, head = case["arm"], case["head_arm"]
+        pair, strides = (ARMS[embed].pair[0], ARMS[head].pair[1]), (2, 1)
+    else:
+        pair, strides = rates(tuned(main(case), losses)), (1,)
+    return search_pair(losses_at, pair, QUARTERS, strides)
 
 
 def start(case: Case, losses: Losses) -> Settings:
-    """Returns the settings of a case but for its own learning rate."""
-    body = case.get("config") or case.get("body", "adamw")
-    body_lr, searched = best_body_rate(body, losses), BODIES[body].runs
-    fixed: Case = {"lr": math.nan, "b2": ARMS[case["arm"]].b2, "body_lr": body_lr}
-    if "tables" in case:
-        fixed["other_lr"] = tuned({"arm": "adam"}, losses).lr
-    run = Settings(**fixed | searched | case)
-    found_with = _body_runs(body)[0]
+    """Returns the settings of a case but for its own learning rates."""
+    body_lr = shared.best_body_rate(case.get("body", "adamw"), losses)
+    run = Settings(lr=math.nan, b2=ARMS[case["arm"]].b2, body_lr=body_lr, **case)
     # The usual rule for another number of tokens in a step.
-    scale = math.sqrt(run.batch * run.window / (found_with.batch * found_with.window))
+    scale = math.sqrt(run.batch * run.window / (Settings.batch * Settings.window))
     return dataclasses.replace(run, body_lr=float(f"{body_lr * scale:.3g}"))
 
 
-def sweep(case: Case, losses: Losses) -> dict[float, float]:
-    """Returns the losses of a case with the seed of the search, by learning rate."""
-    base = start(case, losses)
-    runs = [run for run in losses if dataclasses.replace(base, lr=run.lr) == run]
-    return {run.lr: losses[run] for run in sorted(runs, key=lambda run: run.lr)}
+def main(case: Case) -> Case:
+    """Returns the case of the same optimizers in the main setting."""
+    return {key: case[key] for key in ("arm", "head_arm") if key in case}
 
 
-def best_body_rate(body: str, losses: Losses) -> float:
-    """Returns the learning rate of the body that is best for Ember and Adam together.
-
-    Raises:
-      WaitingFor: runs are missing.
-    """
-    runs = _require(_body_runs(body), losses)
-    return min(
-        BODIES[body].rates,
-        key=lambda rate: sum(losses[run] for run in runs if run.body_lr == rate),
-    )
+def rates(run: Settings) -> Pair:
+    assert run.head_lr is not None
+    return run.lr, run.head_lr
 
 
-def _body_runs(body: str) -> list[Settings]:
+def plane(losses: Losses) -> list[Settings]:
+    """Returns the runs of a coarse grid of pairs, for Ember and for Adam."""
+    pairs = itertools.product(*([QUARTERS.rate(k) for k in ks] for ks in PLANE))
+    bases = [start({"arm": arm}, losses) for arm in RIVALS[:2]]
     return [
-        Settings(body_lr=rate, **BODIES[body].runs, **case)
-        for rate in BODIES[body].rates
-        for case in BODY_CASES
+        dataclasses.replace(base, lr=lr, head_lr=head)
+        for (lr, head), base in itertools.product(pairs, bases)
     ]
-
-
-def _require(runs: list[Settings], losses: Losses) -> list[Settings]:
-    if not all(run in losses for run in runs):
-        raise WaitingFor([run for run in runs if run not in losses])
-    return runs

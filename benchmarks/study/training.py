@@ -8,12 +8,14 @@ from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 from tqdm import tqdm
 
 import ember_optax
+from benchmarks.geometry import instrument as geometry
 from benchmarks.study import loss as fast
 from benchmarks.study.arms import ARMS
 from benchmarks.study.settings import Settings
@@ -22,7 +24,11 @@ from examples.lm import Config, data, program
 from examples.lm.model import Decoder
 from examples.lm.optimizer import body_optimizer, schedule
 
+Rates = dict[str, float]
+
 VALIDATION_TOKENS = 32_768
+MEASUREMENTS = 8  # of frequencies in a run
+EDGES = (1, 4, 16, 64, 256, 1024)  # of the bins: occurrences of a token so far
 CONFIGS = {"pretrain_small": pretrain_small, "pretrain_124m": pretrain_124m}
 
 
@@ -44,32 +50,47 @@ def make_config(run: Settings) -> Config:
 
 
 def table_optimizer(
-    config: Config, arm: str, lr: Any, b2: float | None
+    run: Settings, config: Config, arm: str, b2: float | None, lr: Any
 ) -> optax.GradientTransformation:
     """Returns an arm with its learning rate, on the schedule of all others."""
+    decay = optax.add_decayed_weights(run.weight_decay)
     return optax.chain(
         ARMS[arm].scale_by(b2),
+        decay if run.weight_decay else optax.identity(),
         optax.scale_by_schedule(schedule(config, 1.0)),
         optax.scale(-lr),
     )
 
 
+def arms_of(run: Settings) -> dict[str, tuple[str, float | None]]:
+    """Returns the arm of each table and its b2."""
+    arms = {"embed": (run.arm, run.b2), "lm_head": (run.arm, run.b2)}
+    if run.head_arm:
+        arms["lm_head"] = run.head_arm, ARMS[run.head_arm].b2
+    if run.tables != "both":
+        arms["lm_head" if run.tables == "embed" else "embed"] = "adam", 0.999
+    return arms
+
+
+def rates_of(run: Settings) -> dict[str, float]:
+    """Returns the learning rate of each table."""
+    rates = {"embed": run.lr, "lm_head": run.lr if run.head_lr is None else run.head_lr}
+    if run.other_lr is not None:
+        rates["lm_head" if run.tables == "embed" else "embed"] = run.other_lr
+    return rates
+
+
 def make_optimizer(
-    run: Settings, config: Config, lr: Any, other_lr: Any
+    run: Settings, config: Config, rates: dict[str, Any]
 ) -> optax.GradientTransformation:
     """Returns the optimizer of a whole model; learning rates may be traced."""
-    arm = table_optimizer(config, run.arm, lr, run.b2)
-    optimizers: dict[Hashable, optax.GradientTransformation] = {
-        "embed": arm,
-        "lm_head": arm,
-        "body": body_optimizer(config),
+    tables: dict[Hashable, optax.GradientTransformation] = {
+        table: table_optimizer(run, config, *arm, rates[table])
+        for table, arm in arms_of(run).items()
     }
-    if run.tables != "both":
-        other = "lm_head" if run.tables == "embed" else "embed"
-        optimizers[other] = table_optimizer(config, "adam", other_lr, 0.999)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.multi_transform(optimizers, _labels),
+        optax.multi_transform(tables | {"body": body_optimizer(config)}, _labels),
     )
 
 
@@ -85,8 +106,9 @@ class Functions(NamedTuple):
     """What XLA compiles."""
 
     init: Callable[[int], program.State]
-    step: Callable[[program.State, Any, float, float], tuple[program.State, jax.Array]]
+    step: Callable[[program.State, Any, Rates], tuple[program.State, jax.Array]]
     loss: Callable[[Any, Any], jax.Array]
+    logits: Callable[[Any, Any], jax.Array]
 
 
 @functools.lru_cache(maxsize=2)  # each takes tens of megabytes
@@ -94,12 +116,15 @@ def make_functions(run: Settings, vocab_size: int) -> Functions:
     """Returns functions that serve all learning rates of tables, and all seeds."""
     config = make_config(run)
     make_model = functools.partial(Decoder, vocab_size, **config.model)
-    graph = nnx.graphdef(nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0))))
+    abstract = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
+    fast.flatten_products(abstract)
+    graph = nnx.graphdef(abstract)
 
     def init(seed: int) -> program.State:
         model = make_model(rngs=nnx.Rngs(jax.random.key(seed)))
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-        return program.State(params, make_optimizer(run, config, 0.0, 0.0).init(params))
+        tx = make_optimizer(run, config, rates_of(run))
+        return program.State(params, tx.init(params))
 
     def loss(params: Any, tokens: jax.Array) -> jax.Array:
         model = nnx.merge(graph, params)
@@ -108,15 +133,19 @@ def make_functions(run: Settings, vocab_size: int) -> Functions:
         return program.loss_fn(model, tokens, config.loss_chunks)
 
     def step(
-        state: program.State, tokens: jax.Array, lr: float, other_lr: float
+        state: program.State, tokens: jax.Array, rates: Rates
     ) -> tuple[program.State, jax.Array]:
         value, grads = jax.value_and_grad(loss)(state.params, tokens)
-        tx = make_optimizer(run, config, lr, other_lr)
+        tx = make_optimizer(run, config, rates)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return program.State(params, opt_state), value
 
-    return Functions(jax.jit(init), jax.jit(step, donate_argnums=0), jax.jit(loss))
+    def logits(params: Any, tokens: jax.Array) -> jax.Array:
+        return nnx.merge(graph, params)(tokens[:, :-1])
+
+    step = jax.jit(step, donate_argnums=0)
+    return Functions(jax.jit(init), step, jax.jit(loss), jax.jit(logits))
 
 
 def execute(run: Settings, tokens: data.Tokens, vocab_size: int) -> dict[str, Any]:
@@ -124,31 +153,40 @@ def execute(run: Settings, tokens: data.Tokens, vocab_size: int) -> dict[str, An
 
     Args:
       run: its settings.
-      tokens: of the vocabulary of its config.
-      vocab_size: number of tokens in that.
+      tokens: of its text and vocabulary.
+      vocab_size: number of tokens in the vocabulary.
 
     Returns:
       What is kept of it. The validation loss is that of the last step on the same
       text for every run with the same window; it is None where training diverged.
     """
-    other_lr = None if run.other_lr is None else 0.0
-    compiled = dataclasses.replace(run, lr=0.0, other_lr=other_lr, seed=0)
-    functions = make_functions(compiled, vocab_size)
+    functions = make_functions(_compiled(run), vocab_size)
     state = functions.init(run.seed)
     state_bytes = table_state_bytes(run, state.params)
     batches = data.train_batches(tokens.train, run.window, run.batch, run.seed)
-    start, losses = time.perf_counter(), []
-    for _ in tqdm(range(run.steps), leave=False, mininterval=1, desc=run.arm):
-        state, loss = functions.step(state, next(batches), run.lr, run.other_lr or 0.0)
-        losses.append(float(loss))
-        if not math.isfinite(losses[-1]):
-            break
     size = min(run.batch, 64)  # one size of logits for large batches
     n_batches = VALIDATION_TOKENS // (size * run.window)
     validation = data.validation_batches(tokens.validation, run.window, size, n_batches)
-    final = float(np.mean([functions.loss(state.params, b) for b in validation]))
+
+    def validate(params: Any) -> float:
+        return float(np.mean([functions.loss(params, batch) for batch in validation]))
+
+    start, losses, measured = time.perf_counter(), [], []
+    counts = np.zeros(vocab_size, int)
+    for step in tqdm(range(run.steps), leave=False, mininterval=1, desc=run.arm):
+        batch = next(batches)
+        state, loss = functions.step(state, batch, rates_of(run))
+        losses.append(float(loss))
+        if not math.isfinite(losses[-1]):
+            break
+        if run.frequencies:
+            counts += np.bincount(batch[:, 1:].ravel(), minlength=vocab_size)
+            if (step + 1) % (run.steps // MEASUREMENTS) == 0:
+                error = frequency_error(functions, state.params, validation, counts)
+                measured.append([validate(state.params), *error])
+    final = validate(state.params)
     finite = math.isfinite(losses[-1]) and math.isfinite(final)
-    return {
+    result = {
         "settings": dataclasses.asdict(run),
         "validation_loss": final if finite else None,
         "train_losses": _thinned(losses) if finite else None,
@@ -156,18 +194,43 @@ def execute(run: Settings, tokens: data.Tokens, vocab_size: int) -> dict[str, An
         "table_state_bytes": state_bytes,
         "seconds": round(time.perf_counter() - start, 1),
     }
+    return result | ({"frequency_errors": measured} if run.frequencies else {})
+
+
+def frequency_error(
+    functions: Functions, params: Any, batches: list[np.ndarray], counts: np.ndarray
+) -> list[float | None]:
+    """Returns log(predicted / actual) frequency by `EDGES`, None where not finite."""
+    frequencies = geometry.frequencies_init(counts.size)
+    for batch in batches:
+        logits = functions.logits(params, batch)
+        frequencies = _update_frequencies(frequencies, logits, batch[:, 1:])
+    errors = geometry.frequency_error(frequencies, jnp.array(counts), jnp.array(EDGES))
+    return [round(e, 4) if math.isfinite(e) else None for e in errors.tolist()]
+
+
+_update_frequencies = jax.jit(geometry.frequencies_update)
 
 
 def table_state_bytes(run: Settings, params: Any) -> int:
     """Returns the bytes of optimizer state of the token tables."""
     total = 0
-    for name in {"embed", "lm_head"} & params.keys():
-        trained = run.tables in ("both", name)
-        scale_by = ARMS[run.arm if trained else "adam"].scale_by
-        init = scale_by(run.b2 if trained else ARMS["adam"].b2).init
-        state = jax.eval_shape(init, {name: params[name]})
-        total += sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    for table, (arm, b2) in arms_of(run).items():
+        if table in params:
+            init = ARMS[arm].scale_by(b2).init
+            state = jax.eval_shape(init, {table: params[table]})
+            total += sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     return total
+
+
+def _compiled(run: Settings) -> Settings:
+    """Returns the settings of all runs that the same functions serve."""
+    rates = {
+        "lr": 0.0,
+        "head_lr": None if run.head_lr is None else 0.0,
+        "other_lr": None if run.other_lr is None else 0.0,
+    }
+    return dataclasses.replace(run, **rates, seed=0)
 
 
 def _thinned(losses: list[float]) -> list[float]:

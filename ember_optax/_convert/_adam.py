@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import DTypeLike
 
-from ember_optax import _rule
+from ember_optax import _decay, _rule
 from ember_optax._axes import VocabAxis, axis_of_state, check_vocab_axis
 from ember_optax._checks import check_hyperparameters
 from ember_optax._convert._kept import Kept
@@ -19,18 +18,18 @@ from ember_optax._convert._parts import (
     common_value,
     moments_by_path,
 )
+from ember_optax._decay import Remaining, ScalarOrSchedule
 from ember_optax._ember import EmberState
 from ember_optax._mesh import constrain
 from ember_optax._paths import by_path, from_key, quoted
-from ember_optax._rule import Scalar
 from ember_optax._states import StateLeaf, leaves_of
 
 
 class Decays(NamedTuple):
     """Decays of the second moments before and after, which no state holds."""
 
-    adam: Scalar
-    ember: Scalar
+    adam: ScalarOrSchedule
+    ember: ScalarOrSchedule
 
 
 def from_adam(
@@ -38,8 +37,8 @@ def from_adam(
     tx: optax.GradientTransformation,
     params: Any,
     *,
-    adam_b2: Scalar = 0.999,
-    ember_b2: Scalar = 0.999,
+    adam_b2: ScalarOrSchedule = 0.999,
+    ember_b2: ScalarOrSchedule = 0.999,
     vocab_axis: VocabAxis = None,
 ) -> Any:
     r"""Returns the state with which a run of Adam goes on with Ember on its tables.
@@ -72,9 +71,9 @@ def from_adam(
       tx: the optimizer to go on with, such as `optax.multi_transform` over
         `{"table": ember, "body": adamw}`.
       params: the parameters, in the container that both optimizers see.
-      adam_b2: decay of the Adam that trained the tables.
-      ember_b2: decay of the Ember in `tx`. Neither decay is part of a state. They need
-        not be given where they are equal.
+      adam_b2: decay of the Adam that trained the tables, a number or a schedule.
+      ember_b2: likewise of the Ember in `tx`. Numbers need not be given where they are
+        equal.
       vocab_axis: as given to the Ember in `tx`. A square table needs it.
 
     Returns:
@@ -109,8 +108,8 @@ def to_adam(
     tx: optax.GradientTransformation,
     params: Any,
     *,
-    adam_b2: Scalar = 0.999,
-    ember_b2: Scalar = 0.999,
+    adam_b2: ScalarOrSchedule = 0.999,
+    ember_b2: ScalarOrSchedule = 0.999,
     vocab_axis: VocabAxis = None,
 ) -> Any:
     r"""Returns the state with which a run of Ember goes on with Adam on its tables.
@@ -128,8 +127,9 @@ def to_adam(
       ember_state: state of an optimizer with Ember in it.
       tx: the optimizer to go on with, such as `optax.adamw`.
       params: the parameters, in the container that both optimizers see.
-      adam_b2: decay of the Adam in `tx`.
-      ember_b2: decay of the Ember that trained the tables.
+      adam_b2: decay of the Adam in `tx`, a number or a schedule.
+      ember_b2: likewise of the Ember in `tx`, for tables that Adam has trained. A state
+        of Ember knows its own.
       vocab_axis: as given to that Ember. A square table needs it.
 
     Returns:
@@ -198,15 +198,24 @@ def _to_ember_part(
     part: EmberState, old: ByPath, decays: Decays, vocab_axis: VocabAxis
 ) -> EmberState:
     """Fills a new state of Ember."""
+    known = {path: old[path] for path in map(from_key, part.tables)}
+    count = common_value({path: x.count for path, x in known.items()})
+    dtype = part.remaining.log.dtype
+    remaining = _decay.after(decays.ember, count, dtype)
+    kept = {p: x.remaining for p, x in known.items() if isinstance(x, Factored)}
+    if kept:
+        remaining = Remaining(
+            common_value({path: product.log for path, product in kept.items()}),
+            common_value({path: product.error for path, product in kept.items()}),
+        )
+    scale = _scale(remaining, _decay.after(decays.adam, count, dtype), count)
     tables = {}
     for key, empty in part.tables.items():
         path = from_key(key)
-        found = old[path]
+        found = known[path]
         if isinstance(found, Dense):
             axis = axis_of_state(path, found.nu.shape, empty, vocab_axis)
-            count, dtype = found.count, empty.row.dtype
-            scale = _scale((decays.ember, count), (decays.adam, count), dtype)
-            moments = _rule.fold(found.nu, scale, axis)
+            moments = _rule.fold(found.nu, scale.astype(empty.row.dtype), axis)
         else:
             moments = found.moments
         # Where tx.init has put them, as far as Explicit axes tell it.
@@ -215,8 +224,7 @@ def _to_ember_part(
             moments,
             empty,
         )
-    counts = {path: old[path].count for path in map(from_key, tables)}
-    return EmberState(common_value(counts), tables)
+    return EmberState(count, tables, remaining)
 
 
 def _to_adam_part(
@@ -234,7 +242,8 @@ def _to_adam_part(
             return found.mu.astype(mu.dtype), found.nu.astype(nu.dtype)
         axis = axis_of_state(path, nu.shape, found.moments, vocab_axis)
         dtype = found.moments.row.dtype
-        scale = _scale((decays.adam, count), (decays.ember, found.count), dtype)
+        new = _decay.after(decays.adam, count, dtype)
+        scale = _scale(new, found.remaining, found.count)
         dense = _rule.unfold(found.moments, scale, axis).astype(nu.dtype)
         if jax.sharding.get_abstract_mesh().are_all_axes_explicit:
             dense = constrain(dense, jax.typeof(nu).sharding.spec, None)
@@ -249,12 +258,10 @@ def _to_adam_part(
     )
 
 
-def _scale(
-    new: tuple[Scalar, jax.Array], old: tuple[Scalar, jax.Array], dtype: DTypeLike
-) -> jax.Array:
-    """Returns what keeps the corrected moment under another b2 and count."""
-    ratio = _rule.bias_correction(*new, dtype) / _rule.bias_correction(*old, dtype)
-    return jnp.where(old[1] > 0, ratio, 0)  # before the first step there is none
+def _scale(new: Remaining, old: Remaining, count: jax.Array) -> jax.Array:
+    """Returns what keeps the corrected moment under another product of decays."""
+    ratio = _decay.correction(new) / _decay.correction(old)
+    return jnp.where(count > 0, ratio, 0)  # before the first step there is none
 
 
 def _check_kind(where: str, moments: ByPath, kind: type) -> None:

@@ -16,9 +16,10 @@ from jax.sharding import PartitionSpec as P
 
 from ember_optax import _checks
 from ember_optax._axes import token_axes
+from ember_optax._decay import Scalar
 from ember_optax._mesh import Layout, constrain, find_layout
 from ember_optax._paths import by_path
-from ember_optax._rule import Rule, Scalar, init_moments
+from ember_optax._rule import Rule, init_moments
 from ember_optax.lazy import _step
 from ember_optax.lazy._step import LazyState as LazyState
 from ember_optax.lazy._step import Rates
@@ -129,7 +130,7 @@ def apply(
       row_grads: floating [*ids.shape, *D], gradients with respect to what :func:`rows`
         returns for `ids`.
       learning_rate: a scalar, or a schedule from the count of steps to a scalar.
-      b2: decay of both statistics, in [0, 1).
+      b2: decay of both statistics, in [0, 1), the same in all steps.
       eps: added to the root of the second moment, not negative.
       weight_decay: strength of the decoupled decay of all rows, as in the dense rule.
         Rows outside the batch catch up when they are touched or read by :func:`rows`.
@@ -171,6 +172,7 @@ def apply(
     References:
       `Token Geometry <https://arxiv.org/abs/2607.01455>`_, 2026
     """
+    _checks.check_constant(b2)
     _checks.check_hyperparameters(b2, eps, "all")
     _checks.check_weight_decay(weight_decay)
     _checks.check_weight_decay(touched_weight_decay, "touched_weight_decay")
@@ -188,7 +190,7 @@ def apply(
     row_grads = row_grads.reshape(ids.size, *table.shape[1:])
 
     axes = _row_axes(layout)
-    take_step = partial(_step.step, rule=Rule(b2, eps), columns=columns, axes=axes)
+    take_step = partial(_step.step, b2=b2, rule=Rule(eps), columns=columns, axes=axes)
     if layout:
         specs = P(axes), _specs(state, axes)
         take_step = jax.shard_map(

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ember_optax import _rule
+from ember_optax import _decay, _rule
+from ember_optax._decay import Scalar
 from ember_optax._reduce import Sums
 from ember_optax._rule import Rule, TableMoments
 
@@ -71,6 +72,7 @@ def step(
     row_grads: jax.Array,
     rates: Rates,
     *,
+    b2: Scalar,
     rule: Rule,
     columns: bool,
     axes: tuple[str, ...],
@@ -83,6 +85,7 @@ def step(
       ids: int32[N] of :func:`clip_ids`, in the whole table.
       row_grads: [N, *D].
       rates: learning rate and weight decays.
+      b2: decay of both statistics.
       rule: of the dense table.
       columns: whether columns have a factor of their own.
       axes: inside `jax.shard_map`, the mesh axes that rows are sharded over.
@@ -99,7 +102,8 @@ def step(
     theta, row, last, row_decay = jax.tree.map(lambda x: gather(x, ids), old)
 
     count = cast(jax.Array, optax.safe_increment(state.count))
-    rate = jnp.asarray(1 - rule.b2, dtype)
+    b2_decay = _decay.constant(b2, count, dtype)
+    rate = b2_decay.rate
     col = state.col if columns else jnp.ones_like(state.col)
     sums = _sum_squares(grads, columns=columns, axes=axes)
     overflow = rule.overflow(TableMoments(row, col), sums)
@@ -111,7 +115,7 @@ def step(
         n_shards = jax.lax.axis_size(axes) if axes else 1
         col_mean = jnp.where(overflow.col, 0, sums.col) / (n_rows * n_shards)
         col = _rule.move(col, col_mean, rate)
-    roots = rule.roots(TableMoments(row, col), sums, count)
+    roots = rule.roots(TableMoments(row, col), sums, b2_decay)
     update = rule.precondition(grads, roots, axis=0)
 
     if decay:
@@ -151,9 +155,9 @@ def _advance(decay: RowDecay, rates: Rates) -> RowDecay:
 
     A plain float32 would stand still as soon as a step's decay is below its last bit.
     """
-    term = jnp.log1p(-rates.learning_rate * rates.weight_decay) - decay.error
-    total = decay.total + term
-    return decay._replace(total=total, error=(total - decay.total) - term)
+    term = jnp.log1p(-rates.learning_rate * rates.weight_decay)
+    total, error = _decay.add(decay.total, decay.error, term)
+    return decay._replace(total=total, error=error)
 
 
 def _shrink(x: jax.Array, log: jax.Array) -> jax.Array:

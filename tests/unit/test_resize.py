@@ -74,7 +74,8 @@ def make_state(tx: Any, params: Any, rng_seed: int = 0) -> Any:
             moments[path] = TableMoments(
                 jnp.asarray(new_row, row.dtype), jnp.asarray(new_col, col.dtype)
             )
-        return EmberState(jnp.int32(20_000), moments)
+        steps, log = jnp.int32(20_000), jnp.float32(20_000 * np.log(0.999))
+        return EmberState(steps, moments, part.remaining._replace(log=log))
 
     state = tx.init(params)
     return jax.tree.map(fill, state, is_leaf=lambda x: isinstance(x, EmberState))

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ember_optax import _checks, _rule
+from ember_optax import _checks, _decay, _rule
 from ember_optax._axes import check_vocab_axis, token_axes
+from ember_optax._decay import Scalar
 from ember_optax._paths import by_path
-from ember_optax._rule import Scalar
 from ember_optax.experimental.fused import _kernel
 from ember_optax.experimental.fused._kernel import Numbers
 
@@ -88,7 +88,7 @@ def apply(
       state: of :func:`init` or of the last step.
       grad: floating, of the shape of the table.
       learning_rate: a scalar, or a schedule from the count of steps to a scalar.
-      b2: decay of both statistics, in [0, 1).
+      b2: decay of both statistics, in [0, 1), the same in all steps.
       eps: added to the root of the second moment, not negative.
       weight_decay: strength of the decoupled decay of all rows, not negative.
       vocab_axis: the axis that holds the tokens.
@@ -117,6 +117,7 @@ def apply(
     References:
       `Token Geometry <https://arxiv.org/abs/2607.01455>`_, 2026, for the exact rule
     """
+    _checks.check_constant(b2)
     _checks.check_hyperparameters(b2, eps, "all")
     _checks.check_weight_decay(weight_decay)
     axis = _axis(table, vocab_axis)
@@ -124,12 +125,12 @@ def apply(
     _check_mesh()
     lr = learning_rate(state.count) if callable(learning_rate) else learning_rate
     dtype = state.row.dtype
-    scalars = (1 - b2, eps, lr, weight_decay)
+    count = cast(jax.Array, optax.safe_increment(state.count))
+    decay = _decay.constant(b2, count, dtype)
+    scalars = (decay.rate, eps, lr, weight_decay)
     numbers = Numbers(*(jnp.asarray(x, dtype) for x in scalars))
 
-    count = cast(jax.Array, optax.safe_increment(state.count))
-    correction = _rule.bias_correction(b2, count, dtype)
-    col_root = _kernel.column_root(state.col, correction)
+    col_root = _kernel.column_root(state.col, decay.correction)
     n_shards = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     n_rows = state.row.size * n_shards
     limit = _rule.largest_sum(n_rows, state.col.size, dtype)

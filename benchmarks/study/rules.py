@@ -1,0 +1,118 @@
+"""Optimizers of tables that Optax does not have, for the study only."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class RowState(NamedTuple):
+    count: Any  # int32[], steps taken
+    row: optax.Params  # one second moment for each token, in [V, 1] or [1, V]
+
+
+def row_only(b2: float, eps: float = 1e-8) -> optax.GradientTransformation:
+    """Ember without its columns: a gradient over the root of its row's moment."""
+
+    def row_means(tables: optax.Params) -> optax.Params:
+        def row_mean(x: jax.Array) -> jax.Array:
+            return jnp.mean(jnp.square(x), axis=1 - vocab_axis(x), keepdims=True)
+
+        return jax.tree.map(row_mean, tables)
+
+    def init(params: optax.Params) -> RowState:
+        return RowState(
+            jnp.zeros([], jnp.int32), optax.tree.zeros_like(row_means(params))
+        )
+
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, RowState]:
+        del params
+        count = optax.safe_increment(state.count)
+        row = optax.tree.update_moment(row_means(updates), state.row, b2, 1)
+        debiased = optax.tree.bias_correction(row, b2, count)
+        updates = jax.tree.map(lambda g, r: g / (jnp.sqrt(r) + eps), updates, debiased)
+        return updates, RowState(count, row)
+
+    return optax.GradientTransformation(init, update)
+
+
+def adam_with_schedule(
+    b1: float, b2: Callable[[Any], Any], eps: float = 1e-8
+) -> optax.GradientTransformation:
+    """Adam whose b2 is a schedule that begins at 0, so that nu needs no correction."""
+
+    def init(params: optax.Params) -> optax.ScaleByAdamState:
+        zeros = optax.tree.zeros_like(params)
+        return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), zeros, zeros)
+
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+        del params
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(
+            updates, state.nu, b2(state.count), 2
+        )
+        count = optax.safe_increment(state.count)
+        debiased = optax.tree.bias_correction(mu, b1, count)
+        updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), debiased, nu)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def balanced_momentum(
+    decay: float, rounds: int = 11, masked_below: float = 1e-3
+) -> optax.GradientTransformation:
+    """Nesterov momentum whose rows and columns are scaled to unit root mean square.
+
+    As DeepSeek-V4.1-Flash describes it for its token tables: rows far below the mean
+    are left out, then rows and columns are scaled in turn, as in Sinkhorn's algorithm.
+
+    Args:
+      decay: of the momentum; 0 keeps no state.
+      rounds: how often rows, then columns, are scaled.
+      masked_below: share of the root mean square of the whole table, below which a row
+        is not moved.
+    """
+
+    def balance(x: jax.Array) -> jax.Array:
+        tokens = vocab_axis(x)
+        size = rms(x, 1 - tokens)
+        live = size > masked_below * rms(x, (0, 1))
+        x = jnp.where(live, x, 0)
+        share_of_live = jnp.sqrt(jnp.mean(live))
+        for _ in range(rounds):
+            x = x / jnp.where(live, rms(x, 1 - tokens), 1)
+            column = rms(x, tokens) / share_of_live
+            x = x / jnp.where(column > 0, column, 1)
+        return x
+
+    def rms(x: jax.Array, axis: int | tuple[int, int]) -> jax.Array:
+        return jnp.sqrt(jnp.mean(jnp.square(x), axis=axis, keepdims=True))
+
+    # Optax's trace is Nesterov's: gradient + decay * (decay * trace + gradient).
+    momentum = optax.trace(decay, nesterov=True) if decay else optax.identity()
+    return optax.chain(momentum, optax.stateless(lambda x, _: jax.tree.map(balance, x)))
+
+
+def centered() -> optax.GradientTransformation:
+    """Takes the mean over the vocabulary out of the update of a head.
+
+    The gradient of a softmax has none: a head that moves all its logits by the same
+    amount changes no probability.
+    """
+
+    def center(x: jax.Array) -> jax.Array:
+        return x - jnp.mean(x, axis=vocab_axis(x), keepdims=True)
+
+    return optax.stateless(lambda updates, _: jax.tree.map(center, updates))
+
+
+def vocab_axis(x: jax.Array) -> int:
+    """Returns the longer axis of a table."""
+    return x.shape.index(max(x.shape))
