@@ -39,15 +39,15 @@ class AdafactorDecay:
 
     exponent: float
 
-    def __call__(self, count: ArrayLike) -> ArrayLike:
+    def __call__(self, count: ArrayLike) -> jax.Array:
         return 1 - self.rate(count)
 
-    def rate(self, count: ArrayLike) -> ArrayLike:
+    def rate(self, count: ArrayLike) -> jax.Array:
         """Returns 1 - b2 with all digits: float32 keeps few of them in a b2 near 1."""
-        return (count + 1.0) ** -self.exponent
+        return (jnp.asarray(count, float) + 1) ** -self.exponent
 
 
-def adafactor_decay(exponent: float = 0.8) -> Callable[[ArrayLike], ArrayLike]:
+def adafactor_decay(exponent: float = 0.8) -> Callable[[ArrayLike], jax.Array]:
     r"""Returns a schedule for `b2` that averages over more and more steps.
 
     .. math:: b_{2,t} = 1 - t^{-exponent}, \quad t = count + 1
@@ -59,16 +59,16 @@ def adafactor_decay(exponent: float = 0.8) -> Callable[[ArrayLike], ArrayLike]:
       exponent: how fast the average grows, in (0, 1].
 
     Returns:
-      A function from the number of earlier steps, an int or int32[], to a decay.
+      A function from the number of earlier steps to a decay, float32[].
 
     Raises:
       ValueError: `exponent` lies outside (0, 1].
 
     Examples:
-      >>> import ember_optax
+      >>> import jax.numpy as jnp, ember_optax
       >>> b2 = ember_optax.adafactor_decay()
-      >>> print([round(b2(count), 3) for count in (0, 1, 9, 99)])
-      [0.0, 0.426, 0.842, 0.975]
+      >>> print(b2(jnp.array([0, 1, 9, 99])).round(3))
+      [0.    0.426 0.842 0.975]
       >>> tx = ember_optax.ember(1e-2, b2=b2)
 
     References:
@@ -143,5 +143,5 @@ def add(total: jax.Array, error: jax.Array, x: jax.Array) -> tuple[jax.Array, ..
 def _rate(b2: ScalarOrSchedule, count: jax.Array, dtype: DTypeLike) -> jax.Array:
     # 1 - b2 must be exact, not b2: float32(0.999) is off by 1.3e-5 of 0.001.
     if isinstance(b2, AdafactorDecay):
-        return jnp.asarray(b2.rate(count), dtype)
+        return b2.rate(count).astype(dtype)
     return jnp.asarray(1 - (b2(count) if callable(b2) else b2), dtype)

@@ -69,15 +69,16 @@ def opt_state_shardings(
     keys = {to_key(path): path for path in leaves}
 
     def of_ember(state: EmberState) -> EmberState:
-        tables = jax.tree.map(lambda _: replicated, state.tables)
+        all_replicated = jax.tree.map(lambda _: replicated, state)
         if row_state == "sharded":
+            tables = all_replicated.tables
             for key, moments in state.tables.items():
                 path = keys[key]
                 shape = leaves[path].shape
                 axis = axis_of_state(path, shape, moments, vocab_axis)
                 row = NamedSharding(mesh, P(*shardings[path].spec[axis : axis + 1]))
                 tables[key] = tables[key]._replace(row=row)
-        return state._replace(count=replicated, tables=tables)
+        return all_replicated
 
     def of_leaf(leaf: StateLeaf) -> Any:
         if isinstance(leaf.value, EmberState):

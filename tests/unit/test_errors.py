@@ -85,19 +85,38 @@ def test_negative_weight_decay(weight_decay: Any) -> None:
     )
 
 
+NO_NUMBERS = {
+    "none": None,
+    "text": "0.9",
+    "list": [0.9],
+    "array": jnp.array([0.9, 0.9]),
+}
+
+
 @both
-@pytest.mark.parametrize("name", ["b2", "eps"])
+@pytest.mark.parametrize("value", NO_NUMBERS.values(), ids=NO_NUMBERS)
+def test_a_b2_that_is_no_number(factory: Any, value: Any) -> None:
+    with pytest.raises(ValueError, match="b2") as error:
+        factory(b2=value)
+    assert_says(error, f"b2 is {value!r}", "a number, or a schedule")
+
+
+@both
 @pytest.mark.parametrize(
-    "value",
-    [None, "0.9", [0.9], jnp.array([0.9, 0.9]), jnp.sqrt],
-    ids=["none", "text", "list", "array", "schedule"],
+    "value", [*NO_NUMBERS.values(), jnp.sqrt], ids=[*NO_NUMBERS, "schedule"]
 )
-def test_a_hyperparameter_that_is_no_number(
-    factory: Any, name: str, value: Any
-) -> None:
-    with pytest.raises(ValueError, match=name) as error:
-        factory(**{name: value})
-    assert_says(error, f"{name} is {value!r}", "one number", "inject_hyperparams")
+def test_an_eps_that_is_no_number(factory: Any, value: Any) -> None:
+    with pytest.raises(ValueError, match="eps") as error:
+        factory(eps=value)
+    assert_says(error, f"eps is {value!r}", "one number", "inject_hyperparams")
+
+
+@both
+@pytest.mark.parametrize("value", [1.0, -0.1, jnp.bfloat16(0.9), None])
+def test_a_schedule_of_b2_that_gives_no_decay(factory: Any, value: Any) -> None:
+    tx = factory(b2=lambda _: value)
+    with pytest.raises(ValueError, match="b2 is (1.0|-0.1|bfloat16|None), "):
+        tx.init({"embed": jnp.ones((4, 2))})
 
 
 def test_a_weight_decay_that_is_no_number() -> None:
