@@ -108,16 +108,16 @@ _OUT = (
 _OUT_LINEAR = set("linear linears dense fc proj projection projector".split())
 """Of a linear layer, which may also read one-hot tokens."""
 
-_OUT_EMBED = _HEAD | set("out output tied reverse softmax linear".split())
+_OUT_EMBED = set("out output tied reverse softmax linear".split())
 """In the name of an embedding: it predicts tokens, or does both."""
 
 _EXTRA = set(
     "per value values multi gram ngram bigram trigram hash audio speech code codec"
-    " image entity relation".split()
+    " entity relation".split()
 )
 """An embedding beside the main one, which no head is tied to."""
 
-_DECODED = set("decoder tgt target shared tied".split())
+_DECODED = set("decoder tgt target shared".split())
 """Of several embeddings, the one that a head is tied to is called or placed so."""
 
 _BLOCK = set(

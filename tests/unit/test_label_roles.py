@@ -15,9 +15,9 @@ label_roles = functools.partial(label_token_tables, embed="embed", head="head")
 
 
 def heads(tables: dict[str, tuple[int, ...]], vocab_size: int | None = None) -> set:
+    """Returns the heads among parameters that are all tables."""
     params = {k: jax.ShapeDtypeStruct(v, "float32") for k, v in tables.items()}
-    labels = label_roles(params, vocab_size=vocab_size)
-    assert set(labels.values()) <= {"embed", "head"}
+    labels = label_roles(params, vocab_size=vocab_size, include=".")
     return {path for path, label in labels.items() if label == "head"}
 
 
@@ -40,40 +40,81 @@ def test_every_table_has_its_role_by_name(model: Model) -> None:
     assert labels == {leaf.path: leaf.role for leaf in model.leaves}
 
 
+# Beside a clear head, and stored [V, D], so that the name alone decides.
+HEAD_NAMES = """
+  heads/0/w medusa_head/0/1/weight lmhead logit/w to_logits/1/weight logitdense/weight
+  unembed unembedding/w unembedder/weight lm_loss/weight embed_out/weight outputs/w
+  output/w predictions/w output_embed ff_out/weight softmax/w generator/0/weight
+  decoder/weight linear/weight linears/0/weight dense/weight fc/weight proj/weight
+  vocab_projection/weight vocab_projector/weight embed_linear/w tied_embed
+  embed/reverse_embeddings shared_embedding_softmax/w in_out_embed/embeddings
+"""
+EMBED_NAMES = """
+  wte/weight shared/weight value_embeds/0 bigram_embed/weight embed_tokens_per_layer
+  head/embed/embedding multi_head_embedding/embedding decoder/embedding tokens/weight
+  decoder/embedding/weight linear/w Dense_0/kernel decoder/kernel output/tok_embed
+"""
+# Beside an embedding without a head, which is tied.
+EXTRA_NAMES = """
+  embed_tokens_per_layer value_embeds/0 values_embed bigram_embed/w trigram_embed
+  ngram_embed n_gram_embed hash_embed multi_head_embedding/embedding audio_embed/w
+  speech_embed embed_codec/table code_embed image_embed entity_embed relation_embed
+  vision_embed/embedding wpe prompt_embed
+"""
+MAIN_NAMES = "decoder/embed tgt_embed/lut target_embed shared shared/embedding"
+
+
+@pytest.mark.parametrize("path", HEAD_NAMES.split())
+def test_head_name(path: str) -> None:
+    tables = dict.fromkeys(["embed", "lm_head", path], (90, 8))
+    assert heads(tables) == {"lm_head", path}
+
+
+@pytest.mark.parametrize("path", EMBED_NAMES.split())
+def test_embed_name(path: str) -> None:
+    tables = dict.fromkeys(["embed", "lm_head", path], (90, 8))
+    assert heads(tables) == {"lm_head"}
+
+
+@pytest.mark.parametrize("path", EXTRA_NAMES.split())
+def test_an_embedding_beside_the_tied_one(path: str) -> None:
+    assert heads(dict.fromkeys(["embed", path], (90, 8))) == {"embed"}
+
+
+@pytest.mark.parametrize("path", MAIN_NAMES.split())
+def test_of_several_embeddings_the_tied_one(path: str) -> None:
+    assert heads(dict.fromkeys(["encoder/embed", path], (90, 8))) == {path}
+
+
 @pytest.mark.parametrize(
     ("tables", "expected"),
     [
         ({"wte": (90, 8)}, "wte"),
         ({"bigram_embed": (90, 8)}, "bigram_embed"),
-        ({"tied_embed": (90, 8), "embed": (90, 8)}, "tied_embed"),
-        ({"embed_linear/w": (90, 8), "embed/w": (90, 8)}, "embed_linear/w"),
-        ({"embed": (90, 8), "value_embeds/0": (90, 8)}, "embed"),
-        ({"embed": (90, 8), "embed_audio/embedding": (90, 8)}, "embed"),
-        ({"encoder/embed": (90, 8), "decoder/embed": (90, 8)}, "decoder/embed"),
-        ({"user_embed": (90, 8), "item_embed": (90, 8)}, ""),
-        ({"embed": (90, 8), "value_embeds": (90, 8), "lm_head": (8, 90)}, "lm_head"),
-    ],
-)
-def test_role_by_name(tables: dict[str, tuple[int, ...]], expected: str) -> None:
-    assert heads(tables) == set(expected.split())
-
-
-@pytest.mark.parametrize(
-    ("tables", "expected"),
-    [
-        ({"a": (90, 8), "b": (8, 90)}, "b"),
-        ({"Dense_0/kernel": (90, 8), "lm_head/kernel": (8, 90)}, "lm_head/kernel"),
-        ({"linear/weight": (90, 8), "lm_head": (90, 8)}, "linear/weight lm_head"),
-        ({"encoder/weight": (90, 8), "decoder/weight": (90, 8)}, "decoder/weight"),
-        ({"a": (90, 128), "b": (128, 90)}, "b"),
-        ({"embed": (90, 8), "net/2/weight": (90, 8)}, "net/2/weight"),
-        ({"embed": (90, 8), "a": (90, 8), "b": (8, 90)}, "b"),
-        ({"a": (90, 8), "b": (90, 8)}, ""),
         ({"a": (90, 8)}, "a"),
+        ({"user_embed": (90, 8), "item_embed": (90, 8)}, ""),
+        ({"a": (90, 8), "b": (90, 8)}, ""),
+        ({"a": (90, 8), "b": (8, 90)}, "b"),
+        ({"0": (90, 8), "1": (8, 90)}, "1"),
+        ({"Dense_0/kernel": (90, 8), "Dense_1/kernel": (8, 90)}, "Dense_1/kernel"),
+        ({"embed": (90, 8), "net/2/weight": (90, 8)}, "net/2/weight"),
+        ({"wte/weight": (90, 8), "net/2/weight": (90, 8)}, "net/2/weight"),
+        (
+            {"audio_lm/embed": (90, 8), "audio_lm/values_embed": (90, 8)},
+            "audio_lm/embed",
+        ),
+        ({"embed": (90, 8), "a": (90, 8), "b": (8, 90)}, "b"),
+        ({"embed": (90, 8), "lm_head": (8, 90), "a": (8, 90)}, "lm_head a"),
+        ({"embed": (90, 8, 6), "a": (90, 8, 6), "b": (8, 6, 90)}, "b"),
     ],
 )
 def test_role_by_layout(tables: dict[str, tuple[int, ...]], expected: str) -> None:
+    assert heads(tables) == set(expected.split())
     assert heads(tables, vocab_size=90) == set(expected.split())
+
+
+def test_the_layout_of_a_vocabulary_smaller_than_the_width() -> None:
+    assert heads({"a": (9, 128), "b": (128, 9)}, vocab_size=9) == {"b"}
 
 
 PARAMS = {
@@ -96,14 +137,15 @@ def test_a_head_that_is_excluded_is_still_the_head() -> None:
 
 
 def test_what_is_included_has_a_role() -> None:
-    include = ["wpe", "mlp", "bias"]
-    labels = label_roles(PARAMS | {"head/bias": jnp.ones(9)}, include=include)
+    params = PARAMS | {"head/bias": jnp.ones(9), "x": jnp.ones(9)}
+    labels = label_roles(params, include=["wpe", "mlp", "bias", "x"])
     assert labels == {
         "wte": "embed",
         "lm_head": {"kernel": "head"},
         "wpe": "embed",
         "mlp": "embed",
         "head/bias": "head",
+        "x": "embed",
     }
     assert label_roles({"f": jnp.tanh}, include="f") == {"f": "head"}
 
@@ -131,6 +173,15 @@ def test_roles_while_a_part_is_frozen(frozen: str) -> None:
     updates, _ = jax.jit(tx.update)(PARAMS, tx.init(PARAMS), PARAMS)
     rates = {"wte": 1.0, "lm_head": 2.0, "wpe": 3.0, "mlp": 3.0} | {frozen: 0.0}
     assert {k: -jax.tree.leaves(v)[0].mean() for k, v in updates.items()} == rates
+
+
+@pytest.mark.parametrize(
+    ("path", "role"),
+    [("lm_head", "embed"), ("head", "embed"), ("vision/head", "head"), ("mlp", "head")],
+)
+def test_what_is_masked_may_be_the_head(path: str, role: str) -> None:
+    params = {"wte": PARAMS["wte"], path: optax.MaskedNode()}
+    assert label_roles(params)["wte"] == role
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,11 @@ def test_roles(labels: Any, table: Any, expected: dict[str, str]) -> None:
     assert {t.path: t.role for t in summary.tables} == expected
 
 
+def test_the_only_table_is_a_head() -> None:
+    params = {"wte": jnp.ones((10, 4)), "mlp": jnp.ones((4, 10))}
+    assert ember_optax.summarize(params).tables[0].role == "head"
+
+
 def test_labels_of_roles_need_no_table() -> None:
     params = {"wte": jnp.ones((10, 4)), "lm_head": jnp.ones((4, 10))}
     assert ember_optax.summarize(params, ROLES) == ember_optax.summarize(params)
@@ -103,9 +108,9 @@ def test_printed_table_lines_up() -> None:
     params = {"wte": jnp.ones((50304, 768)), "lm_head": jnp.ones((768, 50304))}
     lines = str(ember_optax.summarize(params)).splitlines()
     assert lines[0].split()[:2] == ["token", "table"]
-    assert (
-        lines[2].split() == "lm_head head 768 x 50304 float32 204.3 kB 309.1 MB".split()
-    )
+    row = "lm_head head 768 x 50304 float32 204.3 kB 309.1 MB"
+    assert lines[2].split() == row.split()
+    assert lines[3].split()[:2] == ["wte", "embed"]
     column = lines[0].index("Ember state")
     assert all(line[column - 1] in " -" for line in lines)
 
