@@ -1,6 +1,7 @@
 """Roles of token tables: input embeddings and heads get labels of their own."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,7 +15,9 @@ from tests.unit.models import MODELS, SHAPED_MODELS, Model
 label_roles = functools.partial(label_token_tables, embed="embed", head="head")
 
 
-def heads(tables: dict[str, tuple[int, ...]], vocab_size: int | None = None) -> set:
+def heads(
+    tables: Mapping[str, tuple[int, ...]], vocab_size: int | None = None
+) -> set[str]:
     """Returns the heads among parameters that are all tables."""
     params = {k: jax.ShapeDtypeStruct(v, "float32") for k, v in tables.items()}
     labels = label_roles(params, vocab_size=vocab_size, include=".")
@@ -108,7 +111,7 @@ def test_of_several_embeddings_the_tied_one(path: str) -> None:
         ({"embed": (90, 8, 6), "a": (90, 8, 6), "b": (8, 6, 90)}, "b"),
     ],
 )
-def test_role_by_layout(tables: dict[str, tuple[int, ...]], expected: str) -> None:
+def test_role_by_layout(tables: Mapping[str, tuple[int, ...]], expected: str) -> None:
     assert heads(tables) == set(expected.split())
     assert heads(tables, vocab_size=90) == set(expected.split())
 
