@@ -179,3 +179,18 @@ def check_missing(missing: str) -> None:
     """Raises ValueError unless `missing` is one of its two values."""
     if missing not in ("error", "body"):
         raise ValueError(f'missing must be "error" or "body"; got {missing!r}.')
+
+
+def check_roles(embed: str | None, head: str | None, body: str) -> None:
+    """Raises ValueError unless both roles have a label of their own, or none has."""
+    if (embed is None) != (head is None):
+        raise ValueError(
+            f"embed={embed!r}, head={head!r}: give both, the labels of input and output"
+            " tables, or neither, for one label table=."
+        )
+    if embed is not None and len({embed, head, body}) < 3:
+        raise ValueError(
+            "embed, head and body must be three different labels; got"
+            f" {embed!r}, {head!r} and {body!r}. For one label of all tables, pass"
+            " table= instead of embed= and head=."
+        )

@@ -100,6 +100,26 @@ _HEAD_INNER = ({"head"}, {"heads"}, {"decoder"}, {"linear"})
 _BARE_HEAD = ({"head"}, {"output"}, {"output", "layer"}, {"output", "projection"})
 """Names of a head that other parts of a model have as well."""
 
+_OUT = (
+    _HEAD | _HEAD_NOUN | set("out output outputs softmax generator predictions".split())
+)
+"""What a module that predicts tokens is called, or a part around it."""
+
+_OUT_LINEAR = set("linear linears dense fc proj projection projector".split())
+"""Of a linear layer, which may also read one-hot tokens."""
+
+_OUT_EMBED = set("out output tied reverse softmax linear".split())
+"""In the name of an embedding: it predicts tokens, or does both."""
+
+_EXTRA = set(
+    "per value values multi gram ngram bigram trigram hash audio speech code codec"
+    " entity relation".split()
+)
+"""An embedding beside the main one, which no head is tied to."""
+
+_DECODED = set("decoder tgt target shared".split())
+"""Of several embeddings, the one that a head is tied to is called or placed so."""
+
 _BLOCK = set(
     "attn attention att mlp ffn feedforward feed experts moe mixer ssm lstm gru ih hh"
     " norm layernorm rmsnorm ln".split()
@@ -154,6 +174,34 @@ def is_bare_head_name(path: str) -> bool:
     *_, module, leaf = ["", "", *_segments(path)]
     name = module if leaf in _ARRAY else leaf
     return _words(name) in _BARE_HEAD and not is_in_block(path)
+
+
+def is_output(path: str) -> bool | None:
+    """Whether the name of a table says that it predicts tokens, or that it reads them.
+
+    None where the name says neither.
+    """
+    *parents, leaf = _segments(path) or [""]
+    named = [*parents[::-1], leaf] if leaf in _ARRAY else [leaf, *parents[::-1]]
+    if leaf == "weight" and _words(named[0]) == {"decoder"}:
+        return True  # beside the `encoder` of PyTorch's word-level models
+    for words in map(_words, named):
+        if words & _EMBED or words in _EMBED_BARE:
+            return bool(words & _OUT_EMBED)
+        if words & _OUT or (words & _OUT_LINEAR and leaf == "weight"):
+            return True
+    return None
+
+
+def is_extra(path: str) -> bool:
+    """Whether the name of an embedding says that it is not the main one."""
+    names = [_words(segment) for segment in _segments(path)]
+    return is_vetoed(path) or any(w & _EMBED and w & _EXTRA for w in names)
+
+
+def is_decoded(path: str) -> bool:
+    """Whether an embedding is on the side of a model that puts tokens out."""
+    return any(_words(segment) & _DECODED for segment in _segments(path))
 
 
 def is_in_block(path: str) -> bool:

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ember_optax import _label_checks, _label_words
-from ember_optax._paths import by_path
+from ember_optax import _label_checks, _label_roles, _label_words
+from ember_optax._paths import by_path, normalize
 
 
 def label_token_tables(
@@ -21,6 +21,8 @@ def label_token_tables(
     exclude: str | Sequence[str] = (),
     table: str = "table",
     body: str = "body",
+    embed: str | None = None,
+    head: str | None = None,
     missing: Literal["error", "body"] = "error",
     is_leaf: Callable[[Any], bool] | None = None,
 ) -> Any:
@@ -41,8 +43,15 @@ def label_token_tables(
     5. Without `vocab_size`, the exact name of the parameter or of its module. A bare
        `head` or `output` must also be as long as a table with a clearer name.
 
+    With `embed` and `head`, input tables and output tables get different labels. Value,
+    per-layer and n-gram embeddings are input tables; multi-token-prediction and
+    codebook heads are output tables. A table that is both is a head: the only table, or
+    the main embedding of a model without a head (of several, the decoder's). The name
+    decides. Where it says nothing, a [D, V] array is a head. If no head is found so,
+    arrays without a clear name are the heads of the embeddings that have one.
+
     Give `vocab_size` where you can: heads called `Dense_0`, or a `head` on its own,
-    cannot be told by name.
+    cannot be told by name, and the embedding then seems to be the only table.
 
     Parts of a tree that are masked (`optax.MaskedNode`, inside `optax.masked` or
     another `optax.multi_transform`) have no label, and a masked tree may lack tables.
@@ -58,6 +67,9 @@ def label_token_tables(
       exclude: likewise, parameters that are body. Wins over `include`.
       table: label of the tables.
       body: label of everything else.
+      embed: label of input tables, instead of `table`. Give `head` as well.
+      head: label of output tables. What is excluded or masked still counts: where the
+        head is frozen, the embedding keeps its role.
       missing: what happens if an unmasked tree has no table. `"error"` raises;
         `"body"` labels everything as body, which suits LoRA and frozen tables.
       is_leaf: as in `jax.tree.map`, tells which nodes get one label instead of a tree
@@ -70,7 +82,9 @@ def label_token_tables(
 
     Raises:
       ValueError: there are parameters, but no token table among them; an argument is
-        invalid; or, unless the tree is masked, a pattern matches no parameter.
+        invalid; `embed` is given without `head` or the reverse, or two of `embed`,
+        `head` and `body` are equal; or, unless the tree is masked, a pattern matches no
+        parameter.
 
     Examples:
       >>> import collections, jax.numpy as jnp, pprint, ember_optax
@@ -81,6 +95,8 @@ def label_token_tables(
       {'head': {'kernel': 'table'},
        'wpe': {'embedding': 'body'},
        'wte': {'embedding': 'table'}}
+      >>> ember_optax.label_token_tables(params, embed="embed", head="head")["head"]
+      {'kernel': 'head'}
       >>> Wrapped = collections.namedtuple("Wrapped", "array")
       >>> params = {"wte": Wrapped(jnp.ones((8, 2)))}
       >>> ember_optax.label_token_tables(params)
@@ -90,9 +106,10 @@ def label_token_tables(
       {'wte': 'table'}
     """
     _label_checks.check_missing(missing)
+    _label_checks.check_roles(embed, head, body)
     vocab_sizes = _label_checks.vocab_sizes(vocab_size)
     leaves = by_path(params)
-    masked = _is_masked(params)
+    masked = _masked(params)
     included = _label_checks.matches("include", include, leaves, needed=not masked)
     excluded = _label_checks.matches("exclude", exclude, leaves, needed=not masked)
 
@@ -105,27 +122,42 @@ def label_token_tables(
         tables = _by_shape(candidates, named, vocab_sizes, widths)
         missed = named - tables - included - excluded
         _label_checks.check_whole({path: shapes[path] for path in missed}, vocab_sizes)
-    tables = (tables | included) - excluded
+    tables = tables | included
+    known = {path: () for path in masked if _is_masked_table(path)}
+    known |= {path: getattr(leaves[path], "shape", ()) for path in tables}
+    heads = _label_roles.heads(known, vocab_sizes)
+    tables = tables - excluded
 
     if leaves and not tables and not masked and missing == "error":
         lora = [path for path in leaves if _label_words.is_lora(path)]
         raise ValueError(
             _label_checks.no_table_message(leaves, vocab_sizes, widths, lora)
         )
+    if embed is None:
+        embed = head = table
     nodes, structure = jax.tree.flatten(params, is_leaf=is_leaf)
     paths = iter(leaves)
     labels = []
     for node in nodes:
-        inside = [next(paths) for _ in jax.tree.leaves(node)]
-        labels.append(body if tables.isdisjoint(inside) else table)
+        inside = tables.intersection([next(paths) for _ in jax.tree.leaves(node)])
+        role = embed if heads.isdisjoint(inside) else head
+        labels.append(role if inside else body)
     return structure.unflatten(labels)
 
 
-def _is_masked(params: Any) -> bool:
+def _masked(params: Any) -> list[str]:
+    """Returns the paths of what is masked."""
+
     def is_mask(node: Any) -> bool:
         return isinstance(node, optax.MaskedNode)
 
-    return any(is_mask(node) for node in jax.tree.leaves(params, is_leaf=is_mask))
+    nodes = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_mask)
+    return [normalize(key_path) for key_path, node in nodes if is_mask(node)]
+
+
+def _is_masked_table(path: str) -> bool:
+    named = _label_words.is_table_name(path) or _label_words.is_bare_head_name(path)
+    return named and not _label_words.is_vetoed(path)
 
 
 def _is_float(leaf: Any) -> bool:

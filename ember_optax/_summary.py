@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ class TableSummary:
     """One token table and the optimizer state that it needs."""
 
     path: str
+    role: str  # "head" if it predicts tokens, else "embed"
     shape: tuple[int, ...]
     dtype: str
     size: int  # parameters
@@ -49,10 +51,11 @@ class Summary:
         return sum(t.adam_bytes for t in self.tables)
 
     def __str__(self) -> str:
-        rows = [("token table", "shape", "dtype", "Ember state", "Adam state")]
+        rows = [("token table", "role", "shape", "dtype", "Ember state", "Adam state")]
         rows += [
             (
                 t.path,
+                t.role,
                 " x ".join(map(str, t.shape)),
                 t.dtype,
                 _readable(t.state_bytes),
@@ -65,7 +68,8 @@ class Summary:
         rows.append(
             (
                 f"{len(self.tables)} table{'s' * (len(self.tables) != 1)}",
-                f"{self.size:,} parameters",
+                "",
+                f"{self.size:,} params",
                 f"{share:.0%} of all",
                 _readable(self.state_bytes),
                 f"{_readable(self.adam_bytes)} ({ratio:,.0f}x)",
@@ -81,16 +85,16 @@ def summarize(
     params: Any,
     labels: Any | Callable[[Any], Any] = label_token_tables,
     *,
-    table: str = "table",
+    table: str | Sequence[str] = ("table", "embed", "head"),
 ) -> Summary:
-    """Tells which parameters are token tables and what their state takes.
+    """Tells which parameters are token tables, what they do and what their state takes.
 
     Args:
       params: any pytree of arrays or of `jax.ShapeDtypeStruct`, such as
         `jax.eval_shape` returns.
       labels: tree of labels like `params` or a prefix of it, or a function from
         `params` to one: the `param_labels` of `optax.multi_transform`.
-      table: the label of the token tables among them.
+      table: the label of the token tables among them, or several.
 
     Returns:
       A :class:`Summary`: print it, or read its numbers.
@@ -101,39 +105,50 @@ def summarize(
 
     Examples:
       >>> import jax.numpy as jnp, ember_optax
-      >>> params = {"embed": {"embedding": jnp.ones((50304, 768))},
-      ...           "mlp": {"kernel": jnp.ones((768, 3072))}}
+      >>> params = {"wte": jnp.ones((50304, 768)), "mlp": jnp.ones((768, 3072))}
       >>> print(ember_optax.summarize(params))
-      token table      shape                  dtype       Ember state  Adam state
-      ----------------------------------------------------------------------------------
-      embed/embedding  50304 x 768            float32     204.3 kB     309.1 MB
-      ----------------------------------------------------------------------------------
-      1 table          38,633,472 parameters  94% of all  204.3 kB     309.1 MB (1,513x)
+      token table  role  shape              dtype       Ember state  Adam state
+      --------------------------------------------------------------------------------
+      wte          head  50304 x 768        float32     204.3 kB     309.1 MB
+      --------------------------------------------------------------------------------
+      1 table            38,633,472 params  94% of all  204.3 kB     309.1 MB (1,513x)
     """
     tree = labels(params) if callable(labels) else labels
     leaves = list(by_path(params).items())
     found = jax.tree.leaves(jax.tree.broadcast(tree, params))
-    if found and table not in found:
+    wanted = {table} if isinstance(table, str) else set(table)
+    if found and wanted.isdisjoint(found):
         raise ValueError(
-            f"No parameter has the label {table!r}, but there are"
-            f" {', '.join(sorted(map(repr, set(found))))}: pass the label of the tables"
-            " as table=."
+            f"No parameter has the label {' or '.join(sorted(map(repr, wanted)))}, but"
+            f" there are {', '.join(sorted(map(repr, set(found))))}: pass the label of"
+            " the tables as table=."
         )
-    is_table = [label == table for label in found]
-    tables = [leaf for leaf, routed in zip(leaves, is_table, strict=True) if routed]
-    body = [leaf for leaf, routed in zip(leaves, is_table, strict=True) if not routed]
-    axes = token_axes(dict(tables), None)
+    labelled = list(zip(leaves, found, strict=True))
+    tables = dict(leaf for leaf, label in labelled if label in wanted)
+    body = [leaf for (_, leaf), label in labelled if label not in wanted]
+    axes = token_axes(tables, None)
+    roles = _roles(params, tables) | {
+        path: label for (path, _), label in labelled if label in ("embed", "head")
+    }
     return Summary(
-        tuple(_summarize_table(path, leaf, axes[path]) for path, leaf in tables),
-        sum(math.prod(getattr(leaf, "shape", ())) for _, leaf in body),
+        tuple(_summarize_table(k, roles[k], tables[k], axes[k]) for k in tables),
+        sum(math.prod(getattr(leaf, "shape", ())) for leaf in body),
     )
 
 
-def _summarize_table(path: str, leaf: Any, axis: int) -> TableSummary:
+def _roles(params: Any, tables: Iterable[str]) -> dict[str, str]:
+    """Returns the roles of the tables, seen beside those that are routed elsewhere."""
+    include = f"^({'|'.join(map(re.escape, tables))})$"
+    labels = label_token_tables(params, include=include, embed="embed", head="head")
+    return dict(zip(by_path(params), jax.tree.leaves(labels), strict=True))
+
+
+def _summarize_table(path: str, role: str, leaf: Any, axis: int) -> TableSummary:
     moments = jax.eval_shape(lambda: init_moments(leaf.shape, leaf.dtype, axis))
     size = math.prod(leaf.shape)
     return TableSummary(
         path=path,
+        role=role,
         shape=tuple(leaf.shape),
         dtype=str(leaf.dtype),
         size=size,

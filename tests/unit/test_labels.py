@@ -1,8 +1,6 @@
 """Labels of token tables, on parameter trees of real models and in every container."""
 
-import re
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
@@ -12,51 +10,13 @@ from flax import nnx
 from flax.core import FrozenDict
 
 from ember_optax import label_token_tables
-
-
-class Leaf(NamedTuple):
-    label: str
-    flag: str  # "?" not to be told by name, "+" to be included by the user
-    path: str
-    struct: jax.ShapeDtypeStruct
-
-
-class Model(NamedTuple):
-    name: str
-    vocab_sizes: tuple[int, ...]
-    leaves: list[Leaf]
-
-    @property
-    def params(self) -> dict[str, jax.ShapeDtypeStruct]:
-        return {leaf.path: leaf.struct for leaf in self.leaves}
-
-
-def read_models() -> list[Model]:
-    text = (Path(__file__).parent / "data" / "models.txt").read_text()
-    models = []
-    for line in text.splitlines():
-        if line.startswith("model "):
-            name, _, sizes = line.removeprefix("model ").partition("|")
-            models.append(Model(name.strip(), tuple(map(int, sizes.split())), []))
-        elif line and not line.startswith("#"):
-            label, path, shape, *dtype = line.split()
-            struct = jax.ShapeDtypeStruct(
-                tuple(map(int, shape.split("x"))), *dtype or ["float32"]
-            )
-            flag = label.removeprefix("table").removeprefix("body")
-            models[-1].leaves.append(Leaf(label.removesuffix(flag), flag, path, struct))
-    return models
-
-
-MODELS = read_models()
-SHAPED_MODELS = [m for m in MODELS if m.vocab_sizes]
+from tests.unit.models import MODELS, SHAPED_MODELS, Model
 
 
 @pytest.mark.parametrize("model", SHAPED_MODELS, ids=lambda m: m.name)
 def test_every_leaf_with_vocab_size(model: Model) -> None:
-    include = [f"^{re.escape(x.path)}$" for x in model.leaves if x.flag == "+"]
     labels = label_token_tables(
-        model.params, vocab_size=model.vocab_sizes, include=include
+        model.params, vocab_size=model.vocab_sizes, include=model.include
     )
     assert labels == {leaf.path: leaf.label for leaf in model.leaves}
 
@@ -64,7 +24,7 @@ def test_every_leaf_with_vocab_size(model: Model) -> None:
 @pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
 def test_every_leaf_by_name(model: Model) -> None:
     labels = label_token_tables(model.params, missing="body")
-    decidable = [leaf for leaf in model.leaves if leaf.flag != "?"]
+    decidable = [leaf for leaf in model.leaves if "?" not in leaf.marks]
     assert {x.path: labels[x.path] for x in decidable} == {
         x.path: x.label for x in decidable
     }

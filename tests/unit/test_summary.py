@@ -54,6 +54,34 @@ def test_labels_as_a_tree_and_under_another_name() -> None:
     assert ember_optax.summarize(params, labels, table="tok").tables[0].path == "wte"
 
 
+ROLES = functools.partial(ember_optax.label_token_tables, embed="embed", head="head")
+
+
+@pytest.mark.parametrize(
+    ("labels", "table", "expected"),
+    [
+        (ROLES, ("embed", "head"), {"wte": "embed", "lm_head": "head"}),
+        ({"wte": "table", "lm_head": "body"}, "table", {"wte": "embed"}),
+        ({"wte": "head", "lm_head": "embed"}, "head", {"wte": "head"}),
+        ("a", ["a", "b"], {"wte": "embed", "lm_head": "head"}),
+    ],
+)
+def test_roles(labels: Any, table: Any, expected: dict[str, str]) -> None:
+    params = {"wte": jnp.ones((10, 4)), "lm_head": jnp.ones((4, 10))}
+    summary = ember_optax.summarize(params, labels, table=table)
+    assert {t.path: t.role for t in summary.tables} == expected
+
+
+def test_the_only_table_is_a_head() -> None:
+    params = {"wte": jnp.ones((10, 4)), "mlp": jnp.ones((4, 10))}
+    assert ember_optax.summarize(params).tables[0].role == "head"
+
+
+def test_labels_of_roles_need_no_table() -> None:
+    params = {"wte": jnp.ones((10, 4)), "lm_head": jnp.ones((4, 10))}
+    assert ember_optax.summarize(params, ROLES) == ember_optax.summarize(params)
+
+
 def test_labels_of_whole_branches() -> None:
     params = {
         "tables": {"wte": jnp.ones((10, 4)), "lm_head": jnp.ones((4, 10))},
@@ -80,7 +108,9 @@ def test_printed_table_lines_up() -> None:
     params = {"wte": jnp.ones((50304, 768)), "lm_head": jnp.ones((768, 50304))}
     lines = str(ember_optax.summarize(params)).splitlines()
     assert lines[0].split()[:2] == ["token", "table"]
-    assert lines[2].split() == "lm_head 768 x 50304 float32 204.3 kB 309.1 MB".split()
+    row = "lm_head head 768 x 50304 float32 204.3 kB 309.1 MB"
+    assert lines[2].split() == row.split()
+    assert lines[3].split()[:2] == ["wte", "embed"]
     column = lines[0].index("Ember state")
     assert all(line[column - 1] in " -" for line in lines)
 
