@@ -12,7 +12,7 @@ MARGIN = 0.01
 
 
 class Interval(NamedTuple):
-    """A mean with its 95% confidence interval."""
+    """A mean with its confidence interval."""
 
     mean: float
     low: float
@@ -31,19 +31,26 @@ class Interval(NamedTuple):
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
-def interval(values: Sequence[float]) -> Interval:
+def interval(values: Sequence[float], n_comparisons: int = 1) -> Interval:
     """Returns the mean of at least two values with its interval (Student's t).
 
     All three numbers are NaN where a value is not finite, as after a divergence.
+
+    Args:
+      values: of the runs.
+      n_comparisons: how many intervals are to be right together with 95% (Bonferroni).
     """
     if not all(map(math.isfinite, values)):
         return Interval(math.nan, math.nan, math.nan)
     mean = statistics.fmean(values)
     error = statistics.stdev(values) / math.sqrt(len(values))
-    half = float(student.ppf(0.975, len(values) - 1)) * error
+    half = float(student.ppf(1 - 0.025 / n_comparisons, len(values) - 1)) * error
     return Interval(mean, mean - half, mean + half)
 
 
-def difference(first: Sequence[float], second: Sequence[float]) -> Interval:
+def difference(
+    first: Sequence[float], second: Sequence[float], n_comparisons: int = 1
+) -> Interval:
     """Returns the interval of first - second, paired: the same seeds in both."""
-    return interval([a - b for a, b in zip(first, second, strict=True)])
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    return interval(differences, n_comparisons)

@@ -2,21 +2,19 @@
 
 import dataclasses
 import statistics
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from benchmarks.common.intervals import Interval, interval
-from benchmarks.study import stages
+from benchmarks.study import shared, stages
 from benchmarks.study.arms import ARMS
 from benchmarks.study.settings import Runs, Settings, losses_of
-from benchmarks.study.stages import Case
+from benchmarks.study.shared import Case
 
-COMPARED = ("seeds", "muon", "tied", "batch", "size", "length", "scale")
-"""Stages that have Ember and both Adams in the same settings."""
+NANOCHAT = ("adam80_995", "adam80_96")
 
 
 class Row(NamedTuple):
-    """One case of the study at its best learning rate."""
+    """One case of the study at its best learning rates."""
 
     name: str  # for `--row`
     case: Case
@@ -34,7 +32,7 @@ class Row(NamedTuple):
 
     @property
     def title(self) -> str:
-        return title(self.settings.arm, self.settings.b2)
+        return title(self.settings)
 
 
 class Study:
@@ -46,9 +44,10 @@ class Study:
 
     def row(self, stage: str, case: Case) -> Row | None:
         """Returns a row, or None where not all of its seeds are finished."""
+        module = shared if stage in shared.CASES else stages
         try:
-            runs = stages.seeded(case, self.losses)
-        except stages.WaitingFor:
+            runs = module.seeded(case, self.losses)
+        except shared.WaitingFor:
             return None
         if not all(run in self.losses for run in runs):
             return None
@@ -58,58 +57,49 @@ class Study:
 
     def rows(self, stage: str) -> list[Row]:
         """Returns the finished rows of a stage."""
-        rows = [self.row(stage, case) for case in stages.CASES[stage]]
+        cases = (shared.CASES | stages.CASES)[stage]
+        rows = [self.row(stage, case) for case in cases]
         return [row for row in rows if row]
 
     def arm(self, name: str) -> Row | None:
-        return self.row("seeds", {"arm": name})
-
-    def adams(self, stage: str, case: Case) -> list[Row]:
-        """Returns the finished rows of both Adams in the setting of a case."""
-        changes = {k: v for k, v in case.items() if k not in ("arm", "b2")}
-        rows = [self.row(stage, {"arm": arm} | changes) for arm in ("adam", "adam95")]
-        return [row for row in rows if row]
-
-    def against_adam(self, *only: str) -> Iterator[tuple[Row, Row]]:
-        """Yields Ember (b2 0.999) and each Adam in every setting.
-
-        Args:
-          *only: stages; by default all that have such settings.
-        """
-        for stage in only or COMPARED:
-            for case in stages.CASES[stage]:
-                row = self.row(stage, case) if "b2" not in case else None
-                if row and case["arm"] == "ember":
-                    for adam in self.adams(stage, case):
-                        yield row, adam
+        """Returns the row of an arm in the main setting."""
+        return self.row("arms", {"arm": name})
 
 
-def difference(first: Row, second: Row) -> Interval:
+def difference(first: Row, second: Row, n_comparisons: int = 1) -> Interval:
     """Returns first - second, paired by seed."""
-    return interval([first.losses[seed] - second.losses[seed] for seed in first.losses])
+    differences = [first.losses[seed] - second.losses[seed] for seed in first.losses]
+    return interval(differences, n_comparisons)
 
 
 def interval_of_mean(row: Row) -> Interval:
     return interval(list(row.losses.values()))
 
 
-def title(arm: str, b2: float | None) -> str:
-    """Returns the name of an optimizer that readers see."""
-    ambiguous = arm in ("adam", "adam95") or b2 != ARMS[arm].b2
-    return f"{ARMS[arm].title}, b2 {b2:g}" if ambiguous else ARMS[arm].title
+def title(run: Settings) -> str:
+    """Returns the optimizers of a run, that of the embedding first if they differ."""
+    if (run.arm, run.head_arm) == NANOCHAT:
+        return "Adam as in nanochat"
+    if run.head_arm:
+        return f"{ARMS[run.arm].title} / {ARMS[run.head_arm].title}"
+    return f"Ember, b2 {run.b2:g}" if run.arm == "ember" else ARMS[run.arm].title
 
 
-def setting(row: Row) -> str:
-    """Returns how a row differs from the main setting, in words."""
+def setting(run: Settings) -> str:
+    """Returns how a run differs from the main setting, in words."""
     defaults = {f.name: f.default for f in dataclasses.fields(Settings)}
-    if row.settings.config != defaults["config"]:
+    if run.config != defaults["config"]:
         return "124M parameters"
+    if run.vocab:
+        return f"{run.layers} layers, width {run.width}, vocabulary {run.vocab:,}"
     words = {
+        "text": "natural English",
         "body": "body Muon",
         "tied": "tied tables",
-        "batch": f"{row.settings.batch} sequences of {row.settings.window}",
-        "width": f"width {row.settings.width}",
-        "tokens": f"{row.settings.tokens:,} tokens",
+        "batch": f"{run.batch} sequences of {run.window}",
+        "width": f"width {run.width}",
+        "tokens": f"{run.tokens:,} tokens",
+        "weight_decay": f"weight decay {run.weight_decay:g}",
     }
-    changed = [k for k in words if getattr(row.settings, k) != defaults[k]]
-    return ", ".join(words[k] for k in changed) or "main setting"
+    changed = [key for key in words if getattr(run, key) != defaults[key]]
+    return ", ".join(words[key] for key in changed) or "main setting"

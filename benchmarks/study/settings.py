@@ -8,6 +8,9 @@ from benchmarks.common import store
 from benchmarks.common.store import Run
 from benchmarks.study.arms import ARMS
 
+EDGES = (1, 4, 16, 64, 256, 1024)
+"""Of the classes of frequency: how often a token has occurred in the run so far."""
+
 # Where a text lies; None for the source of Python's standard library.
 TEXTS = {"python": None, "linux": ".cache/linux-doc/usr/share/doc/**/*.rst.gz"}
 

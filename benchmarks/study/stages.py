@@ -28,6 +28,8 @@ WIDTHS = (48, 192)
 LENGTHS = (65_536, 1_048_576)  # tokens
 LARGE: Case = {"width": 256, "layers": 4, "vocab": 16_384, "tokens": 1_048_576}
 LARGE_SEEDS = (1, 2, 3)
+# Factors by which the best pair is missed: on the embedding, on the head, on both.
+OFF = (0.25, 0.5, 2.0, 4.0)
 # Learning rates 10^(k/4) of embedding and of head, a factor of 3.2 apart.
 PLANE = (range(-7, 4, 2), range(-12, -1, 2))
 MEASURED = ("ember_adafactor", "ember", "adam95", "adam", "amsgrad")
@@ -66,7 +68,7 @@ CASES: dict[str, list[Case]] = {
     "rare": [{"arm": arm, "frequencies": True} for arm in MEASURED],
     "large": [LARGE | {"arm": arm} for arm in RIVALS[:3]],
 }
-STAGES = (*CASES, "plane")
+STAGES = (*CASES, "plane", "off")
 
 
 def name_of(stage: str, case: Case) -> str:
@@ -76,8 +78,12 @@ def name_of(stage: str, case: Case) -> str:
 
 def missing(stage: str, losses: Losses) -> Iterator[Settings]:
     """Yields the runs of a stage that can be done now and are not finished."""
-    jobs: list[Callable[[], list[Settings]]] = [lambda: plane(losses)]
-    if stage != "plane":
+    jobs: list[Callable[[], list[Settings]]]
+    if stage == "plane":
+        jobs = [lambda: plane(losses)]
+    elif stage == "off":
+        jobs = [lambda arm=arm: list(off(arm, losses).values()) for arm in RIVALS[:2]]
+    else:
         jobs = [lambda case=case: seeded(case, losses) for case in CASES[stage]]
     for job in jobs:
         try:
@@ -167,3 +173,18 @@ def plane(losses: Losses) -> list[Settings]:
         dataclasses.replace(base, lr=lr, head_lr=head)
         for (lr, head), base in itertools.product(pairs, bases)
     ]
+
+
+def off(arm: str, losses: Losses) -> dict[Pair, Settings]:
+    """Returns the runs that miss the best pair of an arm, by the factors they are off.
+
+    Raises:
+      WaitingFor: the best pair is not known yet.
+    """
+    best = tuned({"arm": arm}, losses)
+    lr, head_lr = rates(best)
+    factors = [pair for x in OFF for pair in ((x, 1.0), (1.0, x), (x, x))]
+    return {
+        (embed, head): dataclasses.replace(best, lr=embed * lr, head_lr=head * head_lr)
+        for embed, head in factors
+    }

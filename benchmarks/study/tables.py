@@ -1,129 +1,150 @@
-"""The tables of docs/evidence.md: a row for each case of the study."""
+"""The tables of docs/evidence.md and docs/choosing.md."""
 
 import math
 
 from benchmarks.common.tables import markdown
-from benchmarks.study import stages
-from benchmarks.study.arms import ARMS
+from benchmarks.study import rare, rates, stages
+from benchmarks.study.families import ADAMS, CANDIDATE, ELSEWHERE, Family
 from benchmarks.study.rows import Row, Study, difference, setting
 
-SECTIONS = {
-    "seeds": (
-        "Optimizers of the tables",
-        "Only the optimizer of the tables differs between rows. Model, data and"
-        " schedule are the same, and the body uses AdamW. `factored RMS, debiased` is"
-        " `optax.scale_by_factored_rms` with a decay that makes it Ember.",
-    ),
-    "b2": (
-        "The decay b2 of Ember",
-        "The first table has b2 0.999, and the same rule with Adafactor's decay"
-        " 1 - t^-0.8.",
-    ),
-    "muon": ("Muon as the optimizer of the body", ""),
-    "tables": (
-        "One table at a time",
-        "Ember on the input table (`embed`) or on the output table (`lm_head`), and"
-        " Adam (b2 0.999) at its best learning rate on the other.",
-    ),
-    "tied": ("Tied input and output tables", ""),
-    "batch": (
-        "Batch size",
-        "All rows see the same number of tokens, in windows of 16 instead of 64 tokens,"
-        " so that a run with the largest batch still has 32 steps. 512 sequences are"
-        " 8192 tokens here. The learning rate of the body scales with the square root"
-        " of the tokens in a step.",
-    ),
-    "size": (
-        "Width of the model",
-        "All models have two layers and see the same number of tokens.",
-    ),
-    "length": (
-        "Length of the run",
-        "A quarter of the tokens of the main setting, and four times as many.",
-    ),
-    "scale": (
-        "124 million parameters",
-        "This setting has a vocabulary of 50,257, 131 million tokens and tied tables."
-        " It needs a GPU and was not run for this page. `python -m"
-        " benchmarks.study.run --help` shows the command.",
-    ),
-}
 
-
-def table(study: Study, stage: str) -> str:
-    rows = study.rows(stage)
-    waiting = len(stages.CASES[stage]) - len(rows)
-    if stage == "seeds":
-        rows.sort(key=lambda row: row.mean)
-    cells = [_cells(study, stage, row) for row in rows]
-    head = ["tables", "setting", "lr", "loss", "minus Ember"]
-    head += ["minus Adam, b2 0.999", "minus Adam, b2 0.95", "state, bytes", "name"]
-    note = f"{waiting} rows of this table are not finished." if waiting else ""
-    return "\n\n".join(x for x in (markdown(head, cells) if cells else "", note) if x)
+def arms(study: Study) -> str:
+    """Returns the table of all optimizers in the main setting, best first."""
+    rows = sorted(study.rows("arms") + study.rows("mixed"), key=lambda row: row.mean)
+    candidate = study.arm(CANDIDATE)
+    return markdown(
+        [*HEAD, "minus Ember, Adafactor decay", "state, bytes", "name"],
+        [
+            [
+                row.title,
+                *_cells(row),
+                minus(row, candidate),
+                f"{row.state_bytes:,}",
+                f"`{row.name}`",
+            ]
+            for row in rows
+        ],
+        left=1,
+    )
 
 
 def summary(study: Study) -> str:
-    """Returns the table of README.md: all optimizers in the main setting."""
-    ember, rows = study.arm("ember"), sorted(study.rows("seeds"), key=lambda r: r.mean)
+    """Returns the table of README.md: the optimizers that people use."""
+    rows = sorted(study.rows("arms"), key=lambda row: row.mean)
+    candidate = study.arm(CANDIDATE)
     cells = [
-        [row.title, _mean(row), _difference(row, ember), f"{row.state_bytes:,}"]
+        [row.title, *_cells(row), minus(row, candidate), f"{row.state_bytes:,}"]
         for row in rows
     ]
-    head = ["tables", "validation loss", "minus Ember", "state of the tables, bytes"]
+    head = [*HEAD, "minus Ember, Adafactor decay", "state, bytes"]
     return markdown(head, cells, left=1)
 
 
-def by_decay(study: Study) -> str:
-    """Returns the table of what other decays change, by tokens in a step."""
-    found: dict[tuple[int, int], dict[float | None, Row]] = {}
-    for stage in ("seeds", "b2", "batch", "length"):
-        for row in study.rows(stage):
-            run = row.settings
-            if run.arm in ("ember", "ember_growing"):
-                key = run.batch * run.window, run.steps
-                found.setdefault(key, {})[run.b2] = row
-    cells = []
-    for (tokens, steps), rows in sorted(found.items()):
-        usual = rows.get(ARMS["ember"].b2)
-        others = [rows.get(0.95), rows.get(None)]
-        if usual and any(others):
-            changes = [str(difference(row, usual)) if row else "" for row in others]
-            cells.append([f"{tokens:,}", f"{steps:,}", *changes])
+def elsewhere(study: Study) -> str:
+    """Returns the table of the other settings."""
+    rows = [row for stage in ELSEWHERE for row in study.rows(stage)]
+    return markdown(
+        ["setting", *HEAD, "name"],
+        [[setting(r.settings), r.title, *_cells(r), f"`{r.name}`"] for r in rows],
+        left=2,
+    )
+
+
+def one_stage(study: Study, stage: str) -> str:
+    return markdown(
+        [*HEAD, "name"],
+        [[row.title, *_cells(row), f"`{row.name}`"] for row in study.rows(stage)],
+        left=1,
+    )
+
+
+def family(found: Family) -> str:
+    """Returns the table of a family of comparisons."""
+    rows = [
+        [
+            setting(c.candidate.settings),
+            c.rival.title,
+            str(c.difference),
+            c.difference.verdict,
+        ]
+        for c in found.finished
+    ]
+    waiting = found.n - len(found.finished)
+    note = f"{waiting} of {found.n} are not finished." if waiting else ""
+    head = ["setting", "rival", "Ember, Adafactor decay, minus rival", "verdict"]
+    table = markdown(head, rows) if rows else ""
+    return "\n\n".join(part for part in (table, note) if part)
+
+
+def kept_pairs(study: Study) -> str:
+    """Returns the table of the best pairs by setting, and what the main one costs."""
+    by_arm = {arm: rates.kept_pairs(study, arm) for arm in (CANDIDATE, *ADAMS)}
+    names = list(dict.fromkeys(kept.setting for x in by_arm.values() for kept in x))
+    rows = []
+    for name in names:
+        row = [name]
+        for found in by_arm.values():
+            kept = next((kept for kept in found if kept.setting == name), None)
+            row += (
+                [f"{kept.best[0]:g}, {kept.best[1]:g}", f"{kept.cost:.3f}"]
+                if kept
+                else ["", ""]
+            )
+        rows.append(row)
+    titles = ["Ember, Adafactor decay", "Adam (0.8, 0.95)", "Adam (0.9, 0.999)"]
     head = [
-        "tokens in a step",
-        "steps",
-        "b2 0.95 minus 0.999",
-        "Adafactor decay minus 0.999",
+        "setting",
+        *(x for title in titles for x in (title, "cost of the main pair")),
     ]
-    return markdown(head, cells, left=0)
+    return markdown(head, rows, left=1)
 
 
-def _cells(study: Study, stage: str, row: Row) -> list[str]:
-    # Rows that only Ember has are compared with those of the main setting.
-    alone = stage in ("b2", "tables")
-    place = ("seeds", {}) if alone else (stage, row.case)
-    changes = {k: v for k, v in place[1].items() if k not in ("arm", "b2")}
-    arms = ("ember", "adam", "adam95")
-    rivals = [study.row(place[0], {"arm": arm} | changes) for arm in arms]
-    where = f"Ember on {row.settings.tables} only" if stage == "tables" else ""
-    return [
-        row.title,
-        where or setting(row),
-        f"{row.settings.lr:g}",
-        _mean(row),
-        *(_difference(row, rival) for rival in rivals),
-        f"{row.state_bytes:,}",
-        f"`{row.name}`",
+def costs_off(study: Study) -> str:
+    """Returns the table of what a rate off by a factor costs."""
+    costs = {arm: rates.costs_off(study, arm) for arm in (CANDIDATE, ADAMS[0])}
+    where = {"the embedding": (1, 0), "the head": (0, 1), "both": (1, 1)}
+    rows = [
+        [title, name, *(f"{found[x**a, x**b]:+.3f}" for x in stages.OFF)]
+        for title, found in zip(
+            ("Ember, Adafactor decay", "Adam (0.8, 0.95)"), costs.values(), strict=True
+        )
+        if found
+        for name, (a, b) in where.items()
     ]
+    head = ["tables", "rate that is off", *(f"times {x:g}" for x in stages.OFF)]
+    return markdown(head, rows, left=2)
 
 
-def _mean(row: Row) -> str:
+def rare_tokens(study: Study) -> str:
+    """Returns the table of predicted against actual frequencies."""
+    loss, found = rare.at_equal_loss(study)
+    rows = [
+        [row.title, f"{row.mean:.3f}", *(f"{e:+.2f}" for e in errors)]
+        for row, errors in found
+    ]
+    head = ["tables", "final loss", *rare.CLASSES]
+    note = (
+        f"Log(predicted / actual) at a validation loss of {loss:.3f}, by occurrences."
+    )
+    return f"{note}\n\n{markdown(head, rows, left=1)}" if rows else ""
+
+
+HEAD = ["tables", "rate of the embedding", "of the head", "loss"]
+
+
+def _cells(row: Row) -> list[str]:
+    lr, head_lr = row.settings.lr, row.settings.head_lr
+    return [f"{lr:.2g}", "" if head_lr is None else f"{head_lr:.2g}", mean(row)]
+
+
+def mean(row: Row) -> str:
     if not math.isfinite(row.mean):
         return "diverged"
     return f"{row.mean:.3f} ± {row.deviation:.3f}"
 
 
-def _difference(row: Row, rival: Row | None) -> str:
+def minus(row: Row, rival: Row | None) -> str:
+    """Returns row - rival, or nothing where there is no other row."""
     if rival is None or rival.settings == row.settings:
         return ""
     return str(difference(row, rival))

@@ -18,7 +18,7 @@ import ember_optax
 from benchmarks.geometry import instrument as geometry
 from benchmarks.study import loss as fast
 from benchmarks.study.arms import ARMS
-from benchmarks.study.settings import Settings
+from benchmarks.study.settings import EDGES, Settings
 from configs import pretrain_124m, pretrain_small
 from examples.lm import Config, data, program
 from examples.lm.model import Decoder
@@ -28,7 +28,6 @@ Rates = dict[str, float]
 
 VALIDATION_TOKENS = 32_768
 MEASUREMENTS = 8  # of frequencies in a run
-EDGES = (1, 4, 16, 64, 256, 1024)  # of the bins: occurrences of a token so far
 CONFIGS = {"pretrain_small": pretrain_small, "pretrain_124m": pretrain_124m}
 
 
