@@ -163,7 +163,7 @@ def pareto(study: Study) -> Figure | None:
         axis.errorbar(row.state_bytes, row.mean, half, fmt="o", color=shade, capsize=2)
         place = int(math.log10(row.state_bytes + 100))
         y = below[place] = max(row.mean, below.get(place, 0) + 0.035)
-        axis.annotate(
+        label = axis.annotate(
             f"{row.title}  {row.mean:.3f}",
             (row.state_bytes, row.mean),
             (1.5 * row.state_bytes + 200, y),
@@ -172,6 +172,7 @@ def pareto(study: Study) -> Figure | None:
             va="center",
             arrowprops={"arrowstyle": "-", "color": OTHER, "lw": 0.5},
         )
+        label.set_in_layout(False)
     axis.set_xscale("symlog", linthresh=1e3)
     ticks = {0: "0", 1e4: "10 kB", 1e5: "100 kB", 1e6: "1 MB", 1e7: "10 MB"}
     axis.set_xticks(list(ticks), list(ticks.values()))

@@ -1,9 +1,9 @@
 r"""The study: which optimizer of token tables is best, at small scale.
 
     python -m benchmarks.study.run                        # whatever is missing
-    python -m benchmarks.study.run sweep seeds            # only these stages
+    python -m benchmarks.study.run arms mixed             # only these stages
     python -m benchmarks.study.run --results=mine.jsonl   # everything, from scratch
-    python -m benchmarks.study.run --row=seeds/ember      # a row of the evidence
+    python -m benchmarks.study.run --row=arms/ember       # a row of the evidence
     python -m benchmarks.study.run --only='{"arm": "ember", "lr": 0.01, ...}'
     make report                                           # docs/evidence.md
 
@@ -13,25 +13,30 @@ both print the new losses next to those on file. Start the program once on every
 (with taskset on Linux) to share the work: no run is done twice. On Linux,
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the environment saves a third of the time.
 
-Stages, in this order; each first does the earlier runs that it needs:
+Stages; each first does the earlier runs that it needs:
 
     body    learning rate of the body, for Ember and Adam together
-    sweep   learning rate of the tables for every optimizer
-    seeds   every optimizer at its best learning rate, five new seeds
-    b2      Ember with other values of b2
-    muon    Muon as the optimizer of the body
-    tables  Ember on one table, Adam on the other
+    arms    every optimizer at its best pair of learning rates, five new seeds
+    mixed   Ember on one table, Adam on the other
+    linux   natural English: needs `make linux-doc`
     tied    one table for input and output
+    muon    Muon as the optimizer of the body
     batch   8 to 512 sequences of 16 tokens
-    size    two more widths
+    width   two more widths
     length  a quarter of the tokens, and four times as many
+    decay   weight decay of the tables
+    rare    predicted against actual frequencies of tokens
+    large   a model seven times larger
+    plane   a coarse grid over both learning rates, for Ember and for Adam
+    off     rates that are off by a factor
+    shared_*  the first study, with one rate for both tables
 
 One more runs only when named, since it needs a GPU and your own text of a hundred
 million tokens or more:
 
     python -m benchmarks.study.run scale --text='texts/*.txt' --results=mine.jsonl
 
-    scale   124 million parameters with a vocabulary of 50,257
+    scale   162 million parameters with a vocabulary of 50,257
 """
 
 import argparse
@@ -159,7 +164,7 @@ def main() -> None:
     if runs:
         rerun(runs, path, load)
     else:
-        work(arguments.stages or [*shared.ON_CPU, *stages.STAGES], path, load)
+        work(arguments.stages or [*shared.STAGES, *stages.ON_CPU], path, load)
 
 
 if __name__ == "__main__":

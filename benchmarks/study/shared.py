@@ -19,16 +19,6 @@ Case = dict[str, Any]
 
 SEEDS = (1, 2, 3, 4, 5)  # the searches use seed 0
 RIVALS = ("ember", "adam", "adam95")
-# For one large GPU.
-AT_SCALE: Case = {
-    "config": "pretrain_124m",
-    "width": 768,
-    "layers": 12,
-    "tied": True,
-    "batch": 64,
-    "window": 1024,
-    "tokens": 131_072_000,
-}
 
 
 class BodySearch(NamedTuple):
@@ -41,7 +31,6 @@ class BodySearch(NamedTuple):
 BODIES = {
     "adamw": BodySearch((1e-3, 2e-3, 4e-3, 8e-3), {}),
     "muon": BodySearch((1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2), {"body": "muon"}),
-    "pretrain_124m": BodySearch((5e-4, 1e-3, 2e-3, 4e-3), AT_SCALE),
 }
 BODY_CASES: tuple[Case, ...] = (
     {"arm": "ember", "b2": 0.999, "lr": 0.01},
@@ -86,10 +75,8 @@ CASES: dict[str, list[Case]] = {
             {"arm": "adam95"},
         )
     ],
-    "shared_scale": [{"arm": arm, "config": "pretrain_124m"} for arm in RIVALS],
 }
 STAGES = ("body", "shared_sweep", *CASES)
-ON_CPU = STAGES[:-1]
 
 
 class WaitingFor(Exception):
@@ -167,7 +154,7 @@ def best_of(base: Settings, center: float, reach: int, losses: Losses) -> Settin
 
 def start(case: Case, losses: Losses) -> Settings:
     """Returns the settings of a case but for its own learning rate."""
-    body = case.get("config") or case.get("body", "adamw")
+    body = case.get("body", "adamw")
     body_lr, searched = best_body_rate(body, losses), BODIES[body].runs
     fixed: Case = {"lr": math.nan, "b2": ARMS[case["arm"]].b2, "body_lr": body_lr}
     if "tables" in case:

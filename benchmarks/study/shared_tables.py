@@ -39,12 +39,6 @@ SECTIONS = {
         "Length of the run",
         "A quarter of the tokens of the main setting, and four times as many.",
     ),
-    "shared_scale": (
-        "124 million parameters",
-        "This setting has a vocabulary of 50,257, 131 million tokens and tied tables."
-        " It needs a GPU and was not run for this page. `python -m"
-        " benchmarks.study.run --help` shows the command.",
-    ),
 }
 
 

@@ -27,7 +27,17 @@ BATCHES = (8, 32, 128, 512)
 WIDTHS = (48, 192)
 LENGTHS = (65_536, 1_048_576)  # tokens
 LARGE: Case = {"width": 256, "layers": 4, "vocab": 16_384, "tokens": 1_048_576}
-LARGE_SEEDS = (1, 2, 3)
+# For one large GPU.
+SCALE: Case = {
+    "config": "pretrain_124m",
+    "width": 768,
+    "layers": 12,
+    "batch": 64,
+    "window": 1024,
+    "tokens": 131_072_000,
+}
+SCALE_BODY_LR = 1e-3  # of AdamW, a usual one for models of this size
+FEW_SEEDS = (1, 2, 3)  # where a run takes long
 # Factors by which the best pair is missed: on the embedding, on the head, on both.
 OFF = (0.25, 0.5, 2.0, 4.0)
 # Learning rates 10^(k/4) of embedding and of head, a factor of 3.2 apart.
@@ -67,8 +77,14 @@ CASES: dict[str, list[Case]] = {
     "decay": [{"arm": arm, "weight_decay": 0.1} for arm in RIVALS[:2]],
     "rare": [{"arm": arm, "frequencies": True} for arm in MEASURED],
     "large": [LARGE | {"arm": arm} for arm in RIVALS[:3]],
+    "scale": [
+        SCALE | {"arm": "ember_adafactor"},
+        SCALE | {"arm": "adam80"},
+        SCALE | {"arm": "adam80_995", "head_arm": "adam80_96"},
+    ],
 }
 STAGES = (*CASES, "plane", "off")
+ON_CPU = tuple(stage for stage in STAGES if stage != "scale")
 
 
 def name_of(stage: str, case: Case) -> str:
@@ -100,7 +116,7 @@ def seeded(case: Case, losses: Losses) -> list[Settings]:
       WaitingFor: they are not known yet.
     """
     best = tuned(case, losses)
-    seeds = LARGE_SEEDS if case.keys() >= LARGE.keys() else SEEDS
+    seeds = FEW_SEEDS if is_larger(case) else SEEDS
     return [dataclasses.replace(best, seed=seed) for seed in seeds]
 
 
@@ -116,7 +132,7 @@ def tuned(case: Case, losses: Losses) -> Settings:
         return shared.best_of(base, center, 1, losses)
     if "frequencies" in case:
         lr, head_lr = rates(tuned(main(case), losses))
-    elif case.keys() >= LARGE.keys():
+    elif is_larger(case):
         scale = math.sqrt(Settings.width / base.width)
         lr, head_lr = (scale * x for x in rates(tuned(main(case), losses)))
     else:
@@ -150,9 +166,16 @@ def start(case: Case, losses: Losses) -> Settings:
     """Returns the settings of a case but for its own learning rates."""
     body_lr = shared.best_body_rate(case.get("body", "adamw"), losses)
     run = Settings(lr=math.nan, b2=ARMS[case["arm"]].b2, body_lr=body_lr, **case)
+    if run.config == SCALE["config"]:
+        return dataclasses.replace(run, body_lr=SCALE_BODY_LR)
     # The usual rule for another number of tokens in a step.
     scale = math.sqrt(run.batch * run.window / (Settings.batch * Settings.window))
     return dataclasses.replace(run, body_lr=float(f"{body_lr * scale:.3g}"))
+
+
+def is_larger(case: Case) -> bool:
+    """Whether rates are those of the main setting by the rule of practice."""
+    return case.keys() >= LARGE.keys() or case.keys() >= SCALE.keys()
 
 
 def main(case: Case) -> Case:
