@@ -2,6 +2,7 @@
 
 from ember_optax import experimental as experimental
 from ember_optax import lazy as lazy
+from ember_optax._clipping import clipped as clipped
 from ember_optax._convert import from_adam as from_adam
 from ember_optax._convert import resize_vocab as resize_vocab
 from ember_optax._convert import to_adam as to_adam
@@ -22,6 +23,7 @@ __all__ = [
     "TableMoments",
     "TableSummary",
     "adafactor_decay",
+    "clipped",
     "ember",
     "experimental",
     "from_adam",

@@ -9,6 +9,7 @@ import optax
 
 from ember_optax import _checks, _decay
 from ember_optax._axes import VocabAxis, check_vocab_axis, token_axes
+from ember_optax._clipping import Clipping, Probe
 from ember_optax._decay import Remaining, Scalar, ScalarOrSchedule
 from ember_optax._mesh import AxisName, AxisNames
 from ember_optax._paths import by_path, is_placeholder, to_key
@@ -148,6 +149,7 @@ def scale_by_ember(
         updates: optax.Updates,
         state: Any,
         params: optax.Params | None = None,
+        ember_clipping: Probe | Clipping | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, EmberState]:
         del params, extra_args
@@ -156,15 +158,22 @@ def scale_by_ember(
         axes = token_axes(grads, vocab_axis)
         _checks.check_gradients(grads, axes, state.tables)
         before = {path: state.tables[to_key(path)] for path in grads}
+        dtype = _dtype(before)
+        if isinstance(ember_clipping, Probe):
+            ember_clipping.add(grads, reducer, axes, dtype)
+            return jax.tree.map(jnp.zeros_like, updates), state
+        clipping = ember_clipping and ember_clipping.of(grads)
 
-        sums = reducer.sum_squares(grads, axes, _dtype(before))
+        sums, scale = clipping or (reducer.sum_squares(grads, axes, dtype), None)
         decay, remaining = _decay.step(b2, state.remaining, state.count)
         moments = {path: rule.move(before[path], sums[path], decay) for path in grads}
         moments = reducer.constrain(moments, grads, axes)
         roots = {path: rule.roots(moments[path], sums[path], decay) for path in grads}
         roots = reducer.constrain(roots, grads, axes)
         new_updates = [
-            rule.precondition(read_again(grad, roots[path]), roots[path], axes[path])
+            rule.precondition(
+                read_again(grad, roots[path]), roots[path], axes[path], scale
+            )
             for path, grad in grads.items()
         ]
         structure = jax.tree.structure(updates)

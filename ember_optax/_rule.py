@@ -90,7 +90,11 @@ class Rule(NamedTuple):
         )
 
     def precondition(
-        self, grad: jax.Array, roots: TableMoments, axis: int
+        self,
+        grad: jax.Array,
+        roots: TableMoments,
+        axis: int,
+        scale: jax.Array | None = None,
     ) -> jax.Array:
         r"""Returns the update of a table, :math:`g_{ij} / (a_i b_j + \epsilon)`.
 
@@ -99,6 +103,7 @@ class Rule(NamedTuple):
             columns along all other axes.
           roots: of :meth:`roots`.
           axis: the axis that holds the tokens.
+          scale: what to multiply the gradient with first, if anything.
 
         Returns:
           The update, with the shape and dtype of `grad`.
@@ -106,7 +111,10 @@ class Rule(NamedTuple):
         dtype = roots.row.dtype
         columns = tuple(a for a in range(grad.ndim) if a != axis)
         row, col = jnp.expand_dims(roots.row, columns), jnp.expand_dims(roots.col, axis)
-        update = grad.astype(dtype) / (row * col + jnp.asarray(self.eps, dtype))
+        update = grad.astype(dtype)
+        if scale is not None:
+            update *= scale.astype(dtype)
+        update /= row * col + jnp.asarray(self.eps, dtype)
         return update.astype(grad.dtype)
 
     def overflow(self, moments: TableMoments, sums: Sums) -> Sums:
