@@ -11,6 +11,8 @@ from ember_optax._ember import EmberState as EmberState
 from ember_optax._ember import ember as ember
 from ember_optax._ember import scale_by_ember as scale_by_ember
 from ember_optax._labels import label_token_tables as label_token_tables
+from ember_optax._rounding import StochasticRoundingState as StochasticRoundingState
+from ember_optax._rounding import stochastic_rounding as stochastic_rounding
 from ember_optax._rule import TableMoments as TableMoments
 from ember_optax._sharding import opt_state_shardings as opt_state_shardings
 from ember_optax._summary import Summary as Summary
@@ -19,6 +21,7 @@ from ember_optax._summary import summarize as summarize
 
 __all__ = [
     "EmberState",
+    "StochasticRoundingState",
     "Summary",
     "TableMoments",
     "TableSummary",
@@ -32,6 +35,7 @@ __all__ = [
     "opt_state_shardings",
     "resize_vocab",
     "scale_by_ember",
+    "stochastic_rounding",
     "summarize",
     "to_adam",
 ]

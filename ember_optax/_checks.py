@@ -99,6 +99,12 @@ def check_max_norm(max_norm: Any) -> None:
         raise ValueError(f"max_norm is {max_norm}, but it must be positive: try 1.0.")
 
 
+def check_seed(seed: Any) -> None:
+    """Raises ValueError for a seed that does not fit 32 bits."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed!r}, but it must be an int in [0, 2^32).")
+
+
 def _check_number(name: str, x: Any, *, or_schedule: bool = False) -> None:
     is_array = getattr(x, "shape", None) == () and jnp.issubdtype(x.dtype, jnp.number)
     if isinstance(x, bool) or not (isinstance(x, Real) or is_array):
