@@ -117,8 +117,9 @@ def read_again(grad: jax.Array, before: Any) -> jax.Array:
     """Returns a gradient for one more use, which shares nothing with earlier ones.
 
     XLA:CPU computes squares, or a float32 copy, once and stores all V x D for the next
-    use; a barrier between two uses makes it read the gradient again. XLA:TPU stores
-    nothing, and without a barrier takes the sums of rows and of columns in one pass.
+    use; a barrier between two uses makes it read the gradient again. Elsewhere nothing
+    is stored, unless a barrier wants its operand in memory; and XLA:TPU takes the sums
+    of rows and of columns in one pass.
 
     Args:
       grad: gradient of a table.
@@ -127,8 +128,8 @@ def read_again(grad: jax.Array, before: Any) -> jax.Array:
     return jax.lax.platform_dependent(
         grad,
         before,
-        tpu=lambda grad, _: grad,
-        default=lambda *both: jax.lax.optimization_barrier(both)[0],
+        cpu=lambda *both: jax.lax.optimization_barrier(both)[0],
+        default=lambda grad, _: grad,
     )
 
 
