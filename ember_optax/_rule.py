@@ -138,7 +138,12 @@ def init_moments(shape: tuple[int, ...], dtype: DTypeLike, axis: int) -> TableMo
 
 def move(statistic: jax.Array, mean: jax.Array, rate: jax.Array) -> jax.Array:
     """Moves a statistic towards the mean of a step, by `rate` = 1 - b2 of the way."""
-    return statistic - rate * statistic + rate * mean
+    lost = rate * statistic
+    left = statistic - lost
+    # Steps that are almost alike are rounded alike, and over a long run that adds up:
+    # what `left` was rounded by goes into the sum, where the mean blurs it.
+    error = (statistic - left) - lost
+    return left + (rate * mean + error)
 
 
 def share(x: jax.Array, total: jax.Array) -> jax.Array:
