@@ -114,7 +114,7 @@ def step(
     if columns:
         n_shards = jax.lax.axis_size(axes) if axes else 1
         col_mean = jnp.where(overflow.col, 0, sums.col) / (n_rows * n_shards)
-        col = _rule.move(col, col_mean, rate)
+        col = _rule.move(col, col_mean, b2_decay.b2, rate)
     roots = rule.roots(TableMoments(row, col), sums, b2_decay)
     update = rule.precondition(grads, roots, axis=0)
 
