@@ -53,8 +53,8 @@ class Rule(NamedTuple):
             n_rows = jnp.maximum(active, 1).astype(dtype)
         b2, rate = decay.b2.astype(dtype), decay.rate.astype(dtype)
         return TableMoments(
-            move(moments.row, sums.row.astype(dtype) / n_columns, b2, rate),
-            move(moments.col, sums.col.astype(dtype) / n_rows, b2, rate),
+            move(moments.row, rate * (sums.row.astype(dtype) / n_columns), b2, rate),
+            move(moments.col, rate * (sums.col.astype(dtype) / n_rows), b2, rate),
         )
 
     def roots(self, moments: TableMoments, sums: Sums, decay: Decay) -> TableMoments:
@@ -137,18 +137,18 @@ def init_moments(shape: tuple[int, ...], dtype: DTypeLike, axis: int) -> TableMo
 
 
 def move(
-    statistic: jax.Array, mean: jax.Array, b2: jax.Array, rate: jax.Array
+    statistic: jax.Array, gain: jax.Array, b2: jax.Array, rate: jax.Array
 ) -> jax.Array:
-    """Moves a statistic towards the mean of a step, by `rate` = 1 - b2 of the way."""
+    """Returns `b2 * statistic + gain`, where `rate` is 1 - b2."""
     lost = rate * statistic
     left = statistic - lost
     # Steps that are almost alike are rounded alike, and over a long run that adds up:
-    # what `left` was rounded by goes into the sum, where the mean blurs it.
+    # what `left` was rounded by goes into the sum, where the gain blurs it.
     error = (statistic - left) - lost
-    slow = left + (rate * mean + error)
+    slow = left + (gain + error)
     # Of b2 and 1 - b2, the smaller one has more digits. What is lost may be too small.
     is_slow = (rate < 0.5) & (lost >= jnp.finfo(lost.dtype).tiny)
-    return jnp.where(is_slow, slow, b2 * statistic + rate * mean)
+    return jnp.where(is_slow, slow, b2 * statistic + gain)
 
 
 def share(x: jax.Array, total: jax.Array) -> jax.Array:

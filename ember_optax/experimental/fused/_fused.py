@@ -142,7 +142,7 @@ def apply(
     if axis_name is not None:
         col_sums = jax.lax.psum(col_sums, axis_name)
     col_mean = jnp.where(col_sums > limit, 0, col_sums) / n_rows
-    col = _rule.move(state.col, col_mean, numbers.b2, numbers.rate)
+    col = _rule.move(state.col, numbers.rate * col_mean, numbers.b2, numbers.rate)
     return table, FusedState(row, col, count)
 
 

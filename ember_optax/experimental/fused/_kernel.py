@@ -198,7 +198,7 @@ def _row_step(
     """Returns row statistics after the step, and the roots to divide rows by."""
     overflow = sums > limit
     mean = jnp.where(overflow, 0, sums) / n_columns
-    row = _rule.move(row, mean, numbers.b2, numbers.rate)
+    row = _rule.move(row, numbers.rate * mean, numbers.b2, numbers.rate)
     return row, _rule.root(row, numbers.eps, overflow)
 
 
