@@ -19,7 +19,7 @@ def check_hyperparameters(b2: Any, eps: Any, column_mean: Any) -> None:
     if not callable(b2):
         check_b2(b2)
     _check_number("eps", eps)
-    if _is_known(eps) and not eps >= 0:
+    if _is_known(eps) and not float(eps) >= 0:
         raise ValueError(f"eps is {eps}, but it must not be negative: try 1e-8.")
     if column_mean not in ("all", "active"):
         raise ValueError(
@@ -38,7 +38,7 @@ def check_b2(b2: Any) -> None:
             " (bfloat16 rounds 0.999 to 1), but it must be at least float32. With"
             " optax.inject_hyperparams, pass hyperparam_dtype=jnp.float32."
         )
-    if _is_known(b2) and not 0 <= b2 < 1:
+    if _is_known(b2) and not 0 <= float(b2) < 1:
         raise ValueError(f"b2 is {b2}, but a decay must lie in [0, 1): try 0.999.")
 
 
@@ -85,7 +85,7 @@ def check_learning_rate(learning_rate: Any) -> None:
 def check_weight_decay(weight_decay: Any, name: str = "weight_decay") -> None:
     """Raises ValueError for a weight decay that is negative or no number."""
     _check_number(name, weight_decay)
-    if _is_known(weight_decay) and not weight_decay >= 0:
+    if _is_known(weight_decay) and not float(weight_decay) >= 0:
         raise ValueError(
             f"{name} is {weight_decay}, but it must not be negative: a positive"
             " one shrinks the tables."
@@ -117,7 +117,10 @@ def _check_number(name: str, x: Any, *, or_schedule: bool = False) -> None:
 
 
 def _is_known(x: Any) -> bool:
-    """Whether a hyperparameter has a value before the program runs."""
+    """Whether a hyperparameter has a value before the program runs.
+
+    Comparing it then needs `float`: JAX traces all operations on arrays, known or not.
+    """
     return not isinstance(x, Tracer)
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 # The logarithm of a decay of 0: exp(-64) is nothing next to 1.
@@ -29,6 +30,7 @@ class Remaining(NamedTuple):
 class Decay(NamedTuple):
     """What one step does to the statistics."""
 
+    b2: jax.Array
     rate: jax.Array  # 1 - b2
     correction: jax.Array  # 1 - the product of all b2 so far
 
@@ -99,25 +101,25 @@ def step(
       remaining: of the last step.
       count: int32 scalar, number of earlier steps.
     """
-    rate = _rate(b2, count, remaining.log.dtype)
+    now, rate = _split(b2, count, remaining.log.dtype)
     remaining = multiply(remaining, rate)
-    return Decay(rate, correction(remaining)), remaining
+    return Decay(now, rate, correction(remaining)), remaining
 
 
 def constant(b2: Scalar, count: jax.Array, dtype: DTypeLike) -> Decay:
     """Returns what step `count` does if b2 has always been the same."""
-    return Decay(_rate(b2, count, dtype), correction(after(b2, count, dtype)))
+    return Decay(*_split(b2, count, dtype), correction(after(b2, count, dtype)))
 
 
 def after(b2: ScalarOrSchedule, count: jax.Array, dtype: DTypeLike) -> Remaining:
     """Returns the product of the first `count` decays."""
     if not callable(b2):
-        rate = _rate(b2, count, dtype)
+        _, rate = _split(b2, count, dtype)
         log = jnp.maximum(jnp.log1p(-rate), NOTHING)
         return Remaining(count.astype(dtype) * log, jnp.zeros([], dtype))
 
     def take_step(i: jax.Array, remaining: Remaining) -> Remaining:
-        return multiply(remaining, _rate(b2, i, dtype))
+        return multiply(remaining, _split(b2, i, dtype)[1])
 
     return jax.lax.fori_loop(0, count, take_step, init(dtype))
 
@@ -140,8 +142,31 @@ def add(total: jax.Array, error: jax.Array, x: jax.Array) -> tuple[jax.Array, ..
     return new, (new - total) - term
 
 
-def _rate(b2: ScalarOrSchedule, count: jax.Array, dtype: DTypeLike) -> jax.Array:
-    # 1 - b2 must be exact, not b2: float32(0.999) is off by 1.3e-5 of 0.001.
+def _split(
+    b2: ScalarOrSchedule, count: jax.Array, dtype: DTypeLike
+) -> tuple[jax.Array, jax.Array]:
+    """Returns b2 and 1 - b2, each with all its digits.
+
+    In float32, 1 - 0.999 is off by 1.3e-5 of itself, and so is 1 - 0.998 of a small b2.
+    """
     if isinstance(b2, AdafactorDecay):
-        return b2.rate(count).astype(dtype)
-    return jnp.asarray(1 - (b2(count) if callable(b2) else b2), dtype)
+        rate = b2.rate(count).astype(dtype)
+        return 1 - rate, rate
+    now = _once(b2(count) if callable(b2) else b2)
+    return jnp.asarray(now, dtype), jnp.asarray(1 - now, dtype)
+
+
+def _once(b2: ArrayLike) -> ArrayLike:
+    """Returns b2, the same number wherever it is used.
+
+    XLA:CPU computes a schedule again for each use, and its cosine of a vector is not
+    that of a scalar. A last digit of 0.999 is 6e-5 of 1 - 0.999. What comes out of a
+    branch is computed once; this one, for a negative b2, is never taken.
+    """
+    if not isinstance(b2, Tracer) or not jnp.issubdtype(b2.dtype, jnp.floating):
+        return b2
+    return jax.lax.platform_dependent(
+        b2,
+        cpu=lambda b2: jax.lax.cond(b2 < 0, jnp.exp, lambda b2: b2, b2),
+        default=lambda b2: b2,
+    )

@@ -51,10 +51,10 @@ class Rule(NamedTuple):
         else:
             active = _total(jnp.count_nonzero(sums.row), self.names.rows)
             n_rows = jnp.maximum(active, 1).astype(dtype)
-        rate = decay.rate.astype(dtype)
+        b2, rate = decay.b2.astype(dtype), decay.rate.astype(dtype)
         return TableMoments(
-            move(moments.row, sums.row.astype(dtype) / n_columns, rate),
-            move(moments.col, sums.col.astype(dtype) / n_rows, rate),
+            move(moments.row, rate * (sums.row.astype(dtype) / n_columns), b2, rate),
+            move(moments.col, rate * (sums.col.astype(dtype) / n_rows), b2, rate),
         )
 
     def roots(self, moments: TableMoments, sums: Sums, decay: Decay) -> TableMoments:
@@ -144,9 +144,19 @@ def init_moments(shape: tuple[int, ...], dtype: DTypeLike, axis: int) -> TableMo
     return TableMoments(jnp.zeros(shape[axis], dtype), jnp.zeros(columns, dtype))
 
 
-def move(statistic: jax.Array, mean: jax.Array, rate: jax.Array) -> jax.Array:
-    """Moves a statistic towards the mean of a step, by `rate` = 1 - b2 of the way."""
-    return statistic - rate * statistic + rate * mean
+def move(
+    statistic: jax.Array, gain: jax.Array, b2: jax.Array, rate: jax.Array
+) -> jax.Array:
+    """Returns `b2 * statistic + gain`, where `rate` is 1 - b2."""
+    lost = rate * statistic
+    left = statistic - lost
+    # Steps that are almost alike are rounded alike, and over a long run that adds up:
+    # what `left` was rounded by goes into the sum, where the gain blurs it.
+    error = (statistic - left) - lost
+    slow = left + (gain + error)
+    # Of b2 and 1 - b2, the smaller one has more digits. What is lost may be too small.
+    is_slow = (rate < 0.5) & (lost >= jnp.finfo(lost.dtype).tiny)
+    return jnp.where(is_slow, slow, b2 * statistic + gain)
 
 
 def share(x: jax.Array, total: jax.Array) -> jax.Array:

@@ -2,16 +2,20 @@
 
 For a table with gradient G, tokens i and columns j, at step t = 1, 2, ...
 
-    row_i = b2 row_i + (1 - b2) mean_j G_ij^2
-    col_j = b2 col_j + (1 - b2) mean_i G_ij^2
-    vhat_ij = row_i col_j / (scale (1 - b2^t))
+    row_i = b2_t row_i + (1 - b2_t) mean_j G_ij^2
+    col_j = b2_t col_j + (1 - b2_t) mean_i G_ij^2
+    vhat_ij = row_i col_j / (scale (1 - b2_1 b2_2 ... b2_t))
     update_ij = G_ij / (sqrt(vhat_ij) + eps)
     theta = theta - lr (update + weight_decay theta)
 
 `column_mean="all"`: mean_i is over all tokens and scale = mean(col).
 `column_mean="active"`: mean_i is over the tokens whose gradient is not zero, and
 scale = mean(row).
+
+`b2` is a number or a function from t - 1, the number of earlier steps, to one.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -23,7 +27,7 @@ class Oracle:
         self,
         theta: np.ndarray,
         learning_rate: float = 1.0,
-        b2: float = 0.999,
+        b2: float | Callable[[int], float] = 0.999,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         column_mean: str = "all",
@@ -39,12 +43,15 @@ class Oracle:
         longest = int(np.argmax(self.theta.shape))
         self.vocab_axis = longest if vocab_axis is None else vocab_axis
         self.t = 0
+        self.remaining = 1.0  # b2_1 b2_2 ... b2_t
         tokens_first = np.moveaxis(self.theta, self.vocab_axis, 0).shape
         self.row = np.zeros(tokens_first[0])
         self.col = np.zeros(tokens_first[1:])
 
     def step(self, grad: np.ndarray) -> None:
+        b2 = float(self.b2(self.t) if callable(self.b2) else self.b2)
         self.t += 1
+        self.remaining *= b2
         tokens_first = np.moveaxis(np.asarray(grad, np.float64), self.vocab_axis, 0)
         g = tokens_first.reshape(self.row.size, self.col.size)
 
@@ -53,16 +60,39 @@ class Oracle:
             rows = max(1, np.count_nonzero(np.any(g != 0, axis=1)))
         row_mean = np.sum(g**2, axis=1) / self.col.size
         col_mean = np.sum(g**2, axis=0) / rows
-        self.row = self.b2 * self.row + (1 - self.b2) * row_mean
-        self.col = self.b2 * self.col + (1 - self.b2) * col_mean.reshape(self.col.shape)
+        self.row = b2 * self.row + (1 - b2) * row_mean
+        self.col = b2 * self.col + (1 - b2) * col_mean.reshape(self.col.shape)
 
         scale = self.col.mean() if self.column_mean == "all" else self.row.mean()
         update = np.zeros_like(g)  # and stays so where 0 / 0 has no value
         if scale > 0:
             product = np.outer(self.row, self.col.ravel())
-            vhat = product / (scale * (1 - self.b2**self.t))
+            vhat = product / (scale * (1 - self.remaining))
             np.divide(g, np.sqrt(vhat) + self.eps, out=update, where=g != 0)
         update = update.reshape(tokens_first.shape)
         self.update = np.moveaxis(update, 0, self.vocab_axis)
         decay = self.weight_decay * self.theta
         self.theta = self.theta - self.learning_rate * (self.update + decay)
+
+
+def after_many_steps(
+    grads: np.ndarray, b2s: np.ndarray, eps: float = 1e-8
+) -> tuple[np.ndarray, float]:
+    """Returns the last update of a table and 1 - b2_1 b2_2 ... b2_t, without a loop.
+
+    What a step brings to a statistic is multiplied by all later b2. The weights that
+    all steps have in the end add up to what the correction divides by.
+
+    Args:
+      grads: [t, V, D] of every step.
+      b2s: [t], the decay of every step.
+      eps: added to the root of the second moment.
+    """
+    b2s, squares = np.float64(b2s), np.float64(grads) ** 2
+    later = np.cumprod(np.append(1, b2s[:0:-1]))[::-1]
+    weights = (1 - b2s) * later
+    row = np.tensordot(weights, squares.mean(2), 1)
+    col = np.tensordot(weights, squares.mean(1), 1)
+    vhat = np.outer(row, col) / col.mean() / weights.sum()
+    denominator = np.where(grads[-1] == 0, 1, np.sqrt(vhat) + eps)
+    return grads[-1] / denominator, weights.sum()

@@ -110,11 +110,12 @@ def step(
     row_mean = jnp.where(overflow.row, 0, sums.row) / state.col.size
     # A saturated counter stands still: this step counts all the same.
     missed = jnp.maximum(count - last, 1).astype(dtype)
-    row = _shrink(row, missed * jnp.log1p(-rate)) + rate * row_mean
+    log = missed * jnp.log1p(-rate)
+    row = _rule.move(row, rate * row_mean, jnp.exp(log), -jnp.expm1(log))
     if columns:
         n_shards = jax.lax.axis_size(axes) if axes else 1
         col_mean = jnp.where(overflow.col, 0, sums.col) / (n_rows * n_shards)
-        col = _rule.move(col, col_mean, rate)
+        col = _rule.move(col, rate * col_mean, b2_decay.b2, rate)
     roots = rule.roots(TableMoments(row, col), sums, b2_decay)
     update = rule.precondition(grads, roots, axis=0)
 

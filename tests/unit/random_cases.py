@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from tqdm import tqdm
 
 import ember_optax
@@ -25,7 +26,11 @@ from tests.oracle import Oracle
 
 STEPS = 4
 DTYPES = ("float32", "bfloat16", "float16")
-B2S = (0.0, 0.5, 0.9, 0.999, 0.99999)
+SCHEDULES = {
+    "1 - t^-0.8": ember_optax.adafactor_decay(),
+    "0 to 0.999": optax.linear_schedule(0.0, 0.999, 3),
+}
+B2S = (0.0, 0.5, 0.9, 0.999, 0.99999, *SCHEDULES)
 EPSILONS = (0.0, 1e-30, 1e-8, 1.0)
 KINDS = ("plain", "zero rows", "zero columns", "rows", "columns", "steps", "outlier")
 SHAPES = (
@@ -40,7 +45,7 @@ class Case(NamedTuple):
     """Gradients of all steps and the settings of the optimizer."""
 
     grads: np.ndarray  # [STEPS, *shape]
-    b2: float
+    b2: float | str  # a number or a name in SCHEDULES
     eps: float
     kind: str
 
@@ -86,9 +91,9 @@ def gradients(
 
 
 @functools.lru_cache(maxsize=64)
-def compiled(shape: tuple[int, ...], dtype: str, b2: float, eps: float) -> Any:
+def compiled(shape: tuple[int, ...], dtype: str, b2: float | str, eps: float) -> Any:
     """Returns a function from all gradients to all updates, rows and columns."""
-    tx = ember_optax.scale_by_ember(b2, eps)
+    tx = ember_optax.scale_by_ember(SCHEDULES.get(b2, b2), eps)
 
     def run(grads: jax.Array) -> Any:
         def step(state: Any, grad: jax.Array) -> Any:
@@ -130,12 +135,22 @@ def problem(case: Case) -> str | None:
         return f"off by {np.max(error / np.abs(expected + SMALLEST)):.2g} of an update"
     # Squares below the smallest number are lost, and statistics that are not much
     # larger are too small by them.
-    bound = 2 * max(np.abs(expected).max(), 1 / math.sqrt(1 - case.b2))
+    largest = 1 / math.sqrt(1 - max(decays(case.b2)))
+    bound = 2 * max(np.abs(expected).max(), largest)
     return "too large an update" if np.abs(found).max() > bound else None
 
 
+@functools.cache
+def decays(b2: float | str) -> list[float]:
+    """Returns the decay of every step."""
+    if isinstance(b2, str):
+        return [float(SCHEDULES[b2](step)) for step in range(STEPS)]
+    return [b2] * STEPS
+
+
 def oracle_updates(grads: np.ndarray, case: Case) -> np.ndarray:
-    oracle = Oracle(np.zeros(grads.shape[1:]), b2=case.b2, eps=case.eps)
+    b2 = decays(case.b2).__getitem__
+    oracle = Oracle(np.zeros(grads.shape[1:]), b2=b2, eps=case.eps)
     updates = []
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for grad in grads:
@@ -151,10 +166,10 @@ def overflows(grads: np.ndarray, shape: tuple[int, ...]) -> bool:
     return np.abs(grads).max() ** 2 * longest > LARGEST / 2 * min(1, rows / longest)
 
 
-def underflows(grads: np.ndarray, b2: float, shape: tuple[int, ...]) -> bool:
+def underflows(grads: np.ndarray, b2: float | str, shape: tuple[int, ...]) -> bool:
     """Whether a part of a statistic is less than a thousand smallest numbers."""
     sizes = np.abs(grads[grads != 0])
-    part = (1 - b2) / max(math.prod(shape) // max(shape), max(shape))
+    part = (1 - max(decays(b2))) / max(math.prod(shape) // max(shape), max(shape))
     return bool(sizes.size and sizes.min() ** 2 * part < 1e3 * SMALLEST)
 
 

@@ -17,13 +17,13 @@ import ember_optax
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-def make_state() -> Any:
+def make_state(b2: Any = 0.999) -> Any:
     params = {
         "decoder": {"embed": {"embedding": jnp.ones((16, 4))}},
         "mlp": {"kernel": jnp.ones((4, 8))},
     }
     tx = optax.multi_transform(
-        {"table": ember_optax.ember(1e-2), "body": optax.adamw(1e-3)},
+        {"table": ember_optax.ember(1e-2, b2), "body": optax.adamw(1e-3)},
         ember_optax.label_token_tables,
     )
     _, state = tx.update(jax.tree.map(jnp.sin, params), tx.init(params), params)
@@ -35,8 +35,9 @@ def save(directory: Path, state: Any) -> None:
         manager.save(1, args=ocp.args.StandardSave(state))
 
 
-def test_round_trip(tmp_path: Path) -> None:
-    state = make_state()
+@pytest.mark.parametrize("b2", [0.999, ember_optax.adafactor_decay()])
+def test_round_trip(tmp_path: Path, b2: Any) -> None:
+    state = make_state(b2)
     save(tmp_path, state)
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
     with ocp.CheckpointManager(tmp_path) as manager:

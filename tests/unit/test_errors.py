@@ -112,10 +112,10 @@ def test_an_eps_that_is_no_number(factory: Any, value: Any) -> None:
 
 
 @both
-@pytest.mark.parametrize("value", [1.0, -0.1, jnp.bfloat16(0.9), None])
+@pytest.mark.parametrize("value", [1.0, -0.1, np.nan, jnp.bfloat16(0.9), None])
 def test_a_schedule_of_b2_that_gives_no_decay(factory: Any, value: Any) -> None:
     tx = factory(b2=lambda _: value)
-    with pytest.raises(ValueError, match=r"b2 is (1\.0|-0\.1|bfloat16|None), "):
+    with pytest.raises(ValueError, match=r"b2 is (1\.0|-0\.1|nan|bfloat16|None), "):
         tx.init({"embed": jnp.ones((4, 2))})
 
 

@@ -127,7 +127,7 @@ def apply(
     dtype = state.row.dtype
     count = cast(jax.Array, optax.safe_increment(state.count))
     decay = _decay.constant(b2, count, dtype)
-    scalars = (decay.rate, eps, lr, weight_decay)
+    scalars = (decay.b2, decay.rate, eps, lr, weight_decay)
     numbers = Numbers(*(jnp.asarray(x, dtype) for x in scalars))
 
     col_root = _kernel.column_root(state.col, decay.correction)
@@ -142,7 +142,7 @@ def apply(
     if axis_name is not None:
         col_sums = jax.lax.psum(col_sums, axis_name)
     col_mean = jnp.where(col_sums > limit, 0, col_sums) / n_rows
-    col = _rule.move(state.col, col_mean, numbers.rate)
+    col = _rule.move(state.col, numbers.rate * col_mean, numbers.b2, numbers.rate)
     return table, FusedState(row, col, count)
 
 

@@ -22,6 +22,7 @@ _ON_CHIP_BYTES = 60 * 2**20  # v5p has 64 MiB, others 128 MiB
 class Numbers(NamedTuple):
     """What a step multiplies with, in the dtype of the state."""
 
+    b2: jax.Array
     rate: jax.Array  # 1 - b2
     eps: jax.Array
     learning_rate: jax.Array
@@ -197,7 +198,7 @@ def _row_step(
     """Returns row statistics after the step, and the roots to divide rows by."""
     overflow = sums > limit
     mean = jnp.where(overflow, 0, sums) / n_columns
-    row = _rule.move(row, mean, numbers.rate)
+    row = _rule.move(row, numbers.rate * mean, numbers.b2, numbers.rate)
     return row, _rule.root(row, numbers.eps, overflow)
 
 
