@@ -23,7 +23,6 @@ from benchmarks.pods import report as pods
 from benchmarks.post_training import report as post_training
 from benchmarks.step import report as step
 from benchmarks.study import report as study
-from benchmarks.sweep import report as sweep
 from benchmarks.switching import report as switching
 
 WITH_PARTS = (
@@ -35,7 +34,6 @@ WITH_PARTS = (
     post_training,
     step,
     study,
-    sweep,
     switching,
 )
 WITH_FIGURES = (collectives, geometry, lazy, post_training, step, study)

@@ -26,14 +26,14 @@ def get_config() -> ConfigDict:
     config.supervised = phase(
         steps=80,
         batch_size=64,
-        table_learning_rates={"ember": 1e-2, "adam": 1e-2},
+        table_learning_rates={"ember": (1e-2, 1e-2), "adam": (1e-2, 1e-2)},
         body_learning_rate=2e-3,
         tables="adam",
     )
     config.rl = phase(
         steps=300,
         batch_size=16,  # prompts
-        table_learning_rates={"ember": 1e-3, "adam": 1e-3},
+        table_learning_rates={"ember": (1e-3, 1e-3), "adam": (1e-3, 1e-3)},
         body_learning_rate=1e-3,
     )
     config.rl.generations = 8  # answers to each prompt, compared with each other

@@ -4,7 +4,8 @@
         --config.data.path='/mnt/texts/*.jsonl' --config.workdir=/mnt/runs/8b
 
 Without a TPU, --config.compile_topology=v5p:8x8x4 says what a step costs each chip.
-The learning rates are those of the small config: sweep them at this size.
+The learning rates of Ember, Adam and the body follow those of the small config by a
+rule for the width: sweep them at this size.
 """
 
 from ml_collections import ConfigDict
@@ -31,6 +32,15 @@ def get_config() -> ConfigDict:
                 "remat": "full",
                 "dtype": "bfloat16",
             },
+            # Those of the small config times sqrt(96 / 4096), the rule of practice;
+            # not measured at this size.
+            "tables": {
+                "tuned": {
+                    "ember": {"embed": 0.086, "head": 0.0049},
+                    "adam": {"embed": 0.15, "head": 0.0049},
+                }
+            },
+            "body": {"tuned": {"adamw": 0.00061, "muon": 0.0012}},
             "loss_chunks": 16,
             "mesh": {"data": 1, "fsdp": -1, "tensor": 4},
             "eval_every": 500,

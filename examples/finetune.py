@@ -8,7 +8,8 @@ Useful flags (all of them are in the config file, with comments):
     --config.tasks=tasks.jsonl       your own prompts and completions
     --config.checkpoint=DIRECTORY    start from a tunix checkpoint, do not pretrain
     --config.finetuning.steps=1000
-    --config.finetuning.tables.learning_rate=0.01  instead of the tuned one
+    --config.finetuning.tables.embed_learning_rate=0.01  instead of the tuned one
+    --config.finetuning.tables.head_learning_rate=0.01   likewise
     --config.model.embed_dim=256     any field of tunix's ModelConfig of Qwen3
     --config.seed=1
     --config.workdir=runs/mine
@@ -33,7 +34,7 @@ from tunix.sft.checkpoint_manager import CheckpointManager
 import ember_optax
 from examples.lm import Config, command, corpus, data, metrics, run_dir
 from examples.lm.errors import MissingFile
-from examples.lm.optimizer import TABLES, table_state_bytes
+from examples.lm.optimizer import TABLES, reset_tables, table_state_bytes
 from examples.post_training import config_check, instructions, supervised
 from examples.post_training.model import make_model
 
@@ -172,7 +173,7 @@ def load_tasks(config: Config) -> Tasks:
 def with_adam_tables(config: Config) -> Config:
     """Returns the same config with AdamW on the tables, at its own tuned settings."""
     config = ConfigDict(config.to_dict())
-    config.finetuning.tables.update(optimizer="adam", learning_rate=None, b2=None)
+    reset_tables(config.finetuning, "adam")
     return config
 
 

@@ -11,7 +11,8 @@ comments):
     --config.rl.batch_size=4      without --compare
     --config.rl.steps=1000
     --config.rl.tables.optimizer=adam
-    --config.rl.tables.learning_rate=0.01  instead of the tuned one
+    --config.rl.tables.embed_learning_rate=0.01  instead of the tuned one
+    --config.rl.tables.head_learning_rate=0.01   likewise
     --config.numbers=1000 --config.length=4
     --config.model.embed_dim=128  any field of tunix's ModelConfig of Qwen3
     --config.seed=1
@@ -42,7 +43,12 @@ from tunix.rl.rollout.base_rollout import RolloutConfig
 import ember_optax
 from examples.lm import Config, command, run_dir
 from examples.lm.metrics import plt, smooth
-from examples.lm.optimizer import TABLES, make_optimizer, table_state_bytes
+from examples.lm.optimizer import (
+    TABLES,
+    make_optimizer,
+    reset_tables,
+    table_state_bytes,
+)
 from examples.post_training import config_check, sorting, supervised
 from examples.post_training.model import make_model
 
@@ -193,7 +199,7 @@ def with_arm(config: Config, tables: str, batch_size: int) -> Config:
     """Returns the same config with another arm, at its own tuned settings."""
     config = ConfigDict(config.to_dict())
     config.rl.batch_size = batch_size
-    config.rl.tables.update(optimizer=tables, learning_rate=None, b2=None)
+    reset_tables(config.rl, tables)
     return config
 
 

@@ -4,9 +4,11 @@ r"""Pretrains a language model: token tables on Ember, the body on AdamW.
 
 Useful flags (all of them are in the config file, with comments):
 
-    --compare                          then the same run with AdamW on the tables
+    --compare                          then the same with Adam (0.8, 0.95) on the tables
     --config.tables.optimizer=adam     also adam_no_momentum, adafactor, sm3, sgd
-    --config.tables.learning_rate=0.1  instead of the tuned one
+    --config.tables.embed_learning_rate=0.3  instead of the tuned ones; a tied table
+    --config.tables.head_learning_rate=0.01  has that of the head
+    --config.tables.b2=0.999           for Ember, instead of the decay of Adafactor
     --config.body.optimizer=muon
     --config.data.path='texts/*.txt'   your own text or JSON Lines
     --config.steps=1000 --config.model.width=256 --config.model.tied
@@ -42,7 +44,7 @@ from examples.lm import (
     training,
 )
 from examples.lm.mesh import use_mesh
-from examples.lm.optimizer import table_state_bytes
+from examples.lm.optimizer import reset_tables, table_state_bytes
 from examples.lm.program import check_shards, make_model
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -142,7 +144,7 @@ def load(config: Config) -> data.Tokens:
 def with_adam_tables(config: Config) -> Config:
     """Returns the same config with AdamW on the tables, at its own tuned settings."""
     config = ConfigDict(config.to_dict())
-    config.tables.update(optimizer="adam", learning_rate=None, b2=None)
+    reset_tables(config, "adam")
     return config
 
 

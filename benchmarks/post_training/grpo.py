@@ -25,8 +25,9 @@ def execute(settings: Settings) -> Run:
     config = _config(settings["seed"])
     phase = config.rl
     phase.batch_size = settings["batch_size"]
+    rate = settings["learning_rate"]
     phase.tables.update(
-        optimizer=settings["arm"], learning_rate=settings["learning_rate"]
+        optimizer=settings["arm"], embed_learning_rate=rate, head_learning_rate=rate
     )
     phase.body.learning_rate = settings["body_learning_rate"]
     model, before = supervised(settings["seed"])

@@ -29,16 +29,15 @@ from configs.pretrain_small import get_config
 from ember_optax import EmberState, TableMoments
 from examples.lm import Config, data
 from examples.lm.mesh import use_mesh
-from examples.lm.optimizer import make_optimizer, table_b2
+from examples.lm.optimizer import make_optimizer
 from examples.lm.program import Program, State, make_program
 
 Tables = tuple[str, float]
-"""Optimizer and learning rate of the token tables."""
+"""Optimizer of the token tables, and the learning rate of both."""
 
 SEEDS = (0, 1, 2, 3, 4)
 BEFORE, AFTER = 150, 60  # steps to the change, and from it
-# Optimizer and learning rate of the tables, before and after. Those of `make pretrain`
-# are 0.1 for AdamW and 0.01 for Ember.
+# Before and after.
 CHANGES = [
     (("adam", 0.03), ("ember", 0.03)),
     (("adam", 0.03), ("ember", 0.01)),
@@ -47,6 +46,7 @@ CHANGES = [
     (("ember", 0.01), ("adam", 0.03)),
     (("ember", 0.01), ("adam", 0.1)),
 ]
+B2 = {"ember": 0.999, "adam": 0.95}
 CONVERSIONS = {"adam": ember_optax.from_adam, "ember": ember_optax.to_adam}
 
 TRAINED, BATCHES = 400, 20  # steps before tokens are taken for new ones, and from there
@@ -56,7 +56,11 @@ def make_config(tables: Tables, steps: int) -> Config:
     config: Config = get_config()
     config.update(steps=steps, batch_size=8, sequence_length=64)
     config.model.update(width=64, mlp_width=192, vocab_multiple=1)
-    config.tables.optimizer, config.tables.learning_rate = tables
+    optimizer, rate = tables
+    config.tables.update(optimizer=optimizer, b2=B2[optimizer])
+    config.tables.update(embed_learning_rate=rate, head_learning_rate=rate)
+    config.tables.tuned.adam.b1 = 0.9
+    config.body.learning_rate = 2e-3
     config.mesh.fsdp = 1
     return config
 
@@ -85,7 +89,6 @@ def losses_after(before: Tables, after: Tables, seed: int, tokens: data.Tokens) 
     old_config.seed = seed
     sizes = old_config.sequence_length, old_config.batch_size
     held_out = data.validation_batches(tokens.validation, *sizes, n_batches=16)
-    decays = {c.tables.optimizer: table_b2(c) for c in (old_config, new_config)}
     with use_mesh(old_config) as mesh:
         old, new = make_program(old_config, mesh), make_program(new_config, mesh)
 
@@ -99,8 +102,8 @@ def losses_after(before: Tables, after: Tables, seed: int, tokens: data.Tokens) 
             kept.opt_state,
             make_optimizer(new_config),
             kept.params,
-            adam_b2=decays["adam"],
-            ember_b2=decays["ember"],
+            adam_b2=B2["adam"],
+            ember_b2=B2["ember"],
         )
         # Both share arrays, which steps donate.
         changed = jax.tree.map(jnp.copy, State(kept.params, opt_state))

@@ -129,7 +129,8 @@ def diverged(manager: ocp.CheckpointManager, step: int, cause: str) -> NotFinite
     last = f"the checkpoint of step {complete[-1]}" if complete else "no checkpoint"
     return NotFinite(
         f"Training has diverged at step {step}: {cause}. Nothing of it is saved;"
-        f" {last} is left. Lower --config.tables.learning_rate or"
+        f" {last} is left. Lower the learning rates"
+        " --config.tables.embed_learning_rate, --config.tables.head_learning_rate or"
         " --config.body.learning_rate, or raise --config.warmup_fraction, in another"
         " --config.workdir."
     )

@@ -5,7 +5,7 @@
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,11 +73,16 @@ _SIZE = Rule(lambda x: x == -1 or COUNT.holds(x), "a whole number from 1 up, or 
 
 OPTIMIZER_FIELDS = {
     "tables.optimizer": _choice(*TABLES),
-    "tables.learning_rate": optional(POSITIVE),
+    "tables.embed_learning_rate": optional(POSITIVE),
+    "tables.head_learning_rate": optional(POSITIVE),
     "tables.b2": optional(FRACTION),
     "tables.weight_decay": NOT_NEGATIVE,
-    **{f"tables.tuned.{name}.learning_rate": POSITIVE for name in TABLES},
-    **{f"tables.tuned.{name}.b2": optional(FRACTION) for name in TABLES},
+    **{f"tables.tuned.{name}.embed": POSITIVE for name in TABLES},
+    **{f"tables.tuned.{name}.head": POSITIVE for name in TABLES},
+    "tables.tuned.ember.b2": optional(FRACTION),
+    "tables.tuned.adam.b1": FRACTION,
+    "tables.tuned.adam.b2": FRACTION,
+    "tables.tuned.adam_no_momentum.b2": FRACTION,
     "body.optimizer": _choice(*BODIES),
     "body.learning_rate": optional(POSITIVE),
     "body.weight_decay": NOT_NEGATIVE,
@@ -172,7 +177,7 @@ def field_mistakes(config: Config, rules: dict[str, Rule]) -> list[str]:
     mistakes = [
         f"config.{name} is missing: it must be {rule.wanted}."
         for name, rule in rules.items()
-        if name not in fields and ".tuned." not in name
+        if name not in fields and not _has_no_tuned(fields, name)
     ]
     for name, value in fields.items():
         if name not in rules:
@@ -181,6 +186,13 @@ def field_mistakes(config: Config, rules: dict[str, Rule]) -> list[str]:
             wanted = rules[name].wanted
             mistakes.append(f"config.{name} is {value!r}, but must be {wanted}.")
     return mistakes
+
+
+def _has_no_tuned(fields: Iterable[str], name: str) -> bool:
+    """Whether a field is of an optimizer that no field has tuned settings of."""
+    group, tuned, setting = name.partition(".tuned.")
+    optimizer = f"{group}{tuned}{setting.partition('.')[0]}."
+    return bool(tuned) and not any(f"{x}.".startswith(optimizer) for x in fields)
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -193,8 +205,8 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _relations(config: Config) -> Iterator[str]:
-    yield from optimizer_mistakes(config)
     model = config.model
+    yield from optimizer_mistakes(config, model.tied)
     if model.width % (2 * model.heads):
         yield (
             f"config.model.heads is {model.heads} and config.model.width"
@@ -231,13 +243,27 @@ def _relations(config: Config) -> Iterator[str]:
         )
 
 
-def optimizer_mistakes(config: Config, prefix: str = "config.") -> Iterator[str]:
-    """Yields a line for each setting of the optimizers that contradicts another."""
+def optimizer_mistakes(
+    config: Config, tied: bool, prefix: str = "config."
+) -> Iterator[str]:
+    """Yields a line for each setting of the optimizers that contradicts another.
+
+    Args:
+      config: of the optimizers.
+      tied: whether the model has one table for embedding and head.
+      prefix: of the names of fields in messages.
+    """
     name = config.tables.optimizer
     if name not in config.tables.tuned:
         yield f"{prefix}tables.tuned has no {name}, which is tables.optimizer."
-    elif config.tables.b2 is not None and config.tables.tuned[name].b2 is None:
+    elif config.tables.b2 is not None and "b2" not in config.tables.tuned[name]:
         yield f"{prefix}tables.b2 is {config.tables.b2}, but {name} has no b2."
+    if tied and config.tables.embed_learning_rate is not None:
+        yield (
+            f"{prefix}tables.embed_learning_rate is"
+            f" {config.tables.embed_learning_rate}, but the tables are tied and have"
+            f" only {prefix}tables.head_learning_rate: give that."
+        )
     if config.body.optimizer not in config.body.tuned:
         yield (
             f"{prefix}body.tuned has no {config.body.optimizer}, which is"

@@ -1,5 +1,6 @@
 """From a config to an optimizer: one for the token tables, one for the body."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,11 @@ import optax
 
 import ember_optax
 from examples.lm import Config
+
+# Tied, the one table is a head.
+_label_roles = functools.partial(
+    ember_optax.label_token_tables, embed="embed", head="head"
+)
 
 
 def make_optimizer(
@@ -40,31 +46,51 @@ def table_optimizer(
 
     All have decoupled weight decay and the same schedule, so that they differ in how
     they scale a gradient and in nothing else. `ember` is `ember_optax.ember`, and
-    likewise for the others.
+    likewise for the others. Embedding and head have a learning rate each; a table that
+    is both has that of the head.
     """
-    name = config.tables.optimizer
-    scale_by = _choice(TABLES, name, "tables.optimizer")
-    tuned = config.tables.tuned[name]
-    learning_rate = _first(config.tables.learning_rate, tuned.learning_rate)
+    tables = config.tables
+    scale_by = _choice(TABLES, tables.optimizer, "tables.optimizer")
+    tuned = tables.tuned[tables.optimizer]
+    rates = {
+        "embed": _first(tables.embed_learning_rate, tuned.embed),
+        "head": _first(tables.head_learning_rate, tuned.head),
+    }
     return optax.chain(
-        scale_by(table_b2(config), param_shardings),
-        optax.add_decayed_weights(config.tables.weight_decay),
-        optax.scale_by_learning_rate(schedule(config, learning_rate)),
+        # One for both tables, so that Ember adds up their statistics in one collective.
+        scale_by(tuned, table_b2(config), param_shardings),
+        optax.add_decayed_weights(tables.weight_decay),
+        optax.multi_transform(
+            {
+                role: optax.scale_by_learning_rate(schedule(config, rate))
+                for role, rate in rates.items()
+            },
+            _label_roles,
+        ),
     )
 
 
 def table_b2(config: Config) -> Any:
     """Returns the decay of the second moment of the tables, None without one."""
-    return _first(config.tables.b2, config.tables.tuned[config.tables.optimizer].b2)
+    name = config.tables.optimizer
+    b2 = _first(config.tables.b2, config.tables.tuned[name].get("b2"))
+    return ember_optax.adafactor_decay() if name == "ember" and b2 is None else b2
 
 
+def reset_tables(config: Config, name: str) -> None:
+    """Gives the tables another optimizer, at its own tuned settings."""
+    chosen = dict.fromkeys(("embed_learning_rate", "head_learning_rate", "b2"))
+    config.tables.update(optimizer=name, **chosen)
+
+
+# From tuned settings, b2 and the shardings of the parameters.
 TABLES = {
-    "ember": lambda b2, shardings: ember_optax.scale_by_ember(
+    "ember": lambda _, b2, shardings: ember_optax.scale_by_ember(
         b2, param_shardings=shardings
     ),
-    "adam": lambda b2, _: optax.scale_by_adam(b2=b2),
+    "adam": lambda tuned, b2, _: optax.scale_by_adam(tuned.b1, b2),
     # scale_by_adam(b1=0) would keep a first moment that it does not need.
-    "adam_no_momentum": lambda b2, _: optax.scale_by_rms(
+    "adam_no_momentum": lambda _, b2, __: optax.scale_by_rms(
         b2, eps_in_sqrt=False, bias_correction=True
     ),
     "adafactor": lambda *_: optax.chain(
@@ -115,11 +141,9 @@ def table_state_bytes(config: Config, params: Any) -> int:
       config: which optimizer.
       params: parameters of the model, as arrays or `jax.ShapeDtypeStruct`.
     """
-    labels = jax.tree.leaves(ember_optax.label_token_tables(params))
-    leaves = jax.tree.leaves(params)
-    tables = [x for x, k in zip(leaves, labels, strict=True) if k == "table"]
-    state = jax.eval_shape(table_optimizer(config).init, tables)
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    _, partition = jax.eval_shape(make_optimizer(config).init, params)
+    state = jax.tree.leaves(partition.inner_states["table"])
+    return sum(x.size * x.dtype.itemsize for x in state)
 
 
 def _is_matrix(params: Any) -> Any:

@@ -90,7 +90,8 @@ def _check(config: Config, rules: dict[str, Rule], phases: tuple[str, ...]) -> N
     mistakes = field_mistakes(config, rules | model)
     if not mistakes:
         for name in phases:
-            mistakes += optimizer_mistakes(config[name], f"config.{name}.")
+            tied = config.model.get("use_tied_embedding", False)
+            mistakes += optimizer_mistakes(config[name], tied, f"config.{name}.")
     if mistakes:
         raise UserError("\n".join(mistakes))
     check_writable("workdir", config.workdir)

@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+# Those of the runs of benchmarks/post_training.
+_DECAYS = {"ember": {"b2": 0.999}, "adam": {"b1": 0.9, "b2": 0.999}}
+
 
 def phase(
     steps: int,
     batch_size: int,
-    table_learning_rates: Mapping[str, float],
+    table_learning_rates: Mapping[str, tuple[float, float]],
     body_learning_rate: float,
     tables: str = "ember",
 ) -> ConfigDict:
@@ -18,18 +21,20 @@ def phase(
     Args:
       steps: updates of the parameters.
       batch_size: sequences or prompts in each.
-      table_learning_rates: the tuned one of each table optimizer.
+      table_learning_rates: the tuned ones of each table optimizer, of the embedding
+        and of the head.
       body_learning_rate: of AdamW on everything else.
       tables: which table optimizer to use.
     """
     config = ConfigDict({"steps": steps, "batch_size": batch_size})
     config.tables = ConfigDict({"optimizer": tables, "weight_decay": 0.0})
-    config.tables.learning_rate = placeholder(float)  # by default the tuned one
+    config.tables.embed_learning_rate = placeholder(float)  # by default the tuned one
+    config.tables.head_learning_rate = placeholder(float)  # likewise
     config.tables.b2 = placeholder(float)  # likewise
     config.tables.tuned = ConfigDict(
         {
-            name: {"learning_rate": rate, "b2": 0.999}
-            for name, rate in table_learning_rates.items()
+            name: {"embed": embed, "head": head, **_DECAYS[name]}
+            for name, (embed, head) in table_learning_rates.items()
         }
     )
     config.body = ConfigDict({"optimizer": "adamw", "weight_decay": 0.0})

@@ -8,9 +8,11 @@ from SRC. Then go on with the flags of the old run and these:
 
     --config.tables.optimizer=ember --config.resume
 
-Flags, which are needed again to go on (as --config.tables.learning_rate and b2):
+Flags, instead of the tuned settings of the tables. They are needed again to go on, as
+--config.tables.embed_learning_rate and so on:
 
-    --learning_rate=0.02   of the tables, instead of the tuned one
+    --embed_learning_rate=0.3
+    --head_learning_rate=0.02
     --b2=0.99
 
 Nothing is trained: one device will do, and on a machine without an accelerator
@@ -28,15 +30,17 @@ from examples.lm import Config, checkpoints, run_dir
 from examples.lm.command import one_line_errors
 from examples.lm.errors import UserError
 from examples.lm.mesh import use_mesh
-from examples.lm.optimizer import make_optimizer, table_b2
+from examples.lm.optimizer import make_optimizer, reset_tables, table_b2
 from examples.lm.program import State, make_program
 
-_LEARNING_RATE = flags.DEFINE_float(
-    "learning_rate", None, "Learning rate of the tables, by default the tuned one."
-)
-_B2 = flags.DEFINE_float(
-    "b2", None, "Decay of the second moment of the tables, by default the tuned one."
-)
+_SETTINGS = [
+    flags.DEFINE_float(name, None, f"{meaning}, by default the tuned one.")
+    for name, meaning in {
+        "embed_learning_rate": "Learning rate of the embedding",
+        "head_learning_rate": "Learning rate of the head, and of tied tables",
+        "b2": "Decay of the second moment of the tables",
+    }.items()
+]
 
 _OTHER = {"adam": "ember", "ember": "adam"}
 
@@ -47,20 +51,18 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint at length
     src, dst = map(Path, argv[1:])
     with one_line_errors():
-        step, config = convert(src, dst, _LEARNING_RATE.value, _B2.value)
+        settings = {flag.name: flag.value for flag in _SETTINGS}
+        step, config = convert(src, dst, **settings)
     print(f"{dst} can go on from step {step} with {config.tables.optimizer}.")
 
 
-def convert(
-    src: Path, dst: Path, learning_rate: float | None = None, b2: float | None = None
-) -> tuple[int, Config]:
+def convert(src: Path, dst: Path, **settings: float | None) -> tuple[int, Config]:
     """Writes the last checkpoint of one run as one of another, with its metrics.
 
     Args:
       src: directory of a run with Adam or Ember on the tables.
       dst: directory of the run to be, without checkpoints.
-      learning_rate: of the tables in it; by default the tuned one.
-      b2: likewise.
+      **settings: of the tables in it, as in `config.tables`; by default the tuned ones.
 
     Returns:
       The step of the checkpoint and the config of the new run.
@@ -75,7 +77,7 @@ def convert(
         raise UserError(f"{dst} has checkpoints already: give another directory.")
     path = src / "checkpoints" / str(steps[-1])
     config = checkpoints.read_config(path)
-    new_config = _with_other_optimizer(config, learning_rate, b2)
+    new_config = _with_other_optimizer(config, settings)
     old = _read(path, config)
     state = _convert(old.state, config, new_config)
     with (
@@ -88,9 +90,7 @@ def convert(
     return steps[-1], new_config
 
 
-def _with_other_optimizer(
-    config: Config, learning_rate: float | None, b2: float | None
-) -> Config:
+def _with_other_optimizer(config: Config, settings: dict[str, float | None]) -> Config:
     name = config.tables.optimizer
     if name not in _OTHER:
         raise UserError(
@@ -98,7 +98,8 @@ def _with_other_optimizer(
             " converted into each other."
         )
     new: Config = ConfigDict(config.to_dict())
-    new.tables.update(optimizer=_OTHER[name], learning_rate=learning_rate, b2=b2)
+    reset_tables(new, _OTHER[name])
+    new.tables.update(settings)
     return new
 
 

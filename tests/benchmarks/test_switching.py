@@ -17,7 +17,7 @@ from configs.pretrain_small import get_config
 from ember_optax import EmberState
 from examples.lm import Config, data
 from examples.lm.mesh import use_mesh
-from examples.lm.optimizer import make_optimizer
+from examples.lm.optimizer import make_optimizer, table_b2
 from examples.lm.program import Program, State, make_model, make_program
 
 pytestmark = pytest.mark.usefixtures("standard_promotion", "cheap_compilation")
@@ -31,7 +31,8 @@ def make_config(optimizer: str, vocab_size: int = VOCAB, seed: int = 0) -> Confi
     config.update(steps=120, batch_size=BATCH, sequence_length=LENGTH, seed=seed)
     config.data.vocab_size = vocab_size
     config.model.update(width=32, layers=1, heads=2, mlp_width=64, vocab_multiple=1)
-    config.tables.update(optimizer=optimizer, learning_rate=0.03)
+    config.tables.update(optimizer=optimizer, embed_learning_rate=0.3)
+    config.tables.head_learning_rate = 0.03
     config.mesh.fsdp = 1
     return config
 
@@ -101,7 +102,11 @@ def test_from_adam_to_ember_without_a_bump(tokens: data.Tokens, mesh: Any) -> No
             state, _ = adam.train_step(state, batch)
         unswitched.append(losses_after(adam, state, tokens, seed))
         opt_state = ember_optax.from_adam(
-            state.opt_state, tx, state.params, adam_b2=0.95, ember_b2=0.999
+            state.opt_state,
+            tx,
+            state.params,
+            adam_b2=table_b2(make_config("adam")),
+            ember_b2=table_b2(make_config("ember")),
         )
         state = State(state.params, opt_state)
         switched.append(losses_after(ember, state, tokens, seed))
@@ -109,7 +114,7 @@ def test_from_adam_to_ember_without_a_bump(tokens: data.Tokens, mesh: Any) -> No
     bump = np.array(losses_after(ember, cold, tokens, seed)) - switched[-1]
     noise = np.std(unswitched, axis=0, ddof=1)
     excess = np.mean(switched, axis=0) - np.mean(unswitched, axis=0)
-    # Both learning rates are equal, so that only the switch can make a difference.
+    # All learning rates are equal, so that only the switch can make a difference.
     assert excess.max() < noise.mean()
     rise = np.max(switched, axis=1) - np.array(switched)[:, 0]  # of each seed
     assert rise.max() < noise.mean()

@@ -43,11 +43,15 @@ WRONG = {
     "mesh.fsdp": [None],
     "axis_rules.vocab": ["model", "fsdp,fsdp", "fsdp, tensor", None, ",", 1],
     "tables.optimizer": ["lion", "Ember", None, 1],
-    "tables.learning_rate": [0, -1e-3, NAN, INF, "1e-3"],
+    "tables.embed_learning_rate": [0, -1e-3, NAN, INF, "1e-3"],
+    "tables.head_learning_rate": [0, NAN],
     "tables.b2": [1.0, -0.1, NAN, 2],
     "tables.weight_decay": [-0.1, NAN, None],
-    "tables.tuned.ember.learning_rate": [0, None],
-    "tables.tuned.adam.b2": [1.0],
+    "tables.tuned.ember.embed": [0, None],
+    "tables.tuned.ember.head": [-1],
+    "tables.tuned.ember.b2": [1.0],
+    "tables.tuned.adam.b1": [1.0, None],
+    "tables.tuned.adam.b2": [1.0, None],
     "body.optimizer": ["sgd"],
     "body.learning_rate": [0.0, -1],
     "body.weight_decay": [-1],
@@ -104,6 +108,11 @@ def test_every_field_has_a_rule_and_wrong_values_here():
         ({"axis_rules.layers": "fsdp"}, "must be sharded over different axes"),
         ({"warmup_fraction": 0.99}, "warmup_fraction is 0.99, which is all of 6 steps"),
         ({"tables.optimizer": "sgd", "tables.b2": 0.9}, "but sgd has no b2"),
+        (
+            {"model.tied": True, "tables.embed_learning_rate": 0.5},
+            r"are tied and have only config\.tables\.head_learning_rate: give that\.",
+        ),
+        ({"tables.learning_rate": 0.5}, "learning_rate is 0.5, but no field has that"),
         ({"resume": True, "overwrite": True}, "give only one of them"),
         ({"compile_topology": "v9:2x2"}, "topology is 'v9:2x2'"),
         ({"data.path": "nothing.txt"}, "'nothing.txt' names no file"),
@@ -132,6 +141,11 @@ def test_missing_fields_and_groups_are_named(config):
 
 
 def test_the_optimizer_needs_its_tuned_settings(config):
+    del config.tables.tuned.adam.b1
+    with pytest.raises(UserError, match=r"tables\.tuned\.adam\.b1 is missing"):
+        config_check.check(config)
+    del config.tables.tuned.adam  # which is not used
+    config_check.check(config)
     del config.tables.tuned.ember
     with pytest.raises(UserError, match=r"tables\.tuned has no ember"):
         config_check.check(config)
@@ -180,6 +194,19 @@ def test_the_configs_of_this_repository_are_right(module, monkeypatch, tmp_path)
         config = module.get_config()
         config.tables.optimizer = name
         config_check.check(config)
+
+
+@pytest.mark.parametrize("module", [pretrain_124m, pretrain_1b_pod, pretrain_8b_pod])
+def test_learning_rates_follow_the_width(module):
+    small, config = pretrain_small.get_config(), module.get_config()
+    scale = (small.model.width / config.model.width) ** 0.5
+    pairs = [(small.body.tuned, config.body.tuned, ("adamw", "muon"))]
+    for name in ("ember", "adam"):
+        tuned = small.tables.tuned[name], config.tables.tuned[name]
+        pairs.append((*tuned, ("embed", "head")))
+    for before, after, names in pairs:
+        for name in names:
+            assert after[name] == float(f"{scale * before[name]:.2g}")
 
 
 def run_program(monkeypatch, *arguments: str) -> object:

@@ -93,7 +93,7 @@ def test_the_command_with_settings_of_the_new_optimizer(config):
         str(src.parent / "ember"),
     ]
     done = subprocess.run(
-        [sys.executable, *command, "--learning_rate=0.02", "--b2=0.9"],
+        [sys.executable, *command, "--head_learning_rate=0.02", "--b2=0.9"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -102,7 +102,7 @@ def test_the_command_with_settings_of_the_new_optimizer(config):
     config.tables.optimizer = "ember"
     with pytest.raises(checkpoints.Unusable, match=r"tables\.b2 was 0\.9"):
         train(config, resume=True)
-    config.tables.update(learning_rate=0.02, b2=0.9)
+    config.tables.update(head_learning_rate=0.02, b2=0.9)
     train(config, resume=True)
     assert complete_steps(config)[-1] == 6
 

@@ -64,7 +64,8 @@ def test_every_table_optimizer_moves_tables_and_leaves_the_body_alone(
     ],
 )
 def test_table_optimizers_are_those_of_their_libraries(name, alias, config):
-    config.tables.update(optimizer=name, learning_rate=0.1, b2=0.97)
+    config.tables.update(optimizer=name, head_learning_rate=0.1, b2=0.97)
+    config.tables.tuned.adam.b1 = 0.9
     config.update(warmup_fraction=0.0, final_fraction=1.0)  # a constant
     params = {"embedding": jax.random.normal(jax.random.key(0), (V, 128))}
     ours = updates_of(optimizer.table_optimizer(config), params)
@@ -74,7 +75,7 @@ def test_table_optimizers_are_those_of_their_libraries(name, alias, config):
 
 @pytest.mark.parametrize("name", TABLES)
 def test_weight_decay_of_the_tables_is_decoupled(name, config):
-    config.tables.update(optimizer=name, learning_rate=0.1)
+    config.tables.update(optimizer=name, head_learning_rate=0.1)
     params = {"embedding": jax.random.normal(jax.random.key(0), (V, D))}
     plain = updates_of(optimizer.table_optimizer(config), params)["embedding"]
     config.tables.weight_decay = 0.5
@@ -95,8 +96,9 @@ def test_weight_decay_of_the_tables_is_decoupled(name, config):
 )
 def test_state_bytes_of_the_tables(name, floats, config, params):
     config.tables.optimizer = name
-    counts = {"sgd": 1}.get(name, 2)  # of the schedule, and of the optimizer itself
-    expected = 4 * floats + 4 * counts
+    # A count of each schedule and of the optimizer; Ember has the product of all b2.
+    numbers = {"sgd": 2, "ember": 5}.get(name, 3)
+    expected = 4 * floats + 4 * numbers
     assert optimizer.table_state_bytes(config, params) == expected
     abstract = jax.eval_shape(lambda: params)
     assert optimizer.table_state_bytes(config, abstract) == expected
@@ -110,14 +112,56 @@ def test_state_bytes_are_those_that_training_allocates(config):
     assert optimizer.table_state_bytes(config, params) == found
 
 
-def test_a_chosen_learning_rate_replaces_the_tuned_one(config):
-    config.tables.optimizer = "sgd"
+def table_updates(config, params):
+    updates = updates_of(optimizer.make_optimizer(config), params)
+    return updates["embed"]["embedding"], updates["lm_head"]["kernel"]
+
+
+def test_embedding_and_head_have_their_own_learning_rates(config, params):
+    tuned = config.tables.tuned.ember
+    embed, head = table_updates(config, params)
+    config.tables.head_learning_rate = 3 * tuned.head
+    same, larger = table_updates(config, params)
+    np.testing.assert_array_equal(same, embed)
+    np.testing.assert_allclose(larger, 3 * head, rtol=1e-6)
+    config.tables.update(embed_learning_rate=tuned.head, head_learning_rate=None)
+    smaller, same = table_updates(config, params)
+    np.testing.assert_array_equal(same, head)
+    np.testing.assert_allclose(smaller, tuned.head / tuned.embed * embed, rtol=1e-6)
+
+
+def test_a_tied_table_has_the_learning_rate_of_the_head(config, params):
+    def update_of(**rates):
+        config.tables.update(rates)
+        updates = updates_of(optimizer.make_optimizer(config), params)
+        return updates["embed"]["embedding"]
+
+    del params["lm_head"]
+    tuned = update_of()
+    np.testing.assert_array_equal(update_of(embed_learning_rate=9.0), tuned)
+    tripled = update_of(head_learning_rate=3 * config.tables.tuned.ember.head)
+    np.testing.assert_allclose(tripled, 3 * tuned, rtol=1e-6)
+
+
+@pytest.mark.parametrize("b2", [None, 0.9])
+def test_ember_has_a_growing_decay_unless_it_is_given_a_constant_one(b2, config):
+    config.tables.update(head_learning_rate=0.1, b2=b2)
+    config.update(warmup_fraction=0.0, final_fraction=1.0)
     params = {"embedding": jnp.ones((V, D))}
-    tuned = updates_of(optimizer.table_optimizer(config), params)["embedding"]
-    ratio = 3.0
-    config.tables.learning_rate = ratio * config.tables.tuned.sgd.learning_rate
-    chosen = updates_of(optimizer.table_optimizer(config), params)["embedding"]
-    np.testing.assert_allclose(chosen, ratio * tuned, rtol=1e-6)
+    decay = ember_optax.adafactor_decay() if b2 is None else b2
+    expected = updates_of(ember_optax.ember(0.1, decay), params)["embedding"]
+    found = updates_of(optimizer.table_optimizer(config), params)["embedding"]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert config.tables.optimizer == "ember"  # by default
+
+
+def test_adam_is_that_of_practice(config):
+    config.tables.update(optimizer="adam", head_learning_rate=0.1)
+    config.update(warmup_fraction=0.0, final_fraction=1.0)
+    params = {"embedding": jnp.ones((V, D))}
+    expected = updates_of(optax.adam(0.1, b1=0.8, b2=0.95), params)["embedding"]
+    found = updates_of(optimizer.table_optimizer(config), params)["embedding"]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -151,7 +195,7 @@ def test_muon_orthogonalises_hidden_matrices_and_no_table(config, params):
 
 
 def test_clipping_is_by_the_norm_of_tables_and_body_together(config, params):
-    config.tables.update(optimizer="sgd", learning_rate=1.0)
+    config.tables.update(optimizer="sgd", embed_learning_rate=1.0)
     config.update(clip_norm=0.5, warmup_fraction=0.0)
     grads = random_like(params, 0)
     tx = optimizer.make_optimizer(config)

@@ -103,7 +103,8 @@ def test_tunix_keeps_the_state_of_both_tables_and_no_other(rl):
     state = state_of(sorting_trainer(rl))
     rows = {p: x.shape for p, x in state.items() if p.endswith("/row/value")}
     (prefix,) = {path.partition("/tables/")[0] for path in rows}
-    assert rows == {f"{prefix}/tables/{name}/row/value": (16,) for name in TABLES}
+    keys = [name.replace("/", ":") for name in TABLES]
+    assert rows == {f"{prefix}/tables/{key}/row/value": (16,) for key in keys}
     for moment in ("mu", "nu"):
         assert not any(
             f"/{moment}/{name}/" in path for path in state for name in TABLES
@@ -117,7 +118,8 @@ def test_every_parameter_learns(rl):
     supervised.fit(trainer, sorting_batches(4), sorting_batches(1))
     after = state_of(trainer)
     still = [p for p, x in before.items() if np.array_equal(x, after[p])]
-    assert not still
+    # Of the product of all b2, what rounding has added: nothing so far.
+    assert all(path.endswith("/remaining/error/value") for path in still)
 
 
 def test_losses_are_those_of_the_right_steps(rl):
@@ -152,7 +154,7 @@ def test_finetuning_compares_both_arms(finetuning, capsys, tmp_path):
     before = [records[4]["validation_loss"] for records in runs.values()]
     assert before[0] == before[1]  # they start from one model
     printed = capsys.readouterr().out
-    assert "embedder/input_embedding  300 x 16" in printed
+    assert "embedder/input_embedding  embed  300 x 16" in printed
     assert f"Loss plot: {tmp_path / 'run' / 'loss.png'}" in printed
     assert (tmp_path / "run" / "loss.png").stat().st_size
 

@@ -76,6 +76,13 @@ def test_values_that_contradict_each_other(finetuning):
     finetuning.finetuning.tables.optimizer = "adam"
     with pytest.raises(UserError, match="--compare adds a run"):
         config_check.check_finetuning(finetuning, compare=True)
+    finetuning.model.use_tied_embedding = True
+    finetuning.finetuning.tables.embed_learning_rate = 0.1
+    with pytest.raises(
+        UserError, match=r"only config\.finetuning\.tables\.head_learning_rate"
+    ):
+        config_check.check_finetuning(finetuning)
+    finetuning.finetuning.tables.embed_learning_rate = None
     finetuning.update(resume=True, overwrite=True)
     with pytest.raises(UserError, match="give only one of them"):
         config_check.check_finetuning(finetuning)

@@ -111,11 +111,11 @@ def test_a_new_run_replaces_the_old_one(config, monkeypatch):
 def test_resume_with_another_config_is_an_error(config):
     train(config)
     config.model.heads = 1
-    config.tables.learning_rate = 0.5
+    config.tables.head_learning_rate = 0.5
     with pytest.raises(
         ValueError,
         match=r"another config: model\.heads was 2 and is 1;"
-        r" tables\.learning_rate was None and is 0\.5",
+        r" tables\.head_learning_rate was None and is 0\.5",
     ):
         train(config, resume=True)
 
@@ -171,8 +171,8 @@ def test_compare_prints_both_arms(config, capsys):
     )
     assert ember[1] == f"{results['ember'].validation_loss:.4f}"
     assert adam[1] == f"{results['adam'].validation_loss:.4f}"
-    assert ember[2] == f"{4 * (2 * (300 + 16) + 2):,}"
-    assert adam[2] == f"{4 * (4 * 300 * 16 + 2):,}"
+    assert ember[2] == f"{4 * (2 * (300 + 16) + 5):,}"
+    assert adam[2] == f"{4 * (4 * 300 * 16 + 3):,}"
     plot = Path(config.workdir, "loss.png")
     assert f"Loss plot: {plot}" in out
     assert plot.read_bytes().startswith(b"\x89PNG")
@@ -189,10 +189,12 @@ def test_an_earlier_run_is_shown_beside(config, capsys):
 
 
 def test_adam_arm_uses_its_own_tuned_settings(config):
-    config.tables.update(learning_rate=0.5, b2=0.9, weight_decay=0.1)
+    config.tables.update(embed_learning_rate=0.5, head_learning_rate=0.1, b2=0.9)
+    config.tables.weight_decay = 0.1
     adam = examples.pretrain.with_adam_tables(config)
     assert adam.tables.optimizer == "adam"
-    assert adam.tables.learning_rate is adam.tables.b2 is None
+    assert adam.tables.embed_learning_rate is None
+    assert adam.tables.head_learning_rate is adam.tables.b2 is None
     assert adam.tables.weight_decay == 0.1
     assert adam.body.to_dict() == config.body.to_dict()
     assert config.tables.optimizer == "ember"
@@ -222,14 +224,16 @@ def test_flags_override_the_config(monkeypatch):
     config = parse(
         "--config.steps=7",
         "--config.tables.optimizer=adam",
-        "--config.tables.learning_rate=0.25",
+        "--config.tables.embed_learning_rate=0.25",
+        "--config.tables.head_learning_rate=0.02",
         "--config.body.optimizer=muon",
         "--config.data.path=a.txt,b/*.txt",
         "--config.model.tied",
         "--config.resume",
     )
     assert config.steps == 7
-    assert config.tables.learning_rate == 0.25
+    assert config.tables.embed_learning_rate == 0.25
+    assert config.tables.head_learning_rate == 0.02
     assert config.tables.b2 is None
     assert config.data.path == "a.txt,b/*.txt"
     assert config.model.tied

@@ -144,7 +144,7 @@ def test_what_is_not_finite_ends_the_run_and_is_never_saved(
 
 
 def test_a_run_that_diverges_ends_with_a_line_and_exit_code_1(config):
-    config.tables.learning_rate = 1e30
+    config.tables.head_learning_rate = 1e30
     config.body.learning_rate = 1e30
     with pytest.raises(SystemExit) as ended, command.one_line_errors():
         examples.pretrain.run(config)

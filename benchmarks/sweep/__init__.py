@@ -1,1 +1,0 @@
-"""The sweep behind the tuned values of configs/pretrain_small.py."""
