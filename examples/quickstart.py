@@ -9,6 +9,7 @@ import re
 import sysconfig
 from array import array
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -56,16 +57,14 @@ def make_optimizer(steps: int) -> optax.GradientTransformation:
     def schedule(peak: float) -> optax.Schedule:
         return optax.warmup_cosine_decay_schedule(0.0, peak, steps // 10, steps)
 
-    return optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.multi_transform(
-            {
-                "table": ember_optax.ember(schedule(1e-2)),
-                "body": optax.adamw(schedule(3e-3)),
-            },
-            ember_optax.label_token_tables,
-        ),
-    )
+    b2 = ember_optax.adafactor_decay()
+    optimizers = {
+        "embed": ember_optax.ember(schedule(0.7), b2),
+        "head": ember_optax.ember(schedule(0.04), b2),
+        "body": optax.adamw(schedule(3e-3)),
+    }
+    labels = partial(ember_optax.label_token_tables, embed="embed", head="head")
+    return ember_optax.clipped(optax.multi_transform(optimizers, labels), max_norm=1.0)
 
 
 def loss_fn(params: optax.Params, state: TrainState, tokens: jax.Array) -> jax.Array:

@@ -40,6 +40,7 @@ def parts() -> dict[str, str]:
     study = Study(settings.read(RESULTS))
     return {
         "study.optimizers": tables.summary(study),
+        "study.pretrain": tables.pretrain(study),
         "study.kept": tables.kept_pairs(study),
         "study.off": tables.costs_off(study),
     }

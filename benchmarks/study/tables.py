@@ -40,6 +40,13 @@ def summary(study: Study) -> str:
     return markdown(head, cells, left=1)
 
 
+def pretrain(study: Study) -> str:
+    """Returns the table of what `make pretrain` runs, with more seeds."""
+    rows = [row for row in map(study.arm, (CANDIDATE, ADAMS[0])) if row]
+    cells = [[row.title, *_cells(row), f"{row.state_bytes:,}"] for row in rows]
+    return markdown([*HEAD, "state of the tables, bytes"], cells, left=1)
+
+
 def elsewhere(study: Study) -> str:
     """Returns the table of the other settings."""
     rows = [row for stage in ELSEWHERE for row in study.rows(stage)]
