@@ -190,7 +190,7 @@ def make_operands(shape: tuple[int, int], dtype: Any, axis: int) -> tuple[Any, .
     theta, grad = rng.normal(size=shape), make_grads(shape, 1)[0]
     row, col = (rng.random(n) + 0.1 for n in shape)
     col_root = _kernel.column_root(jnp.float32(col), jnp.float32(0.5))
-    numbers = _kernel.Numbers(*map(jnp.float32, (1e-2, 1e-8, 0.1, 0.1)))
+    numbers = _kernel.Numbers(*map(jnp.float32, (0.99, 1e-2, 1e-8, 0.1, 0.1)))
     tables = (jnp.asarray(x if axis == 0 else x.T, dtype) for x in (theta, grad))
     return *tables, jnp.float32(row), col_root, numbers
 
