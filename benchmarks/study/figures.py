@@ -141,9 +141,9 @@ def by_setting(study: Study) -> Figure | None:
     axis.invert_yaxis()
     axis.set_xlabel("← Ember with Adafactor's decay is better        worse →")
     axis.set_title(
-        "Its validation loss minus that of the better Adam (blue) and of Ember with b2"
-        " 0.999 (red),\nfive paired seeds; intervals of a color are right together with"
-        " 95%; open: they include 0",
+        "Validation loss minus that of the better Adam (blue) and of Ember with b2"
+        " 0.999 (red),\nfive paired seeds; intervals of a color are right together with 95%;"
+        " open: they include 0",
         fontsize=9,
     )
     return figure
@@ -156,13 +156,14 @@ def pareto(study: Study) -> Figure | None:
         return None
     rows.sort(key=lambda row: row.mean)
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
-    below: dict[int, float] = {}  # the last label of a column
+    gap = 0.05 * (rows[-1].mean - rows[0].mean)  # between labels of a column
+    below: dict[int, float] = {}  # the last of them
     for row in rows:
         shade = color(row.title)
         half = interval_of_mean(row).high - row.mean
         axis.errorbar(row.state_bytes, row.mean, half, fmt="o", color=shade, capsize=2)
         place = int(math.log10(row.state_bytes + 100))
-        y = below[place] = max(row.mean, below.get(place, 0) + 0.035)
+        y = below[place] = max(row.mean, below.get(place, 0) + gap)
         label = axis.annotate(
             f"{row.title}  {row.mean:.3f}",
             (row.state_bytes, row.mean),
@@ -177,6 +178,7 @@ def pareto(study: Study) -> Figure | None:
     ticks = {0: "0", 1e4: "10 kB", 1e5: "100 kB", 1e6: "1 MB", 1e7: "10 MB"}
     axis.set_xticks(list(ticks), list(ticks.values()))
     axis.set_xlim(-100, 3e8)
+    axis.set_ylim(top=max(below.values()) + gap)
     axis.set_xlabel("optimizer state of both token tables")
     axis.set_ylabel("validation loss, five seeds, 95% interval")
     axis.set_title("Each optimizer at its best pair of learning rates")

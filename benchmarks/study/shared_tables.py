@@ -1,7 +1,7 @@
 """The tables of the first study, with one learning rate for both tables."""
 
 from benchmarks.common.tables import markdown
-from benchmarks.study import shared
+from benchmarks.study import shared, stages
 from benchmarks.study.rows import Row, Study, setting
 from benchmarks.study.tables import mean, minus
 
@@ -40,6 +40,21 @@ SECTIONS = {
         "A quarter of the tokens of the main setting, and four times as many.",
     ),
 }
+
+
+def cost(study: Study) -> str:
+    """Returns the table of what one learning rate for both tables costs."""
+    pairs = [
+        (study.row("shared_seeds", {"arm": arm}), study.arm(arm))
+        for arm in shared.COMPARED
+        if {"arm": arm} in stages.CASES["arms"]
+    ]
+    cells = [
+        [one.title, mean(one), mean(two), minus(one, two)]
+        for one, two in pairs
+        if one and two
+    ]
+    return markdown(["tables", "one rate", "a rate for each", "cost"], cells, left=1)
 
 
 def table(study: Study, stage: str) -> str:
