@@ -58,13 +58,15 @@ def make_optimizer(steps: int) -> optax.GradientTransformation:
         return optax.warmup_cosine_decay_schedule(0.0, peak, steps // 10, steps)
 
     b2 = ember_optax.adafactor_decay()
-    optimizers = {
-        "embed": ember_optax.ember(schedule(0.7), b2),
-        "head": ember_optax.ember(schedule(0.04), b2),
-        "body": optax.adamw(schedule(3e-3)),
-    }
-    labels = partial(ember_optax.label_token_tables, embed="embed", head="head")
-    return ember_optax.clipped(optax.multi_transform(optimizers, labels), max_norm=1.0)
+    routed = optax.multi_transform(
+        {
+            "embed": ember_optax.ember(schedule(0.7), b2),
+            "head": ember_optax.ember(schedule(0.04), b2),
+            "body": optax.adamw(schedule(3e-3)),
+        },
+        partial(ember_optax.label_token_tables, embed="embed", head="head"),
+    )
+    return ember_optax.clipped(routed, max_norm=1.0)
 
 
 def loss_fn(params: optax.Params, state: TrainState, tokens: jax.Array) -> jax.Array:
