@@ -48,7 +48,8 @@ def parts() -> dict[str, str]:
 
 def pages() -> dict[Path, str]:
     """Returns the pages that are generated as a whole."""
-    links = {name: f"../benchmarks/study/{name}.png" for name in FIGURES}
+    drawn = [name for name in FIGURES if RESULTS.with_name(f"{name}.png").exists()]
+    links = {name: f"../benchmarks/study/{name}.png" for name in drawn}
     return {PAGE: page(Study(settings.read(RESULTS)), links)}
 
 
