@@ -4,8 +4,8 @@ import math
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.interpolate import griddata
 
 from benchmarks.common.figures import ADAM, EMBER, OTHER, color, plt, save
 from benchmarks.study import rare, rates, stages
@@ -43,47 +43,47 @@ def plane(study: Study) -> Figure | None:
     if min(map(len, found.values())) < 12:
         return None
     lowest = min(min(losses.values()) for losses in found.values())
-    levels = lowest + np.array([0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6])
+    levels = [0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8]
+    shades = plt.get_cmap("viridis_r")(np.linspace(0, 1, len(levels)))
     figure, axes = plt.subplots(
         ncols=2, figsize=(10, 4.4), sharex=True, sharey=True, layout="constrained"
     )
     for axis, (arm, losses) in zip(axes, found.items(), strict=True):
-        filled = _contours(axis, losses, levels)
+        # On logarithms: rates are as far apart as their ratio says.
+        x, y = np.log10(list(losses)).T
+        at = np.meshgrid(
+            np.linspace(x.min(), x.max(), 200), np.linspace(y.min(), y.max(), 200)
+        )
+        above = np.array(list(losses.values())) - lowest
+        surface = griddata((x, y), above, tuple(at), method="cubic")
+        filled = axis.contourf(
+            *at, surface, [-1, *levels[1:]], colors=shades, extend="max"
+        )
+        axis.plot(x, y, ".", color="black", markersize=2, alpha=0.5)
         best = min(losses, key=lambda pair: losses[pair])
-        axis.plot(*best, "*", color="white", markeredgecolor="black", markersize=14)
+        axis.plot(*np.log10(best), "*", color="white", mec="black", markersize=14)
         axis.annotate(
             f"{losses[best]:.3f} at {best[0]:g}, {best[1]:g}",
-            best,
-            xytext=(8, 8),
+            np.log10(best),
+            xytext=(0, 10),
             textcoords="offset points",
+            ha="center",
             fontsize=9,
         )
+        axis.axline((-1, -1), slope=1, color="black", linewidth=1, linestyle=":")
         axis.set(title=BOTH[arm][0], xlabel="learning rate of the embedding")
-        low, high = axis.get_ylim()
-        diagonal = np.array([low, high])
-        axis.plot(diagonal, diagonal, ":", color="black", linewidth=1)
-        axis.set_ylim(low, high)
-        axis.set_xlim(min(r for r, _ in losses), max(r for r, _ in losses))
+        axis.set(xlim=(x.min(), x.max()), ylim=(y.min(), y.max()))
+        for side, exponents in ((axis.xaxis, x), (axis.yaxis, y)):
+            ticks = np.arange(np.ceil(exponents.min()), np.floor(exponents.max()) + 1)
+            side.set_ticks(ticks, [f"{10.0**k:g}" for k in ticks])
     axes[0].set_ylabel("learning rate of the head")
     bar = figure.colorbar(filled, ax=axes, label="nats above the best of both")
-    bar.set_ticks(list(levels), labels=[f"{x - lowest:g}" for x in levels])
+    bar.set_ticks(levels[1:])
     figure.suptitle(
         "Validation loss by the learning rates of both tables, one seed. Dotted: one"
         " rate for both"
     )
     return figure
-
-
-def _contours(axis: Axes, losses: dict, levels: np.ndarray):
-    # Nearby rates are as far apart as their ratio says.
-    embed, head = np.log10(np.array(list(losses))).T
-    values = np.clip(list(losses.values()), levels[0], levels[-1])
-    axis.set(xscale="log", yscale="log")
-    filled = axis.tricontourf(
-        10**embed, 10**head, values, levels=levels, cmap="viridis", extend="neither"
-    )
-    axis.plot(10**embed, 10**head, ".", color="black", markersize=2, alpha=0.4)
-    return filled
 
 
 def off(study: Study) -> Figure | None:
@@ -94,7 +94,11 @@ def off(study: Study) -> Figure | None:
     figure, axes = plt.subplots(
         ncols=3, figsize=(10, 3.4), sharey=True, layout="constrained"
     )
-    where = {"embedding": (1, 0), "head": (0, 1), "both": (1, 1)}
+    where = {
+        "rate of the embedding": (1, 0),
+        "rate of the head": (0, 1),
+        "both rates": (1, 1),
+    }
     for axis, (name, (a, b)) in zip(axes, where.items(), strict=True):
         for arm, costs in found.items():
             points = {x: costs[x**a, x**b] for x in stages.OFF} | {1.0: 0.0}
@@ -104,7 +108,7 @@ def off(study: Study) -> Figure | None:
         axis.set_xscale("log", base=2)
         axis.set_xticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "best", "2", "4"])
         axis.axhline(0, color="black", linewidth=0.6)
-        axis.set(title=f"rate of the {name} off by", xlabel="factor")
+        axis.set(title=f"{name} off by", xlabel="factor")
     axes[0].set_ylabel("nats above the best pair")
     axes[0].legend(fontsize=8)
     return figure
