@@ -166,6 +166,8 @@ def scale_by_ember(
 
         sums, scale = clipping or (reducer.sum_squares(grads, axes, dtype), None)
         decay, remaining = _decay.step(b2, state.remaining, state.count)
+        # Or a loop over steps might keep them as the gradients lie.
+        before = reducer.constrain(before, grads, axes)
         moments = {path: rule.move(before[path], sums[path], decay) for path in grads}
         moments = reducer.constrain(moments, grads, axes)
         roots = {path: rule.roots(moments[path], sums[path], decay) for path in grads}

@@ -153,10 +153,10 @@ def move(
     # Steps that are almost alike are rounded alike, and over a long run that adds up:
     # what `left` was rounded by goes into the sum, where the gain blurs it.
     error = (statistic - left) - lost
-    slow = left + (gain + error)
     # Of b2 and 1 - b2, the smaller one has more digits. What is lost may be too small.
     is_slow = (rate < 0.5) & (lost >= jnp.finfo(lost.dtype).tiny)
-    return jnp.where(is_slow, slow, b2 * statistic + gain)
+    left = jnp.where(is_slow, left, b2 * statistic)
+    return left + (gain + jnp.where(is_slow, error, 0))
 
 
 def share(x: jax.Array, total: jax.Array) -> jax.Array:

@@ -130,7 +130,7 @@ def test_state_is_one_number_for_each_row_and_column(dtype: Any) -> None:
     params = make_params("plain", dtype)
     state = jax.eval_shape(ember_optax.scale_by_ember().init, params)
     assert bytes_of(state.tables) == 4 * (V + D)
-    assert bytes_of(state) == 4 * (V + D) + 4  # and the count
+    assert bytes_of(state) == 4 * (V + D) + 4 + 8  # count, product of decays
 
 
 def test_nothing_else_of_a_routed_state_grows_with_the_table() -> None:
@@ -138,7 +138,8 @@ def test_nothing_else_of_a_routed_state_grows_with_the_table() -> None:
     state = jax.eval_shape(OPTIMIZERS["decayed"].init, params)
     adam = 2 * 4 * D  # of the norm
     counts = 3 * 4  # of Ember, of its schedule and of Adam
-    assert bytes_of(state) == 4 * (V + D) + adam + counts
+    product = 2 * 4  # of all decays
+    assert bytes_of(state) == 4 * (V + D) + adam + counts + product
 
 
 @both_dtypes
