@@ -58,11 +58,9 @@ def elsewhere(study: Study) -> str:
 
 
 def one_stage(study: Study, stage: str) -> str:
-    return markdown(
-        [*HEAD, "name"],
-        [[row.title, *_cells(row), f"`{row.name}`"] for row in study.rows(stage)],
-        left=1,
-    )
+    rows = study.rows(stage)
+    cells = [[row.title, *_cells(row), f"`{row.name}`"] for row in rows]
+    return markdown([*HEAD, "name"], cells, left=1) if rows else NOT_FINISHED
 
 
 def family(found: Family) -> str:
@@ -133,9 +131,10 @@ def rare_tokens(study: Study) -> str:
     note = (
         f"Log(predicted / actual) at a validation loss of {loss:.3f}, by occurrences."
     )
-    return f"{note}\n\n{markdown(head, rows, left=1)}" if rows else ""
+    return f"{note}\n\n{markdown(head, rows, left=1)}" if rows else NOT_FINISHED
 
 
+NOT_FINISHED = "Not finished."
 HEAD = ["tables", "rate of the embedding", "of the head", "loss"]
 
 
