@@ -95,7 +95,7 @@ def check_weight_decay(weight_decay: Any, name: str = "weight_decay") -> None:
 def check_max_norm(max_norm: Any) -> None:
     """Raises ValueError for a norm that is no positive number."""
     _check_number("max_norm", max_norm)
-    if _is_known(max_norm) and not max_norm > 0:
+    if _is_known(max_norm) and not float(max_norm) > 0:
         raise ValueError(f"max_norm is {max_norm}, but it must be positive: try 1.0.")
 
 

@@ -20,9 +20,11 @@ class Group(NamedTuple):
     dtype: DTypeLike
     places: dict[str, int]  # of its gradients among all leaves, by path
 
+    def grads(self, leaves: list[jax.Array]) -> dict[str, jax.Array]:
+        return {path: leaves[i] for path, i in self.places.items()}
+
     def sum_squares(self, leaves: list[jax.Array]) -> dict[str, Sums]:
-        grads = {path: leaves[i] for path, i in self.places.items()}
-        return self.reducer.sum_squares(grads, self.axes, self.dtype)
+        return self.reducer.sum_squares(self.grads(leaves), self.axes, self.dtype)
 
 
 class Probe:
@@ -141,7 +143,7 @@ def clipped(
             for i, leaf in enumerate(leaves)
         ]
         by_group = {
-            _key({path: leaves[i] for path, i in group.places.items()}): tables
+            _key(group.grads(leaves)): tables
             for group, tables in zip(groups, sums, strict=True)
         }
         return inner.update(

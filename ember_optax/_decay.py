@@ -129,6 +129,12 @@ def correction(remaining: Remaining) -> jax.Array:
     return -jnp.expm1(remaining.log)
 
 
+def ratio(new: Remaining, old: Remaining, count: jax.Array) -> jax.Array:
+    """Returns what keeps a corrected moment under another product of decays."""
+    # Before the first step there is none.
+    return jnp.where(count > 0, correction(new) / correction(old), 0)
+
+
 def multiply(remaining: Remaining, rate: jax.Array) -> Remaining:
     """Returns the product with one more decay, 1 - rate."""
     term = jnp.maximum(jnp.log1p(-rate), NOTHING)

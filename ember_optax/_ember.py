@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ember_optax import _checks, _decay
+from ember_optax import _checks, _decay, _rule
 from ember_optax._axes import VocabAxis, check_vocab_axis, token_axes
 from ember_optax._clipping import Clipping, Probe
 from ember_optax._decay import Remaining, Scalar, ScalarOrSchedule
 from ember_optax._mesh import AxisName, AxisNames
 from ember_optax._paths import by_path, is_placeholder, to_key
 from ember_optax._reduce import InShardMap, OnMesh, read_again
-from ember_optax._rule import ColumnMean, Rule, TableMoments, init_moments
+from ember_optax._rule import ColumnMean, Rule, TableMoments
 
 RowState = Literal["replicated", "sharded"]
 
@@ -139,11 +139,12 @@ def scale_by_ember(
         tables = by_path(params)
         axes = token_axes(tables, vocab_axis)
         moments = {
-            path: init_moments(table.shape, table.dtype, axes[path])
+            path: _rule.init_moments(table.shape, table.dtype, axes[path])
             for path, table in tables.items()
         }
         moments = reducer.constrain(moments, tables, axes)
-        return EmberState(count, _keyed(moments), _decay.init(_dtype(moments)))
+        remaining = _decay.init(_rule.common_dtype(moments))
+        return EmberState(count, _keyed(moments), remaining)
 
     def update_fn(
         updates: optax.Updates,
@@ -158,7 +159,7 @@ def scale_by_ember(
         axes = token_axes(grads, vocab_axis)
         _checks.check_gradients(grads, axes, state.tables)
         before = {path: state.tables[to_key(path)] for path in grads}
-        dtype = _dtype(before)
+        dtype = _rule.common_dtype(before)
         if isinstance(ember_clipping, Probe):
             ember_clipping.add(grads, reducer, axes, dtype)
             return jax.tree.map(jnp.zeros_like, updates), state
@@ -291,12 +292,6 @@ def ember(
         optax.add_decayed_weights(weight_decay, weight_decay_mask),
         optax.scale_by_learning_rate(learning_rate),
     )
-
-
-def _dtype(moments: dict[str, TableMoments]) -> jnp.dtype:
-    """Returns the dtype of what all tables share."""
-    is_double = any(table.row.dtype == jnp.float64 for table in moments.values())
-    return jnp.dtype(jnp.float64 if is_double else jnp.float32)
 
 
 def _keyed(moments: dict[str, TableMoments]) -> dict[str, TableMoments]:

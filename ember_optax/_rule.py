@@ -1,5 +1,6 @@
 """The mathematics of one token table: its factored second moment and its update."""
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import jax
@@ -142,6 +143,12 @@ def init_moments(shape: tuple[int, ...], dtype: DTypeLike, axis: int) -> TableMo
     dtype = jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32
     columns = shape[:axis] + shape[axis + 1 :]
     return TableMoments(jnp.zeros(shape[axis], dtype), jnp.zeros(columns, dtype))
+
+
+def common_dtype(moments: Mapping[str, TableMoments]) -> jnp.dtype:
+    """Returns the dtype of what all tables share."""
+    is_double = any(table.row.dtype == jnp.float64 for table in moments.values())
+    return jnp.dtype(jnp.float64 if is_double else jnp.float32)
 
 
 def move(

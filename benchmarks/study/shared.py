@@ -8,7 +8,7 @@ seeds that the search has not seen.
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.common.search import QUARTERS, best_rate, search
@@ -88,13 +88,20 @@ class WaitingFor(Exception):
 
 
 def missing(stage: str, losses: Losses) -> Iterator[Settings]:
-    """Yields the runs of a stage that can be done now and are not finished."""
+    """Returns the runs of a stage that can be done now and are not finished."""
     if stage == "body":
         jobs = [lambda body=body: _body_runs(body) for body in ("adamw", "muon")]
     elif stage == "shared_sweep":
         jobs = [lambda case=case: [tuned(case, losses)] for case in ARM_CASES]
     else:
         jobs = [lambda case=case: seeded(case, losses) for case in CASES[stage]]
+    return unfinished(jobs, losses)
+
+
+def unfinished(
+    jobs: Sequence[Callable[[], list[Settings]]], losses: Losses
+) -> Iterator[Settings]:
+    """Yields the runs of jobs that are not finished, or those that they wait for."""
     for job in jobs:
         try:
             runs = job()
@@ -125,7 +132,6 @@ def tuned(case: Case, losses: Losses) -> Settings:
         center, reach = arm.center, 2
     else:
         center, reach = tuned({"arm": case["arm"]}, losses).lr, 1
-
     return best_of(base, center, reach, losses)
 
 

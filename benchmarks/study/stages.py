@@ -10,22 +10,13 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from benchmarks.common.search import (
-    QUARTERS,
-    Pair,
-    best_pair,
-    search_pair,
-)
+from benchmarks.common.search import QUARTERS, Pair, best_pair, search_pair
 from benchmarks.study import shared
 from benchmarks.study.arms import ARMS
 from benchmarks.study.settings import Losses, Settings
-from benchmarks.study.shared import SEEDS, Case, WaitingFor
+from benchmarks.study.shared import BATCHES, LENGTHS, SEEDS, WIDTHS, Case
 
 RIVALS = ("ember_adafactor", "adam80", "adam", "ember")
-MIXED = itertools.permutations(("ember_adafactor", "adam80"), 2)
-BATCHES = (8, 32, 128, 512)
-WIDTHS = (48, 192)
-LENGTHS = (65_536, 1_048_576)  # tokens
 LARGE: Case = {"width": 256, "layers": 4, "vocab": 16_384, "tokens": 1_048_576}
 # For one large GPU.
 SCALE: Case = {
@@ -58,7 +49,10 @@ CASES: dict[str, list[Case]] = {
         *({"arm": arm} for arm in ARMS if arm.startswith("balanced")),
         {"arm": "ember_adafactor", "head_arm": "ember_centered"},
     ],
-    "mixed": [{"arm": embed, "head_arm": head} for embed, head in MIXED],
+    "mixed": [
+        {"arm": embed, "head_arm": head}
+        for embed, head in itertools.permutations(RIVALS[:2])
+    ],
     "linux": [{"arm": arm, "text": "linux"} for arm in RIVALS],
     "tied": [{"arm": arm, "tied": True} for arm in RIVALS],
     "muon": [{"arm": arm, "body": "muon"} for arm in RIVALS],
@@ -93,7 +87,7 @@ def name_of(stage: str, case: Case) -> str:
 
 
 def missing(stage: str, losses: Losses) -> Iterator[Settings]:
-    """Yields the runs of a stage that can be done now and are not finished."""
+    """Returns the runs of a stage that can be done now and are not finished."""
     jobs: list[Callable[[], list[Settings]]]
     if stage == "plane":
         jobs = [lambda: plane(losses)]
@@ -101,12 +95,7 @@ def missing(stage: str, losses: Losses) -> Iterator[Settings]:
         jobs = [lambda arm=arm: list(off(arm, losses).values()) for arm in RIVALS[:2]]
     else:
         jobs = [lambda case=case: seeded(case, losses) for case in CASES[stage]]
-    for job in jobs:
-        try:
-            runs = job()
-        except WaitingFor as waiting:
-            runs = waiting.runs
-        yield from (run for run in runs if run not in losses)
+    return shared.unfinished(jobs, losses)
 
 
 def seeded(case: Case, losses: Losses) -> list[Settings]:

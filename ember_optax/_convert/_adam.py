@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from ember_optax import _decay, _rule
@@ -208,7 +207,7 @@ def _to_ember_part(
             common_value({path: product.log for path, product in kept.items()}),
             common_value({path: product.error for path, product in kept.items()}),
         )
-    scale = _scale(remaining, _decay.after(decays.adam, count, dtype), count)
+    scale = _decay.ratio(remaining, _decay.after(decays.adam, count, dtype), count)
     tables = {}
     for key, empty in part.tables.items():
         path = from_key(key)
@@ -243,7 +242,7 @@ def _to_adam_part(
         axis = axis_of_state(path, nu.shape, found.moments, vocab_axis)
         dtype = found.moments.row.dtype
         new = _decay.after(decays.adam, count, dtype)
-        scale = _scale(new, found.remaining, found.count)
+        scale = _decay.ratio(new, found.remaining, found.count)
         dense = _rule.unfold(found.moments, scale, axis).astype(nu.dtype)
         if jax.sharding.get_abstract_mesh().are_all_axes_explicit:
             dense = constrain(dense, jax.typeof(nu).sharding.spec, None)
@@ -256,12 +255,6 @@ def _to_adam_part(
         jax.tree.unflatten(jax.tree.structure(part.mu), mu),
         jax.tree.unflatten(jax.tree.structure(part.nu), nu),
     )
-
-
-def _scale(new: Remaining, old: Remaining, count: jax.Array) -> jax.Array:
-    """Returns what keeps the corrected moment under another product of decays."""
-    ratio = _decay.correction(new) / _decay.correction(old)
-    return jnp.where(count > 0, ratio, 0)  # before the first step there is none
 
 
 def _check_kind(where: str, moments: ByPath, kind: type) -> None:
