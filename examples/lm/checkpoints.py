@@ -6,8 +6,11 @@ another mesh and by another number of processes.
 
 import contextlib
 import errno
+import gc
+import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -170,7 +173,7 @@ def restore(
       Unusable: the checkpoint is of another model, optimizer, config or text.
       AllDamaged: there are checkpoints, but none can be read.
     """
-    damaged = {}
+    damaged: dict[int, str] = {}
     for step in sorted(manager.all_steps(), reverse=True):
         try:
             path = manager.directory / str(step)
@@ -179,18 +182,19 @@ def restore(
         except Unusable:
             raise
         except Exception as error:  # Orbax has no type of its own for damage
-            damaged[step] = error
+            damaged[step] = (str(error.__cause__ or error) or repr(error)).splitlines()[0]
+        if step in damaged:
+            _drop_other_reads()
             continue
         _set_aside(manager, damaged)
         batches.set_state(checkpoint.position)
         return checkpoint.state, step
     if damaged:
-        error = damaged[max(damaged)]
         raise AllDamaged(
             f"No checkpoint in {manager.directory} can be read, the last one because"
-            f" of: {_reason(error)}. To start again, which deletes them, give"
+            f" of: {damaged[max(damaged)]}. To start again, which deletes them, give"
             " --config.overwrite instead of --config.resume."
-        ) from error
+        )
     return None
 
 
@@ -231,17 +235,17 @@ def read(path: Any, target: State, config: Config) -> Checkpoint:
     return Checkpoint(state, parts["batches"], parts["text"])
 
 
-def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, Exception]) -> None:
+def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, str]) -> None:
     """Renames damaged checkpoints, so that their steps can be saved again."""
     if not damaged:
         return
-    for step, error in damaged.items():
+    for step, reason in damaged.items():
         if processes.is_primary():
             path = Path(manager.directory, str(step))
             # A name of its own: the step may have been damaged before.
             aside = tempfile.mkdtemp(prefix=f"damaged-{step}-", dir=path.parent)
             print(
-                f"The checkpoint of step {step} is damaged ({_reason(error)}); going on"
+                f"The checkpoint of step {step} is damaged ({reason}); going on"
                 f" from the one before it. The damaged one is kept as {aside}.",
                 flush=True,
             )
@@ -250,5 +254,14 @@ def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, Exception]) ->
     manager.reload()
 
 
-def _reason(error: Exception) -> str:
-    return str(error.__cause__ or error).splitlines()[0][:200]
+def _drop_other_reads() -> None:
+    """Ends the reads that Orbax left waiting when one of them failed.
+
+    Python would else report each of them, with a traceback, at some later time.
+    """
+    hook, asyncio = sys.unraisablehook, logging.getLogger("asyncio")
+    sys.unraisablehook, asyncio.disabled = lambda _: None, True
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook, asyncio.disabled = hook, False
