@@ -26,9 +26,10 @@ def execute(settings: Settings) -> Run:
     """Finetunes one model and returns its results."""
     config, arm = _config(settings["seed"]), settings["arm"]
     phase = config.finetuning
-    rate = settings["learning_rate"]
     phase.tables.update(
-        optimizer=arm, embed_learning_rate=rate, head_learning_rate=rate
+        optimizer=arm,
+        embed_learning_rate=settings["embed_learning_rate"],
+        head_learning_rate=settings["head_learning_rate"],
     )
     phase.body.learning_rate = settings["body_learning_rate"]
     model = nnx.clone(pretrained(settings["seed"]))

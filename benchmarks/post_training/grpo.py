@@ -25,9 +25,10 @@ def execute(settings: Settings) -> Run:
     config = _config(settings["seed"])
     phase = config.rl
     phase.batch_size = settings["batch_size"]
-    rate = settings["learning_rate"]
     phase.tables.update(
-        optimizer=settings["arm"], embed_learning_rate=rate, head_learning_rate=rate
+        optimizer=settings["arm"],
+        embed_learning_rate=settings["embed_learning_rate"],
+        head_learning_rate=settings["head_learning_rate"],
     )
     phase.body.learning_rate = settings["body_learning_rate"]
     model, before = supervised(settings["seed"])
