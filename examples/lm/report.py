@@ -187,7 +187,7 @@ def _listed(compiled: jax.stages.Compiled) -> str:
 
 def table_state(program: Program) -> int:
     """Returns the bytes on each device of the state of the tables' optimizer."""
-    partition = program.state.opt_state[1]
+    partition = program.state.opt_state
     return bytes_per_device(partition.inner_states["table"])
 
 
