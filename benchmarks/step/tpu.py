@@ -1,4 +1,4 @@
-"""What the TPU compiler makes of a step: bytes accessed, estimated time, peak memory.
+"""What the TPU compiler makes of a step: bytes accessed, estimated time.
 
     python -m benchmarks.step.tpu
 
@@ -27,7 +27,6 @@ from benchmarks.step.compiling import (
     state_bytes,
 )
 from benchmarks.step.report import TPU
-from benchmarks.step.training import compile_training_step
 from examples.lm import topology
 
 CHIPS = {
@@ -37,7 +36,6 @@ CHIPS = {
     "tpu7x": "tpu7x:2x2x1",
 }
 TABLES = [(50304, 768), (256128, 2048)]
-IN_TRAINING = ("SGD", "Ember", "Adam")
 
 
 def chip(family: str) -> SingleDeviceSharding:
@@ -73,22 +71,6 @@ def measure(name: str, table: jax.ShapeDtypeStruct) -> dict[str, Any]:
     return measured
 
 
-def measure_training(family: str) -> dict[str, dict[str, Any]]:
-    """Returns the peak memory of a training step in bytes: by case and optimizer."""
-    measured: dict[str, Any] = {}
-    for tied in (False, True):
-        for dtype in DTYPES:
-            case = f"{'tied' if tied else 'untied'}, {dtype}"
-            measured[case] = {}
-            for name in IN_TRAINING:
-                step = compile_training_step(
-                    name, sharding=chip(family), dtype=dtype, tied=tied
-                )
-                peak = step.memory_analysis().peak_memory_in_bytes
-                measured[case][name] = peak
-    return measured
-
-
 def main() -> None:
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -96,8 +78,7 @@ def main() -> None:
     measured: dict[str, Any] = {}
     for family in (progress := tqdm(CHIPS)):
         progress.set_description(family)
-        tables, training = measure_tables(family), measure_training(family)
-        measured[family] = {"tables": tables, "training": training}
+        measured[family] = measure_tables(family)
     store.write_object(TPU, {"measured": measured}, "libtpu")
     print(f"Wrote {TPU}")
 

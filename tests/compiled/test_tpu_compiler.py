@@ -189,7 +189,7 @@ def test_statistics_of_a_head_are_taken_where_its_gradient_is_made() -> None:
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize(
     ("family", "dtype", "tied"),
-    # The others are in benchmarks/step/tpu.json: a case takes half a minute.
+    # A case takes half a minute.
     [("v5p", jnp.float32, False), ("v5p", jnp.bfloat16, True)],
 )
 def test_a_training_step_peaks_where_sgd_does(
