@@ -17,13 +17,14 @@ from jax.sharding import SingleDeviceSharding
 from tqdm import tqdm
 
 from benchmarks.common import store
+from benchmarks.step import traffic
 from benchmarks.step.compiling import (
     DTYPES,
     OPTIMIZERS,
     WITHOUT_MUON,
+    bytes_of,
     clipped,
     compile_step,
-    sizes,
     state_bytes,
 )
 from benchmarks.step.report import TPU
@@ -57,17 +58,21 @@ def measure_tables(family: str) -> dict[str, dict[str, dict[str, Any]]]:
 def measure(name: str, table: jax.ShapeDtypeStruct) -> dict[str, Any]:
     """Returns the `state_bytes` of an optimizer and what its step takes.
 
-    Its step is compiled `alone` and `clipped`; of both the result has what `sizes`
-    says, and the estimated `seconds`.
+    Its step is compiled `alone` and `clipped`; of both the result has `temp_bytes`,
+    `bytes_accessed_over_table` and the estimated `seconds`.
     """
     tx = OPTIMIZERS[name]()
     measured: dict[str, Any] = {"state_bytes": state_bytes(tx, table)}
     for how, optimizer in (("clipped", clipped(name, tx)), ("alone", tx)):
         step = compile_step(optimizer, table)
         seconds = step.cost_analysis().get("optimal_seconds", -1)
-        # Negative where the compiler gives no estimate.
-        estimate = {"seconds": seconds if seconds > 0 else None}
-        measured[how] = sizes(step, table) | estimate
+        accessed = traffic.bytes_accessed(step.as_text())
+        measured[how] = {
+            "temp_bytes": step.memory_analysis().temp_size_in_bytes,
+            "bytes_accessed_over_table": accessed / bytes_of(table),
+            # Negative where the compiler gives no estimate.
+            "seconds": seconds if seconds > 0 else None,
+        }
     return measured
 
 

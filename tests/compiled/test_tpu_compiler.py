@@ -17,6 +17,7 @@ import ember_optax
 from benchmarks.collectives.run import MESHES
 from benchmarks.step.compiling import clipped, compile_step
 from benchmarks.step.tpu import CHIPS, chip
+from benchmarks.step.traffic import bytes_accessed
 from benchmarks.step.training import compile_training_step
 from ember_optax import lazy
 from examples.lm import topology
@@ -141,13 +142,15 @@ def test_both_statistics_are_taken_in_one_pass(
 
 
 @pytest.mark.parametrize("name", ["v5p:4x4x4", "v6e:4x4"])
-@pytest.mark.parametrize("layout", ["rows", "columns"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_sharded_statistics_are_taken_in_one_pass(name: str, layout: str) -> None:
     mesh = make_mesh(name, AxisType.Auto)
     compiled = compile_ember(mesh, LAYOUTS[layout], SHAPES[:2])
-    shard_bytes = 2 * 4 * 131072 * 4096 / mesh.shape["x"]
-    # The collective and its packing come on top.
-    assert compiled.cost_analysis()["bytes accessed"] <= 4.1 * shard_bytes
+    n_shards = mesh.size if layout == "both" else mesh.shape["x"]
+    shard_bytes = 2 * 4 * 131072 * 4096 / n_shards
+    # The collective and its packing come on top. XLA counts 6.3 where shards are small:
+    # it copies a gradient into on-chip memory before the update, and counts that too.
+    assert bytes_accessed(compiled.as_text()) <= 4.3 * shard_bytes
 
 
 def compile_head(name: str, tx: optax.GradientTransformation) -> Any:
