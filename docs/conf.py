@@ -1,0 +1,82 @@
+"""Builds the documentation site: `make docs`."""
+
+import posixpath
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.utils.math import latex2mathml
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.transforms import SphinxTransform
+
+import ember_optax
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+REPOSITORY = PYPROJECT["tool"]["hatch"]["metadata"]["hooks"]["custom"]["repository"]
+
+project = "ember_optax"
+author = PYPROJECT["project"]["authors"][0]["name"]
+release = version = ember_optax.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+nitpicky = True
+exclude_patterns = ["_build"]
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme = "sphinx_book_theme"
+html_title = "ember_optax"
+html_copy_source = False
+html_theme_options = {
+    "repository_url": REPOSITORY,
+    "use_repository_button": True,
+    "use_download_button": False,
+    "show_toc_level": 2,
+}
+
+# Headings can be linked to as on GitHub.
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+
+# Docstrings are of Google's kind, with code between single backticks. Their prose gives
+# the types, which signatures would spell out as unions of a page.
+default_role = "code"
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"exclude-members": "__init__, __new__"}
+maximum_signature_line_length = 72
+add_module_names = False
+napoleon_use_rtype = False
+
+
+class LinkToRepository(SphinxTransform):
+    """Sends links to files that are no pages to the repository, where GitHub has them."""
+
+    default_priority = 100
+
+    def apply(self, **kwargs: Any) -> None:
+        for node in list(self.document.findall(addnodes.download_reference)):
+            path = posixpath.normpath(posixpath.join("docs", node["reftarget"]))
+            uri = f"{REPOSITORY}/blob/main/{path}"
+            link = nodes.reference("", "", *node.children, refuri=uri)
+            node.replace_self(link)
+
+
+def visit_math(translator: Any, node: nodes.Element) -> None:
+    """Writes MathML, which browsers draw without a script or a network."""
+    as_block = isinstance(node, nodes.math_block)
+    mathml = latex2mathml.tex2mathml(node.astext(), as_block=as_block)
+    translator.body.append(f'<div class="math">{mathml}</div>' if as_block else mathml)
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> None:
+    app.add_transform(LinkToRepository)
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
+
+
+html_math_renderer = "mathml"
