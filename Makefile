@@ -3,6 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TUNIX_READY := $(VENV)/.tunix-ready
+DOCS := .venv-docs
+DOCS_READY := $(DOCS)/.ready
 
 # libtpu is here to compile for TPUs; on a machine without one it says so at every start.
 ifeq ($(wildcard /dev/accel[0-9]* /dev/vfio/[0-9]*),)
@@ -10,7 +12,7 @@ export TPU_ACCELERATOR_TYPE ?= v5p-128
 export TPU_WORKER_HOSTNAMES ?= localhost
 endif
 
-.PHONY: help pretrain pretrain-mesh finetune grpo linux-doc study report test test-fast random-cases lint types bench clean
+.PHONY: help pretrain pretrain-mesh finetune grpo linux-doc study report docs docs-browser test test-fast random-cases lint types bench clean
 
 help:  ## Show this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -18,12 +20,12 @@ help:  ## Show this text
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable . --group dev
 	touch $@
 
 # 1.6 GB that nothing else needs.
 $(TUNIX_READY): $(READY)
-	$(BIN)/python -m pip install --quiet --editable '.[post-training]'
+	$(BIN)/python -m pip install --quiet --editable . --group post-training
 	touch $@
 
 pretrain: $(READY)  ## Train a small language model on real text: Ember against AdamW on the tables
@@ -78,6 +80,21 @@ lint: $(READY)  ## Check style and formatting
 types: $(READY)  ## Check types
 	$(BIN)/pyright
 
+$(DOCS_READY): pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --upgrade pip
+	$(DOCS)/bin/python -m pip install --quiet --editable . --group docs
+	touch $@
+
+docs: $(DOCS_READY)  ## Build the documentation site in build/site; a warning is an error
+	rm -rf build/site
+	JAX_PLATFORMS=cpu $(DOCS)/bin/sphinx-build --quiet --fresh-env --fail-on-warning \
+	  --keep-going --doctree-dir build/doctrees docs build/site
+	@echo 'Open build/site/index.html'
+
+docs-browser: docs  ## Look at every page of the site in Chromium (needs apt's chromium)
+	$(DOCS)/bin/python docs/browser.py build/site build/screenshots
+
 bench: $(READY)  ## Measure bytes, time and collectives of a step against other optimizers
 	$(BIN)/python -m benchmarks.step.run
 	$(BIN)/python -m benchmarks.step.tpu
@@ -85,5 +102,5 @@ bench: $(READY)  ## Measure bytes, time and collectives of a step against other 
 	$(BIN)/python -m benchmarks.collectives.run
 
 clean:  ## Remove the virtual environment, caches and runs
-	rm -rf $(VENV) runs .cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DOCS) build dist runs .cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ LINK = re.compile(r"(?<!!)(\[[^]]*\]\()(?!https?:|#)")
 
 
 class AddressHook(MetadataHookInterface):
-    """Gives PyPI a README whose links lead to the repository, and the project's URLs."""
+    """Adds the project's URLs, and a README whose links lead to the repository."""
 
     def update(self, metadata: dict) -> None:
         repository = self.config["repository"]

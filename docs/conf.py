@@ -1,6 +1,5 @@
 """Builds the documentation site: `make docs`."""
 
-import posixpath
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -25,21 +24,25 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 nitpicky = True
 exclude_patterns = ["_build"]
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["site.css"]
 html_theme = "sphinx_book_theme"
 html_title = "ember_optax"
 html_copy_source = False
+html_use_index = html_domain_indices = False
+html_context = {"default_mode": "auto"}
 html_theme_options = {
     "repository_url": REPOSITORY,
     "use_repository_button": True,
     "use_download_button": False,
+    "navbar_persistent": [],  # a second field to search in
     "show_toc_level": 2,
 }
 
 # Headings can be linked to as on GitHub.
 myst_heading_anchors = 3
 nb_execution_mode = "force"
-nb_execution_timeout = 300
+nb_execution_timeout = 1200
 nb_execution_raise_on_error = True
 
 # Docstrings are of Google's kind, with code between single backticks. Their prose gives
@@ -54,23 +57,35 @@ napoleon_use_rtype = False
 
 
 class LinkToRepository(SphinxTransform):
-    """Sends links to files that are no pages to the repository, where GitHub has them."""
+    """Sends links to files that are no pages to the repository."""
 
     default_priority = 100
 
     def apply(self, **kwargs: Any) -> None:
-        for node in list(self.document.findall(addnodes.download_reference)):
-            path = posixpath.normpath(posixpath.join("docs", node["reftarget"]))
-            uri = f"{REPOSITORY}/blob/main/{path}"
-            link = nodes.reference("", "", *node.children, refuri=uri)
-            node.replace_self(link)
+        for kind in (addnodes.download_reference, addnodes.pending_xref):
+            for node in list(self.document.findall(kind)):
+                path = node.get("reftype") == "myst" and file_of(node)
+                if path and not path.is_relative_to(ROOT / "docs"):
+                    uri = f"{REPOSITORY}/blob/main/{path.relative_to(ROOT)}"
+                    link = nodes.reference("", "", *node.children, refuri=uri)
+                    node.replace_self(link)
+
+
+def file_of(link: nodes.Element) -> Path | None:
+    """Returns the file that a link of a page leads to."""
+    target = link["reftarget"].partition("#")[0]
+    if link["refdomain"] == "doc":
+        target += ".md"  # MyST takes every such file for a page
+    # README.md lies in the root, and is a part of a page here.
+    paths = [(base / target).resolve() for base in (ROOT / "docs", ROOT)]
+    return next((path for path in paths if path.exists()), None)
 
 
 def visit_math(translator: Any, node: nodes.Element) -> None:
     """Writes MathML, which browsers draw without a script or a network."""
     as_block = isinstance(node, nodes.math_block)
     mathml = latex2mathml.tex2mathml(node.astext(), as_block=as_block)
-    translator.body.append(f'<div class="math">{mathml}</div>' if as_block else mathml)
+    translator.body.append(f'<div class="formula">{mathml}</div>' if as_block else mathml)
     raise nodes.SkipNode
 
 
