@@ -5,6 +5,8 @@ READY := $(VENV)/.ready
 TUNIX_READY := $(VENV)/.tunix-ready
 DOCS := .venv-docs
 DOCS_READY := $(DOCS)/.ready
+PACKAGE := .venv-package
+PACKAGE_READY := $(PACKAGE)/.ready
 
 # libtpu is here to compile for TPUs; on a machine without one it says so at every start.
 ifeq ($(wildcard /dev/accel[0-9]* /dev/vfio/[0-9]*),)
@@ -12,7 +14,7 @@ export TPU_ACCELERATOR_TYPE ?= v5p-128
 export TPU_WORKER_HOSTNAMES ?= localhost
 endif
 
-.PHONY: help pretrain pretrain-mesh finetune grpo linux-doc study report docs docs-browser test test-fast random-cases lint types bench clean
+.PHONY: help pretrain pretrain-mesh finetune grpo linux-doc study report docs docs-browser package test test-fast random-cases lint types bench clean
 
 help:  ## Show this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -95,6 +97,23 @@ docs: $(DOCS_READY)  ## Build the documentation site in build/site; a warning is
 docs-browser: docs  ## Look at every page of the site in Chromium (needs apt's chromium)
 	$(DOCS)/bin/python docs/browser.py build/site build/screenshots
 
+$(PACKAGE_READY): pyproject.toml
+	$(PYTHON) -m venv $(PACKAGE)
+	$(PACKAGE)/bin/python -m pip install --quiet --upgrade pip
+	$(PACKAGE)/bin/python -m pip install --quiet --group package
+	touch $@
+
+package: $(PACKAGE_READY)  ## Build wheel and sdist; try the wheel in an empty environment
+	rm -rf dist build/wheel
+	$(PACKAGE)/bin/python -m build
+	$(PACKAGE)/bin/twine check --strict dist/*
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip install --quiet dist/*.whl
+	build/wheel/bin/python tests/package/readme.py
+	cd tests/package && ../../$(PACKAGE)/bin/mypy --strict \
+	  --python-executable ../../build/wheel/bin/python user_code.py
+	$(PACKAGE)/bin/pyright --project tests/package --pythonpath build/wheel/bin/python
+
 bench: $(READY)  ## Measure bytes, time and collectives of a step against other optimizers
 	$(BIN)/python -m benchmarks.step.run
 	$(BIN)/python -m benchmarks.step.tpu
@@ -102,5 +121,5 @@ bench: $(READY)  ## Measure bytes, time and collectives of a step against other 
 	$(BIN)/python -m benchmarks.collectives.run
 
 clean:  ## Remove the virtual environment, caches and runs
-	rm -rf $(VENV) $(DOCS) build dist runs .cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DOCS) $(PACKAGE) build dist runs .cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,7 +16,7 @@ Useful flags (all of them are in the config file, with comments):
     --config.resume                  go on from the last checkpoints in workdir
     --config.overwrite               delete the run that is in workdir
 
-Needs the extra `post-training`: pip install 'ember-optax[post-training]'.
+Needs tunix: pip install --editable . --group post-training
 """
 
 # pyright: reportMissingImports=false

@@ -19,7 +19,7 @@ comments):
     --config.workdir=runs/mine
     --config.overwrite            delete the run that is in workdir
 
-Needs the extra `post-training`: pip install 'ember-optax[post-training]'.
+Needs tunix: pip install --editable . --group post-training
 """
 
 # pyright: reportMissingImports=false

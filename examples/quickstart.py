@@ -2,7 +2,7 @@
 
     python -m examples.quickstart
 
-One file to copy from. It needs flax: pip install 'ember-optax[examples]'.
+One file to copy from: it needs ember_optax, flax, and nothing else of this repository.
 """
 
 import re

@@ -2,7 +2,7 @@
 
     python -m benchmarks.step.tpu
 
-Compiles for one chip of each family, without a TPU (`pip install 'ember-optax[tpu]'`);
+Compiles for one chip of each family, without a TPU (`pip install 'jax[tpu]'`);
 nothing is run, so the numbers are exact, and times are the compiler's own estimates.
 Writes benchmarks/step/tpu.json.
 """
