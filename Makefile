@@ -8,10 +8,9 @@ DOCS_READY := $(DOCS)/.ready
 PACKAGE := .venv-package
 PACKAGE_READY := $(PACKAGE)/.ready
 
-# libtpu is here to compile for TPUs; on a machine without one it says so at every start.
-ifeq ($(wildcard /dev/accel[0-9]* /dev/vfio/[0-9]*),)
-export TPU_ACCELERATOR_TYPE ?= v5p-128
-export TPU_WORKER_HOSTNAMES ?= localhost
+# Training on CPU is faster on large pages; other C libraries do not know this variable.
+ifneq ($(shell getconf GNU_LIBC_VERSION 2>/dev/null),)
+pretrain pretrain-mesh finetune grpo study: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 endif
 
 .PHONY: help pretrain pretrain-mesh finetune grpo linux-doc study report docs docs-browser package test test-fast random-cases lint types bench clean
@@ -60,8 +59,7 @@ $(LINUX_DOC)/.ready:
 	touch $@
 
 study: $(READY) linux-doc  ## Repeat the optimizer study: hours; finished runs are not run again
-	JAX_PLATFORMS=cpu GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
-	  $(BIN)/python -m benchmarks.study.run
+	JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks.study.run
 
 report: $(READY)  ## Write all tables and figures of the documents from the results
 	JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks.report

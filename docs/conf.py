@@ -85,7 +85,9 @@ def visit_math(translator: Any, node: nodes.Element) -> None:
     """Writes MathML, which browsers draw without a script or a network."""
     as_block = isinstance(node, nodes.math_block)
     mathml = latex2mathml.tex2mathml(node.astext(), as_block=as_block)
-    translator.body.append(f'<div class="formula">{mathml}</div>' if as_block else mathml)
+    if as_block:
+        mathml = f'<div class="formula">{mathml}</div>'
+    translator.body.append(mathml)
     raise nodes.SkipNode
 
 

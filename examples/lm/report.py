@@ -17,6 +17,7 @@ from examples.lm import Config, hlo, topology
 from examples.lm.mesh import batch_sharding, use_mesh
 from examples.lm.optimizer import table_optimizer
 from examples.lm.program import Program, cross_entropy, make_model, make_program
+from examples.lm.progress import clock
 
 
 def compile_for(config: Config) -> str:
@@ -30,7 +31,8 @@ def compile_for(config: Config) -> str:
         program = make_program(config, mesh)
         start = time.perf_counter()
         try:
-            step = program.train_step.lower(program.state, program.tokens).compile()
+            with clock(f"compiling for {name}"):
+                step = program.train_step.lower(program.state, program.tokens).compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -43,7 +45,8 @@ def compile_for(config: Config) -> str:
         seconds = time.perf_counter() - start
         collectives = collectives_of_step(config, program, step)
         adam = make_program(_changed(config, tables={"optimizer": "adam"}), mesh)
-        estimate = _estimated_seconds(step, config, mesh)
+        with clock("compiling a block for the estimate"):
+            estimate = _estimated_seconds(step, config, mesh)
 
     memory = step.memory_analysis()
     parameters = bytes_per_device(program.state.params)

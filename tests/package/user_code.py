@@ -1,11 +1,11 @@
 """A user's code, as mypy --strict and pyright see it with the wheel: `make package`."""
 
 from collections.abc import Callable
+from typing import assert_type
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from typing_extensions import assert_type
 
 import ember_optax
 from ember_optax import lazy
