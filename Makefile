@@ -13,7 +13,9 @@ ifneq ($(shell getconf GNU_LIBC_VERSION 2>/dev/null),)
 pretrain pretrain-mesh finetune grpo study: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 endif
 
-.PHONY: help pretrain pretrain-mesh finetune grpo linux-doc study report docs docs-browser package test test-fast random-cases lint types bench clean
+.PHONY: help pretrain pretrain-mesh finetune grpo linux-doc study report docs \
+  docs-browser package test test-fast test-gpu-compiler random-cases lint types bench \
+  bench-decoder bench-gpu-compiler clean
 
 help:  ## Show this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -70,6 +72,19 @@ test: $(READY)  ## Run all tests and doctests
 test-fast: $(READY)  ## Run the unit tests only
 	$(BIN)/python -m pytest -n 2 tests/unit
 
+# The compiler for GPUs, without a GPU and without its libraries: 0.5 GB.
+GPU_COMPILER := .cache/gpu-compiler
+WITH_GPU_COMPILER := JAX_PLATFORMS=cpu XLA_FLAGS=--xla_gpu_autotune_level=0 \
+  PYTHONPATH=$(GPU_COMPILER) TF_CPP_MIN_LOG_LEVEL=3
+$(GPU_COMPILER)/.ready: $(READY)
+	jax=$$($(BIN)/python -c 'import jax; print(jax.__version__)') && \
+	  $(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(GPU_COMPILER) \
+	  jax-cuda12-plugin==$$jax jax-cuda12-pjrt==$$jax
+	touch $@
+
+test-gpu-compiler: $(GPU_COMPILER)/.ready  ## Test what XLA:GPU makes of a step for an H100 (no GPU needed)
+	$(WITH_GPU_COMPILER) $(BIN)/python -m pytest tests/compiled/test_gpu_compiler.py
+
 random-cases: $(READY)  ## Hold ten thousand random gradients against the float64 oracle
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.unit.random_cases --cases=10000
 
@@ -118,6 +133,14 @@ bench: $(READY)  ## Measure bytes, time and collectives of a step against other 
 	$(BIN)/python -m benchmarks.lazy.run
 	$(BIN)/python -m benchmarks.collectives.run
 
+bench-decoder: $(READY)  ## Compile whole training steps of real sizes for TPUs: about 20 minutes
+	JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks.step.decoder
+
+bench-gpu-compiler: $(GPU_COMPILER)/.ready  ## Measure bytes and memory of a step on an H100 (no GPU needed)
+	$(WITH_GPU_COMPILER) $(BIN)/python -m benchmarks.step.gpu
+	$(WITH_GPU_COMPILER) $(BIN)/python -m benchmarks.step.decoder --gpu
+
 clean:  ## Remove the virtual environment, caches and runs
-	rm -rf $(VENV) $(DOCS) $(PACKAGE) build dist runs .cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DOCS) $(PACKAGE) build dist runs .cache .pytest_cache \
+	  .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,9 +2,10 @@
 
     python -m benchmarks.step.tpu
 
-Compiles for one chip of each family, without a TPU (`pip install 'jax[tpu]'`);
+Compiles for one device of each family, without a TPU (`pip install 'jax[tpu]'`);
 nothing is run, so the numbers are exact, and times are the compiler's own estimates.
-Writes benchmarks/step/tpu.json.
+Every optimizer is behind clipping by the global norm, as people train; its step alone
+is compiled as well. Writes benchmarks/step/tpu.json.
 """
 
 import argparse
@@ -15,20 +16,31 @@ from jax.sharding import SingleDeviceSharding
 from tqdm import tqdm
 
 from benchmarks.common import store
-from benchmarks.step.compiling import DTYPES, OPTIMIZERS, compile_step, sizes
+from benchmarks.step.compiling import (
+    DTYPES,
+    OPTIMIZERS,
+    WITHOUT_MUON,
+    clipped,
+    compile_step,
+    sizes,
+    state_bytes,
+)
 from benchmarks.step.report import TPU
 from benchmarks.step.training import compile_training_step
 from examples.lm import topology
 
-CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+CHIPS = {
+    "v5e": "v5e:2x2",
+    "v5p": "v5p:2x2x1",
+    "v6e": "v6e:2x2",
+    "tpu7x": "tpu7x:2x2x1",
+}
 TABLES = [(50304, 768), (256128, 2048)]
-# A step of Muon is its matrix products; the compiler takes minutes over them.
-COMPARED = {name: make for name, make in OPTIMIZERS.items() if name != "Muon"}
 IN_TRAINING = ("SGD", "Ember", "Adam")
 
 
 def chip(family: str) -> SingleDeviceSharding:
-    """Returns the sharding of arrays on one chip, to compile for."""
+    """Returns the sharding of arrays on one device, to compile for."""
     return SingleDeviceSharding(topology.devices(CHIPS[family])[0])
 
 
@@ -39,14 +51,24 @@ def measure_tables(family: str) -> dict[str, dict[str, dict[str, Any]]]:
         by_dtype = measured[f"{v}x{d}"] = {}
         for dtype in DTYPES:
             table = jax.ShapeDtypeStruct((v, d), dtype, sharding=chip(family))
-            by_dtype[dtype] = {}
-            for name, make in COMPARED.items():
-                step = compile_step(make(), table)
-                seconds = step.cost_analysis().get("optimal_seconds", -1)
-                by_dtype[dtype][name] = sizes(step, make(), table) | {
-                    # Negative where the compiler gives no estimate.
-                    "seconds": seconds if seconds > 0 else None
-                }
+            by_dtype[dtype] = {name: measure(name, table) for name in WITHOUT_MUON}
+    return measured
+
+
+def measure(name: str, table: jax.ShapeDtypeStruct) -> dict[str, Any]:
+    """Returns the `state_bytes` of an optimizer and what its step takes.
+
+    Its step is compiled `alone` and `clipped`; of both the result has what `sizes`
+    says, and the estimated `seconds`.
+    """
+    tx = OPTIMIZERS[name]()
+    measured: dict[str, Any] = {"state_bytes": state_bytes(tx, table)}
+    for how, optimizer in (("clipped", clipped(name, tx)), ("alone", tx)):
+        step = compile_step(optimizer, table)
+        seconds = step.cost_analysis().get("optimal_seconds", -1)
+        # Negative where the compiler gives no estimate.
+        estimate = {"seconds": seconds if seconds > 0 else None}
+        measured[how] = sizes(step, table) | estimate
     return measured
 
 
@@ -59,7 +81,7 @@ def measure_training(family: str) -> dict[str, dict[str, Any]]:
             measured[case] = {}
             for name in IN_TRAINING:
                 step = compile_training_step(
-                    OPTIMIZERS[name], sharding=chip(family), dtype=dtype, tied=tied
+                    name, sharding=chip(family), dtype=dtype, tied=tied
                 )
                 peak = step.memory_analysis().peak_memory_in_bytes
                 measured[case][name] = peak

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import ember_optax
 from benchmarks.collectives.run import MESHES
-from benchmarks.step.compiling import OPTIMIZERS, compile_step
+from benchmarks.step.compiling import clipped, compile_step
 from benchmarks.step.tpu import CHIPS, chip
 from benchmarks.step.training import compile_training_step
 from ember_optax import lazy
@@ -104,22 +104,31 @@ def test_lazy_rows_are_written_in_place(name: str, dtype: Any) -> None:
     )
 
 
-ON_CHIPS = [("v5p", (50304, 768)), *((family, (256128, 2048)) for family in CHIPS)]
 both_dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 SCHEDULE = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 10, 100)
 VARIANTS = {
     "plain": ember_optax.ember(1e-2),
     "active": ember_optax.ember(1e-2, column_mean="active"),
-    "decayed": ember_optax.ember(SCHEDULE, weight_decay=0.1),
+    "clipped": ember_optax.clipped(
+        ember_optax.ember(SCHEDULE, ember_optax.adafactor_decay(), weight_decay=0.1),
+        max_norm=1.0,
+    ),
+    "rounded": optax.chain(ember_optax.ember(1e-2), ember_optax.stochastic_rounding(0)),
 }
 
 
+# Each compilation takes seconds, so not every variant meets every family.
+CASES = [
+    *((variant, "v5p", (50304, 768)) for variant in VARIANTS),
+    *(("clipped", family, (256128, 2048)) for family in CHIPS),
+]
+
+
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize(("family", "shape"), ON_CHIPS)
+@pytest.mark.parametrize(("variant", "family", "shape"), CASES)
 @both_dtypes
-@pytest.mark.parametrize("variant", VARIANTS)
 def test_both_statistics_are_taken_in_one_pass(
-    family: str, shape: tuple[int, int], dtype: Any, variant: str
+    variant: str, family: str, shape: tuple[int, int], dtype: Any
 ) -> None:
     table = jax.ShapeDtypeStruct(shape, dtype, sharding=chip(family))
     compiled = compile_step(VARIANTS[variant], table)
@@ -139,6 +148,42 @@ def test_sharded_statistics_are_taken_in_one_pass(name: str, layout: str) -> Non
     assert compiled.cost_analysis()["bytes accessed"] <= 4.1 * shard_bytes
 
 
+def compile_head(name: str, tx: optax.GradientTransformation) -> Any:
+    """Compiles what makes the gradient of a head, and the step behind clipping."""
+    v, d, tokens, sharding = 131072, 4096, 8192, chip("v5p")
+
+    def abstract(tree: Any) -> Any:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+        )
+
+    def step(head: Any, state: Any, hidden: Any, error: Any) -> Any:
+        product = jnp.einsum(
+            "nd,nv->dv", hidden, error, preferred_element_type=jnp.bfloat16
+        )
+        updates, state = tx.update(product.astype(jnp.float32), state, head)
+        return optax.apply_updates(head, updates), state
+
+    tx = clipped(name, tx)
+    head = abstract(jax.ShapeDtypeStruct((d, v), jnp.float32))
+    state = abstract(jax.eval_shape(tx.init, head))
+    hidden, error = (
+        abstract(jax.ShapeDtypeStruct((tokens, n), jnp.bfloat16)) for n in (d, v)
+    )
+    jitted = jax.jit(step, donate_argnums=(0, 1))
+    return jitted.lower(head, state, hidden, error).compile()
+
+
+def test_statistics_of_a_head_are_taken_where_its_gradient_is_made() -> None:
+    """With clipping, and for nothing: the epilogue of the matrix product has both."""
+    ember = ember_optax.ember(1e-2, ember_optax.adafactor_decay(), vocab_axis=1)
+    steps = compile_head("Ember", ember), compile_head("SGD", optax.sgd(1e-2))
+    accessed, floor = (step.cost_analysis()["bytes accessed"] for step in steps)
+    assert accessed <= 1.01 * floor
+    peak, lowest = (s.memory_analysis().peak_memory_in_bytes for s in steps)
+    assert peak <= lowest + 0.01 * 4 * 131072 * 4096
+
+
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize(
     ("family", "dtype", "tied"),
@@ -149,11 +194,9 @@ def test_a_training_step_peaks_where_sgd_does(
     family: str, dtype: Any, tied: bool
 ) -> None:
     peak = {
-        name: compile_training_step(
-            OPTIMIZERS[name], sharding=chip(family), dtype=dtype, tied=tied
-        )
+        name: compile_training_step(name, sharding=chip(family), dtype=dtype, tied=tied)
         .memory_analysis()
         .peak_memory_in_bytes
         for name in ("SGD", "Ember")
     }
-    assert peak["Ember"] <= 1.02 * peak["SGD"]
+    assert peak["Ember"] <= peak["SGD"] + 0.01 * 131072 * 2048 * dtype.dtype.itemsize

@@ -16,17 +16,18 @@ needs_libtpu = pytest.mark.skipif(
 
 @needs_libtpu
 @pytest.mark.parametrize(
-    ("name", "chips", "gigabytes"),
+    ("name", "number", "gigabytes"),
     [
         ("v5e:8x8", 64, 16),
         ("v5p:4x4x4", 64, 95),
         ("v5p:8x8x4", 256, 95),
         ("v6e:4x4", 16, 32),
+        ("tpu7x:2x2x1", 8, 96),  # two devices on each of four chips
     ],
 )
-def test_chips_and_their_memory(name: str, chips: int, gigabytes: int) -> None:
+def test_devices_and_their_memory(name: str, number: int, gigabytes: int) -> None:
     devices = topology.devices(name)
-    assert [device.platform for device in devices] == ["tpu"] * chips
+    assert [device.platform for device in devices] == ["tpu"] * number
     assert topology.hbm_bytes(name) == gigabytes * 10**9
 
 
@@ -38,7 +39,7 @@ def test_unknown_slice(name: str) -> None:
 
 
 def test_memory_of_an_unknown_family() -> None:
-    with pytest.raises(ValueError, match="one of the families v5e, v5p, v6e"):
+    with pytest.raises(ValueError, match="one of the families v5e, v5p, v6e, tpu7x"):
         topology.hbm_bytes("v9:4x4")
 
 
