@@ -5,6 +5,7 @@
 One file to copy from: it needs ember_optax, flax, and nothing else of this repository.
 """
 
+import argparse
 import re
 import sysconfig
 from array import array
@@ -103,4 +104,6 @@ def main(steps: int = 200) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=200, help="(%(default)s)")
+    main(parser.parse_args().steps)

@@ -5,6 +5,8 @@ known power of b2. Both can wait until the row is met again, and nothing is lost
 equals that of :func:`ember_optax.ember` on the dense gradient.
 """
 
+from __future__ import annotations
+
 from functools import partial
 from numbers import Real
 from typing import Any

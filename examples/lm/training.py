@@ -129,11 +129,11 @@ def _train(
         if step >= config.steps and last(log.records, "validation_loss") is None:
             record("validation_loss", evaluate(state.params))  # the log was lost
     loss, seconds = (last(log.records, name) for name in ("validation_loss", "seconds"))
-    text = None
+    continued = None
     if sample and step >= config.steps:
         drawn = program.sample(state.params, place(validation[0]))
-        text = as_text(tokens.tokenizer, np.asarray(drawn)[0])
-    return Result(step, loss, seconds or 0.0, log.records, text)
+        continued = as_text(tokens.tokenizer, np.asarray(drawn)[0])
+    return Result(step, loss, seconds or 0.0, log.records, continued)
 
 
 def _say_how_it_goes_on(run_dir: Path, step: int, steps: int) -> None:
