@@ -10,7 +10,6 @@ benchmarks/step/gpu.json.
 import argparse
 import importlib.util
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,10 @@ from benchmarks.step.compiling import (
     state_bytes,
 )
 from benchmarks.step.report import GPU
+from benchmarks.step.traffic import bytes_accessed
 
 TARGET = Path(__file__).with_name("h100.txtpb")  # what the compiler has to know of one
 TABLES = [(50304, 768), (131072, 4096)]
-
-_SIZES = {"pred": 1, "s32": 4, "u32": 4, "f32": 4, "bf16": 2, "f16": 2}
-_INSTRUCTION = re.compile(r"\s*(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*)")
-# They move nothing.
-_FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant"}
 
 
 def is_installed() -> bool:
@@ -53,32 +48,6 @@ def h100() -> SingleDeviceSharding:
         "h100", platform="cuda", target_config=TARGET.read_text(), topology="1x1x1"
     )
     return SingleDeviceSharding(topology.devices[0])
-
-
-def bytes_accessed(hlo: str) -> int:
-    """Returns the bytes that the kernels of a program read and write."""
-    entry = hlo[hlo.index("\nENTRY ") :].partition("\n}")[0]
-    sizes: dict[str, int] = {}
-    total = 0
-    for line in entry.splitlines():
-        match = _INSTRUCTION.match(line)
-        if match:
-            name, shape, op, rest = match.groups()
-            sizes[name] = _bytes(shape)
-            if op not in _FREE:
-                operands = re.findall(r"%([\w.-]+)", rest.partition("), ")[0])
-                total += sizes[name] + sum(sizes[operand] for operand in operands)
-    return total
-
-
-def _bytes(shape: str) -> int:
-    total = 0
-    for dtype, dimensions in re.findall(r"(\w+)\[([\d,]*)\]", shape):
-        n = _SIZES[dtype]
-        for size in filter(None, dimensions.split(",")):
-            n *= int(size)
-        total += n
-    return total
 
 
 def measure(name: str, table: jax.ShapeDtypeStruct) -> dict[str, Any]:

@@ -42,7 +42,6 @@ def parts() -> dict[str, str]:
     }
     rest = {
         "step.summary": summary(on_cpu["50304x768"], on_tpu, on_gpu),
-        "step.training": training(on_tpu),
         "step.decoder": decoder_table(of_models),
     }
     return cpu | gpu | tpu | rest
@@ -91,10 +90,10 @@ def tpu_table(measured: dict[str, Any], table: str, dtype: str) -> str:
     for family in measured:
         head += [f"{family}: bytes accessed", "alone", "time / Adam"]
     rows = []
-    for name in measured["v5p"]["tables"][table][dtype]:
+    for name in measured["v5p"][table][dtype]:
         cells = [name]
         for by_family in measured.values():
-            by_name = by_family["tables"][table][dtype]
+            by_name = by_family[table][dtype]
             m = by_name[name]
             ours, adams = (by_name[n]["clipped"]["seconds"] for n in (name, "Adam"))
             cells += [f"{m[how][ACCESSED]:.2f}" for how in ("clipped", "alone")]
@@ -107,7 +106,7 @@ def summary(
     cpu: dict[str, ByName], tpu: dict[str, Any], gpu: dict[str, dict[str, ByName]]
 ) -> str:
     """Returns the table of README.md: one step behind clipping, tables in float32."""
-    on_tpu = tpu["v5p"]["tables"]["50304x768"]["float32"]
+    on_tpu = tpu["v5p"]["50304x768"]["float32"]
     on_gpu = gpu["50304x768"]["float32"]
     head = ["tables", "state, float32", "TPU v5p: bytes accessed", "estimated time"]
     head += ["H100: bytes accessed", "temporaries", "2 CPU cores: time", "bfloat16"]
@@ -123,18 +122,6 @@ def summary(
         times = [cpu[dtype][name]["clipped"]["over_adam"] for dtype in DTYPES]
         rows.append([*cells, *(f"{time:.2f}" for time in times)])
     return markdown(head, rows, left=1)
-
-
-def training(measured: dict[str, Any]) -> str:
-    """Returns peak memory of a training step over that of SGD."""
-    compared = ("Ember", "Adam")
-    head = [f"{family}: {name} / SGD" for family in measured for name in compared]
-    rows = []
-    for case in measured["v5p"]["training"]:
-        peaks = [by_family["training"][case] for by_family in measured.values()]
-        ratios = [peak[name] / peak["SGD"] for peak in peaks for name in compared]
-        rows.append([case, *(f"{ratio:.3f}" for ratio in ratios)])
-    return markdown(["tables", *head], rows, left=1)
 
 
 def decoder_table(of_models: dict[str, dict[str, ByName]]) -> str:

@@ -1,4 +1,4 @@
-"""What the TPU compiler makes of a step: bytes accessed, estimated time, peak memory.
+"""What the TPU compiler makes of a step: bytes accessed, estimated time.
 
     python -m benchmarks.step.tpu
 
@@ -16,17 +16,17 @@ from jax.sharding import SingleDeviceSharding
 from tqdm import tqdm
 
 from benchmarks.common import store
+from benchmarks.step import traffic
 from benchmarks.step.compiling import (
     DTYPES,
     OPTIMIZERS,
     WITHOUT_MUON,
+    bytes_of,
     clipped,
     compile_step,
-    sizes,
     state_bytes,
 )
 from benchmarks.step.report import TPU
-from benchmarks.step.training import compile_training_step
 from examples.lm import topology
 
 CHIPS = {
@@ -36,7 +36,6 @@ CHIPS = {
     "tpu7x": "tpu7x:2x2x1",
 }
 TABLES = [(50304, 768), (256128, 2048)]
-IN_TRAINING = ("SGD", "Ember", "Adam")
 
 
 def chip(family: str) -> SingleDeviceSharding:
@@ -58,33 +57,21 @@ def measure_tables(family: str) -> dict[str, dict[str, dict[str, Any]]]:
 def measure(name: str, table: jax.ShapeDtypeStruct) -> dict[str, Any]:
     """Returns the `state_bytes` of an optimizer and what its step takes.
 
-    Its step is compiled `alone` and `clipped`; of both the result has what `sizes`
-    says, and the estimated `seconds`.
+    Its step is compiled `alone` and `clipped`; of both the result has `temp_bytes`,
+    `bytes_accessed_over_table` and the estimated `seconds`.
     """
     tx = OPTIMIZERS[name]()
     measured: dict[str, Any] = {"state_bytes": state_bytes(tx, table)}
     for how, optimizer in (("clipped", clipped(name, tx)), ("alone", tx)):
         step = compile_step(optimizer, table)
         seconds = step.cost_analysis().get("optimal_seconds", -1)
-        # Negative where the compiler gives no estimate.
-        estimate = {"seconds": seconds if seconds > 0 else None}
-        measured[how] = sizes(step, table) | estimate
-    return measured
-
-
-def measure_training(family: str) -> dict[str, dict[str, Any]]:
-    """Returns the peak memory of a training step in bytes: by case and optimizer."""
-    measured: dict[str, Any] = {}
-    for tied in (False, True):
-        for dtype in DTYPES:
-            case = f"{'tied' if tied else 'untied'}, {dtype}"
-            measured[case] = {}
-            for name in IN_TRAINING:
-                step = compile_training_step(
-                    name, sharding=chip(family), dtype=dtype, tied=tied
-                )
-                peak = step.memory_analysis().peak_memory_in_bytes
-                measured[case][name] = peak
+        accessed = traffic.bytes_accessed(step.as_text())
+        measured[how] = {
+            "temp_bytes": step.memory_analysis().temp_size_in_bytes,
+            "bytes_accessed_over_table": accessed / bytes_of(table),
+            # Negative where the compiler gives no estimate.
+            "seconds": seconds if seconds > 0 else None,
+        }
     return measured
 
 
@@ -95,8 +82,7 @@ def main() -> None:
     measured: dict[str, Any] = {}
     for family in (progress := tqdm(CHIPS)):
         progress.set_description(family)
-        tables, training = measure_tables(family), measure_training(family)
-        measured[family] = {"tables": tables, "training": training}
+        measured[family] = measure_tables(family)
     store.write_object(TPU, {"measured": measured}, "libtpu")
     print(f"Wrote {TPU}")
 

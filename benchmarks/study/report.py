@@ -27,6 +27,7 @@ FIGURES = {
     "by_setting": "Ember minus its rivals in every setting",
     "pareto": "Loss by bytes of state",
     "rare": "Predicted against actual frequencies",
+    "rounding": "Loss by bytes a parameter",
 }
 ELSEWHERE = {
     "post_training/post_training": "Finetuning loss, and GRPO reward by batch size",
@@ -116,6 +117,14 @@ def page(study: Study, links: Mapping[str, str]) -> str:
         figure("rare"),
         "## Weight decay of the tables, 0.1",
         tables.one_stage(study, "decay"),
+        "## Tables in bfloat16 without a float32 copy",
+        paragraphs(
+            """`ember_optax.stochastic_rounding` against rounding to the nearest number,
+            at the best pair of float32 tables. Bytes a parameter are those of a table
+            in training: weights, gradient and optimizer state."""
+        ),
+        tables.rounded(study),
+        figure("rounding"),
         "## Finetuning, reinforcement learning and token paths",
         paragraphs(
             """[Post-training](post_training.md) covers finetuning and reinforcement

@@ -9,7 +9,9 @@ from benchmarks.study import shared, stages
 from benchmarks.study.arms import ARMS
 from benchmarks.study.settings import Runs, Settings, losses_of
 from benchmarks.study.shared import Case
+from configs import pretrain_small
 
+VOCAB_SIZE = pretrain_small.get_config().data.vocab_size
 NANOCHAT = ("adam80_995", "adam80_96")
 
 
@@ -29,6 +31,13 @@ class Row(NamedTuple):
     @property
     def deviation(self) -> float:
         return statistics.stdev(self.losses.values())
+
+    @property
+    def bytes_a_parameter(self) -> float:
+        """Of the tables in training: weights, gradients and optimizer state."""
+        weights = (1 if self.settings.tied else 2) * self.settings.width * VOCAB_SIZE
+        size = 2 if self.settings.rounding else 4
+        return 2 * size + self.state_bytes / weights
 
     @property
     def title(self) -> str:
@@ -100,6 +109,7 @@ def setting(run: Settings) -> str:
         "width": f"width {run.width}",
         "tokens": f"{run.tokens:,} tokens",
         "weight_decay": f"weight decay {run.weight_decay:g}",
+        "rounding": f"bfloat16 tables, {run.rounding} rounding",
     }
     changed = [key for key in words if getattr(run, key) != defaults[key]]
     return ", ".join(words[key] for key in changed) or "main setting"

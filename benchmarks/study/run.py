@@ -26,6 +26,7 @@ Stages; each first does the earlier runs that it needs:
     length  a quarter of the tokens, and four times as many
     decay   weight decay of the tables
     rare    predicted against actual frequencies of tokens
+    rounding  tables in bfloat16, rounded to the nearest or stochastically
     large   a model seven times larger
     plane   a coarse grid over both learning rates, for Ember and for Adam
     off     rates that are off by a factor

@@ -3,7 +3,7 @@
 import math
 
 from benchmarks.common.tables import markdown
-from benchmarks.study import rare, rates, stages
+from benchmarks.study import rare, rates, rounding, stages
 from benchmarks.study.families import ADAMS, CANDIDATE, ELSEWHERE, Family
 from benchmarks.study.rows import Row, Study, difference, setting
 
@@ -61,6 +61,23 @@ def one_stage(study: Study, stage: str) -> str:
     rows = study.rows(stage)
     cells = [[row.title, *_cells(row), f"`{row.name}`"] for row in rows]
     return markdown([*HEAD, "name"], cells, left=1) if rows else NOT_FINISHED
+
+
+def rounded(study: Study) -> str:
+    """Returns the table of tables in bfloat16."""
+    rows = [
+        [
+            x.setting,
+            x.tables,
+            *_cells(x.row),
+            str(x.cost) if x.cost.mean else "",
+            f"{x.row.bytes_a_parameter:.2f}",
+        ]
+        for of_length in rounding.found(study)
+        for x in of_length
+    ]
+    head = ["setting", "tables", *HEAD[1:], "minus Ember, float32"]
+    return markdown([*head, "bytes a parameter"], rows, left=2)
 
 
 def family(found: Family) -> str:

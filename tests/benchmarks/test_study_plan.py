@@ -153,8 +153,8 @@ def test_all_planned_comparisons_are_made(tmp_path):
     page = report.page(study, {})
     assert "holds in 12 of 12: better in 12" in page
     drawn = figures.draw_all(study, tmp_path)
-    names = ["plane.png", "off.png", "by_setting.png", "pareto.png", "rare.png"]
-    assert [path.name for path in drawn] == names
+    names = ["plane", "off", "by_setting", "pareto", "rare", "rounding"]
+    assert [path.stem for path in drawn] == names
 
 
 def test_intervals_of_a_family_are_wider(tmp_path):

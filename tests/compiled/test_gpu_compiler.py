@@ -13,6 +13,7 @@ import pytest
 import ember_optax
 from benchmarks.step import gpu
 from benchmarks.step.compiling import bytes_of, clipped, compile_step
+from benchmarks.step.traffic import bytes_accessed
 
 if not gpu.is_installed():
     pytest.skip("the GPU compiler is not installed", allow_module_level=True)
@@ -43,7 +44,7 @@ def test_three_passes_and_no_temporary(name: str, clip: bool, dtype: Any) -> Non
     table, tx = make_table(dtype), EMBERS[name]
     step = compile_step(clipped("Ember", tx) if clip else tx, table)
     # For the sums of the rows, for those of the columns, for the update.
-    assert gpu.bytes_accessed(step.as_text()) <= 5.1 * bytes_of(table)
+    assert bytes_accessed(step.as_text()) <= 5.1 * bytes_of(table)
     memory = step.memory_analysis()
     assert memory.temp_size_in_bytes <= 0.01 * bytes_of(table)
     sgd = optax.sgd(1e-2)
@@ -61,14 +62,14 @@ def test_the_count_tells_optimizers_apart() -> None:
         4: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1e-2)),
     }
     for expected, tx in counts.items():
-        accessed = gpu.bytes_accessed(compile_step(tx, table).as_text())
+        accessed = bytes_accessed(compile_step(tx, table).as_text())
         assert accessed == pytest.approx(expected * bytes_of(table), rel=0.01)
 
 
 def test_optax_clipping_would_store_the_gradient_or_read_it_again() -> None:
     table = make_table(jnp.float32)
     chain = optax.chain(optax.clip_by_global_norm(1.0), EMBERS["plain"])
-    accessed = gpu.bytes_accessed(compile_step(chain, table).as_text())
+    accessed = bytes_accessed(compile_step(chain, table).as_text())
     assert accessed >= 5.9 * bytes_of(table)
 
 
@@ -77,5 +78,5 @@ def test_stochastic_rounding_stores_no_table(dtype: Any) -> None:
     table = make_table(dtype)
     tx = optax.chain(EMBERS["plain"], ember_optax.stochastic_rounding(0))
     step = compile_step(ember_optax.clipped(tx, 1.0), table)
-    assert gpu.bytes_accessed(step.as_text()) <= 5.1 * bytes_of(table)
+    assert bytes_accessed(step.as_text()) <= 5.1 * bytes_of(table)
     assert step.memory_analysis().temp_size_in_bytes <= 0.01 * bytes_of(table)

@@ -17,6 +17,7 @@ import ember_optax
 from benchmarks.collectives.run import MESHES
 from benchmarks.step.compiling import clipped, compile_step
 from benchmarks.step.tpu import CHIPS, chip
+from benchmarks.step.traffic import bytes_accessed
 from benchmarks.step.training import compile_training_step
 from ember_optax import lazy
 from examples.lm import topology
@@ -139,13 +140,15 @@ def test_both_statistics_are_taken_in_one_pass(
 
 
 @pytest.mark.parametrize("name", ["v5p:4x4x4", "v6e:4x4"])
-@pytest.mark.parametrize("layout", ["rows", "columns"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_sharded_statistics_are_taken_in_one_pass(name: str, layout: str) -> None:
     mesh = make_mesh(name, AxisType.Auto)
     compiled = compile_ember(mesh, LAYOUTS[layout], SHAPES[:2])
-    shard_bytes = 2 * 4 * 131072 * 4096 / mesh.shape["x"]
-    # The collective and its packing come on top.
-    assert compiled.cost_analysis()["bytes accessed"] <= 4.1 * shard_bytes
+    n_shards = mesh.size if layout == "both" else mesh.shape["x"]
+    shard_bytes = 2 * 4 * 131072 * 4096 / n_shards
+    # The collective and its packing come on top. XLA counts 6.3 where shards are small:
+    # it copies a gradient into on-chip memory before the update, and counts that too.
+    assert bytes_accessed(compiled.as_text()) <= 4.3 * shard_bytes
 
 
 def compile_head(name: str, tx: optax.GradientTransformation) -> Any:
@@ -187,7 +190,7 @@ def test_statistics_of_a_head_are_taken_where_its_gradient_is_made() -> None:
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize(
     ("family", "dtype", "tied"),
-    # The others are in benchmarks/step/tpu.json: a case takes half a minute.
+    # A case takes half a minute.
     [("v5p", jnp.float32, False), ("v5p", jnp.bfloat16, True)],
 )
 def test_a_training_step_peaks_where_sgd_does(
