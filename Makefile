@@ -124,7 +124,7 @@ package: $(PACKAGE_READY)  ## Build wheel and sdist; try the wheel in an empty e
 	build/wheel/bin/python -m pip install --quiet dist/*.whl
 	build/wheel/bin/python tests/package/readme.py
 	cd tests/package && ../../$(PACKAGE)/bin/mypy --strict \
-	  --python-executable ../../build/wheel/bin/python user_code.py
+	  --explicit-package-bases --python-executable ../../build/wheel/bin/python user_code.py
 	$(PACKAGE)/bin/pyright --project tests/package --pythonpath build/wheel/bin/python
 
 bench: $(READY)  ## Measure bytes, time and collectives of a step against other optimizers
