@@ -1,4 +1,4 @@
-"""Runs the code of README.md against what is installed: `make package`.
+"""Tries README.md with what is installed, its code and its links: `make package`.
 
 Python puts the folder of this file on its path and not the checkout, so the package has
 to come from its wheel.
@@ -6,6 +6,7 @@ to come from its wheel.
 
 import doctest
 import re
+from importlib.metadata import metadata
 from pathlib import Path
 
 import ember_optax
@@ -22,9 +23,11 @@ def main() -> None:
     for block in blocks:
         if ">>>" not in block:
             exec(block, names)
-    failed, tried = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
-    assert tried
-    assert not failed
+    doctest.testfile(
+        str(ROOT / "README.md"), module_relative=False, raise_on_error=True
+    )
+    on_pypi = metadata("ember-optax").json["description"]
+    assert not re.findall(r"\]\((?!https?:|#)", str(on_pypi))
     print(f"{len(blocks)} blocks of README.md run with {ember_optax.__file__}")
 
 
