@@ -56,8 +56,16 @@ add_module_names = False
 napoleon_use_rtype = False
 
 
-class LinkToRepository(SphinxTransform):
-    """Sends links to files that are no pages to the repository."""
+# Pages that are made of files outside of this folder.
+PAGES = {
+    "README.md": "index",
+    "CHANGELOG.md": "changelog",
+    "CONTRIBUTING.md": "contributing",
+}
+
+
+class LinkOutside(SphinxTransform):
+    """Sends links to files of the repository to their page, or to the repository."""
 
     default_priority = 100
 
@@ -66,9 +74,21 @@ class LinkToRepository(SphinxTransform):
             for node in list(self.document.findall(kind)):
                 path = node.get("reftype") == "myst" and file_of(node)
                 if path and not path.is_relative_to(ROOT / "docs"):
-                    uri = f"{REPOSITORY}/blob/main/{path.relative_to(ROOT)}"
-                    link = nodes.reference("", "", *node.children, refuri=uri)
-                    node.replace_self(link)
+                    node.replace_self(self.link(path.relative_to(ROOT), node.children))
+
+    def link(self, path: Path, children: list[nodes.Node]) -> nodes.Element:
+        if page := PAGES.get(str(path)):
+            return addnodes.pending_xref(
+                "",
+                *children,
+                refdomain="std",
+                reftype="doc",
+                reftarget=f"/{page}",
+                refdoc=self.env.docname,
+                refexplicit=True,
+            )
+        uri = f"{REPOSITORY}/blob/main/{path}"
+        return nodes.reference("", "", *children, refuri=uri)
 
 
 def file_of(link: nodes.Element) -> Path | None:
@@ -92,7 +112,7 @@ def visit_math(translator: Any, node: nodes.Element) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    app.add_transform(LinkToRepository)
+    app.add_transform(LinkOutside)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
 
 
