@@ -114,6 +114,7 @@ def _train(
             log.in_tensorboard(config.tensorboard),
             progress_bar(config, run_dir.name, step) as bar,
         ):
+            bar.set_postfix_str("compiling")  # until the first step is done
             while step < config.steps and not is_to_stop(step):
                 state, loss = train_step(state, place(next(batches)))
                 step += 1
