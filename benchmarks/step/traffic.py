@@ -8,8 +8,8 @@ _INSTRUCTION = re.compile(
     r"\s*(?:ROOT )?%(?P<name>\S+) = (?P<shape>\(.*?\)|\S+) (?P<op>[\w-]+)\((?P<rest>.*)"
 )
 _ARRAY = re.compile(r"(?P<dtype>\w+)\[(?P<sizes>[\d,]*)\](?P<layout>\{[^}]*\})?")
-# They move nothing.
-_FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "copy-done"}
+# They move nothing; nor does the end of what was begun.
+_FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant"}
 
 
 def bytes_accessed(hlo: str) -> int:
@@ -28,20 +28,31 @@ def bytes_accessed(hlo: str) -> int:
         match = _INSTRUCTION.match(line)
         if not match:
             continue
-        arrays = [_bytes(array) for array in _ARRAY.finditer(match["shape"])]
-        # A copy that is begun names its source beside its result.
-        written = arrays[0] if match["op"] == "copy-start" else sum(arrays)
+        op, arrays = match["op"], list(_ARRAY.finditer(match["shape"]))
+        # What is begun names its source as well: copies last, slices first.
+        if op == "copy-start":
+            arrays = arrays[:1]
+        elif op == "slice-start":
+            arrays = arrays[1:2]
+        written = sum(map(_bytes, arrays))
         sizes[match["name"]] = written
-        if match["op"] not in _FREE:
+        if op in _FREE or op.endswith("-done"):
+            continue
+        total += written
+        if op in ("slice", "slice-start", "dynamic-slice"):  # reads no more than that
+            total += sum(map(_size, arrays))
+        else:
             operands = re.findall(r"%([\w.-]+)", match["rest"].partition("), ")[0])
-            total += written + sum(sizes[operand] for operand in operands)
+            total += sum(sizes[operand] for operand in operands)
     return total
 
 
 def _bytes(array: re.Match[str]) -> int:
     """Returns the bytes of an array in the memory of a device, none on the chip."""
-    if "S(1)" in (array["layout"] or ""):
-        return 0
+    return 0 if "S(1)" in (array["layout"] or "") else _size(array)
+
+
+def _size(array: re.Match[str]) -> int:
     total = _SIZES.get(array["dtype"], 0)
     for size in filter(None, array["sizes"].split(",")):
         total *= int(size)
