@@ -80,8 +80,9 @@ def main() -> None:
         return
     processes.initialize()
     with processes.end_at_once_on_error():
-        run(config, _COMPARE.value, _BESIDE.value)
-        if processes.is_primary():
+        results = run(config, _COMPARE.value, _BESIDE.value)
+        finished = all(result.step >= config.steps for result in results.values())
+        if finished and processes.is_primary():
             file = config_flags.get_config_filename(flags.FLAGS["config"])
             print(NEXT.format(python=command.python(), file=file))
 
