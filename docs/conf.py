@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from docutils.utils.math import latex2mathml
+from latex2mathml.converter import convert
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
@@ -103,10 +103,13 @@ def file_of(link: nodes.Element) -> Path | None:
 
 def visit_math(translator: Any, node: nodes.Element) -> None:
     """Writes MathML, which browsers draw without a script or a network."""
-    as_block = isinstance(node, nodes.math_block)
-    mathml = latex2mathml.tex2mathml(node.astext(), as_block=as_block)
-    if as_block:
-        mathml = f'<div class="formula">{mathml}</div>'
+    text = node.astext()
+    if "\\\\" in text:
+        text = rf"\begin{{align*}}{text}\end{{align*}}"
+    if isinstance(node, nodes.math_block):
+        mathml = f'<div class="formula">{convert(text, display="block")}</div>'
+    else:
+        mathml = convert(text)
     translator.body.append(mathml)
     raise nodes.SkipNode
 
