@@ -44,6 +44,7 @@ def parts() -> dict[str, str]:
         "study.pretrain": tables.pretrain(study),
         "study.kept": tables.kept_pairs(study),
         "study.off": tables.costs_off(study),
+        "study.rules": tables.rules(study),
     }
 
 
@@ -109,6 +110,10 @@ def page(study: Study, links: Mapping[str, str]) -> str:
         "The best pair of each setting, and what the one of the main setting costs"
         " there (nats, one seed):",
         tables.kept_pairs(study),
+        "Rules that carry the pair of the main setting to others: powers of embedding"
+        " and head, and what they cost over all widths, batches and lengths (nats, one"
+        " seed):",
+        tables.rules(study),
         "A rate that is off by a factor (nats, one seed):",
         tables.costs_off(study),
         figure("off"),

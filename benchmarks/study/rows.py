@@ -10,8 +10,9 @@ from benchmarks.study.arms import ARMS
 from benchmarks.study.settings import Runs, Settings, losses_of
 from benchmarks.study.shared import Case
 from configs import pretrain_small
+from examples.lm import Config
 
-VOCAB_SIZE = pretrain_small.get_config().data.vocab_size
+_CONFIG: Config = pretrain_small.get_config()
 NANOCHAT = ("adam80_995", "adam80_96")
 
 
@@ -35,7 +36,11 @@ class Row(NamedTuple):
     @property
     def bytes_a_parameter(self) -> float:
         """Of the tables in training: weights, gradients and optimizer state."""
-        weights = (1 if self.settings.tied else 2) * self.settings.width * VOCAB_SIZE
+        weights = (
+            (1 if self.settings.tied else 2)
+            * self.settings.width
+            * _CONFIG.data.vocab_size
+        )
         size = 2 if self.settings.rounding else 4
         return 2 * size + self.state_bytes / weights
 
