@@ -3,15 +3,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TUNIX_READY := $(VENV)/.tunix-ready
+DOCS := .venv-docs
+DOCS_READY := $(DOCS)/.ready
+PACKAGE := .venv-package
+PACKAGE_READY := $(PACKAGE)/.ready
 
-# libtpu is here to compile for TPUs; on a machine without one it says so at every start.
-ifeq ($(wildcard /dev/accel[0-9]* /dev/vfio/[0-9]*),)
-export TPU_ACCELERATOR_TYPE ?= v5p-128
-export TPU_WORKER_HOSTNAMES ?= localhost
+# Training on CPU is faster on large pages; other C libraries do not know this variable.
+ifneq ($(shell getconf GNU_LIBC_VERSION 2>/dev/null),)
+pretrain pretrain-mesh finetune grpo study: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 endif
 
-.PHONY: help pretrain pretrain-mesh finetune grpo linux-doc study report test test-fast \
-  test-gpu-compiler random-cases lint types bench bench-decoder bench-gpu-compiler clean
+.PHONY: help pretrain pretrain-mesh finetune grpo linux-doc study report docs \
+  docs-browser package test test-fast test-gpu-compiler random-cases lint types bench \
+  bench-decoder bench-gpu-compiler clean
 
 help:  ## Show this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -19,12 +23,12 @@ help:  ## Show this text
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable . --group dev
 	touch $@
 
 # 1.6 GB that nothing else needs.
 $(TUNIX_READY): $(READY)
-	$(BIN)/python -m pip install --quiet --editable '.[post-training]'
+	$(BIN)/python -m pip install --quiet --editable . --group post-training
 	touch $@
 
 pretrain: $(READY)  ## Train a small language model on real text: Ember against AdamW on the tables
@@ -57,8 +61,7 @@ $(LINUX_DOC)/.ready:
 	touch $@
 
 study: $(READY) linux-doc  ## Repeat the optimizer study: hours; finished runs are not run again
-	JAX_PLATFORMS=cpu GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
-	  $(BIN)/python -m benchmarks.study.run
+	JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks.study.run
 
 report: $(READY)  ## Write all tables and figures of the documents from the results
 	JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks.report
@@ -92,6 +95,38 @@ lint: $(READY)  ## Check style and formatting
 types: $(READY)  ## Check types
 	$(BIN)/pyright
 
+$(DOCS_READY): pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --upgrade pip
+	$(DOCS)/bin/python -m pip install --quiet --editable . --group docs
+	touch $@
+
+docs: $(DOCS_READY)  ## Build the documentation site in build/site; a warning is an error
+	rm -rf build/site
+	JAX_PLATFORMS=cpu $(DOCS)/bin/sphinx-build --quiet --fresh-env --fail-on-warning \
+	  --keep-going --doctree-dir build/doctrees docs build/site
+	@echo 'Open build/site/index.html'
+
+docs-browser: docs  ## Look at every page of the site in Chromium (needs apt's chromium)
+	$(DOCS)/bin/python docs/browser.py build/site build/screenshots
+
+$(PACKAGE_READY): pyproject.toml
+	$(PYTHON) -m venv $(PACKAGE)
+	$(PACKAGE)/bin/python -m pip install --quiet --upgrade pip
+	$(PACKAGE)/bin/python -m pip install --quiet --group package
+	touch $@
+
+package: $(PACKAGE_READY)  ## Build wheel and sdist; try the wheel in an empty environment
+	rm -rf dist build/wheel
+	$(PACKAGE)/bin/python -m build
+	$(PACKAGE)/bin/twine check --strict dist/*
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip install --quiet dist/*.whl
+	build/wheel/bin/python tests/package/readme.py
+	cd tests/package && ../../$(PACKAGE)/bin/mypy --strict \
+	  --explicit-package-bases --python-executable ../../build/wheel/bin/python user_code.py
+	$(PACKAGE)/bin/pyright --project tests/package --pythonpath build/wheel/bin/python
+
 bench: $(READY)  ## Measure bytes, time and collectives of a step against other optimizers
 	$(BIN)/python -m benchmarks.step.run
 	$(BIN)/python -m benchmarks.step.tpu
@@ -106,5 +141,6 @@ bench-gpu-compiler: $(GPU_COMPILER)/.ready  ## Measure bytes and memory of a ste
 	$(WITH_GPU_COMPILER) $(BIN)/python -m benchmarks.step.decoder --gpu
 
 clean:  ## Remove the virtual environment, caches and runs
-	rm -rf $(VENV) runs .cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DOCS) $(PACKAGE) build dist runs .cache .pytest_cache \
+	  .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

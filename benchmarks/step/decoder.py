@@ -3,7 +3,7 @@
     python -m benchmarks.step.decoder
 
 compiles the training step of `examples/pretrain.py`, clipping and all, for TPUs that
-are not there (`pip install 'ember-optax[tpu]'`): 12 layers of width 768 with a
+are not there (`pip install 'jax[tpu]'`): 12 layers of width 768 with a
 vocabulary of 50,304 on one device, and configs/pretrain_1b_pod.py on 64. Nothing is
 run. Writes benchmarks/step/decoder.json. `make bench-gpu-compiler` does the same for
 one H100 and writes benchmarks/step/decoder_gpu.json.

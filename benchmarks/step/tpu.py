@@ -2,9 +2,8 @@
 
     python -m benchmarks.step.tpu
 
-Compiles for one device of each family, without a TPU (`pip install
-'ember-optax[tpu]'`); nothing is run, so the numbers are exact, and times are the
-compiler's own estimates.
+Compiles for one device of each family, without a TPU (`pip install 'jax[tpu]'`);
+nothing is run, so the numbers are exact, and times are the compiler's own estimates.
 Every optimizer is behind clipping by the global norm, as people train; its step alone
 is compiled as well. Writes benchmarks/step/tpu.json.
 """

@@ -18,6 +18,7 @@ from examples.lm import Config, hlo, topology
 from examples.lm.mesh import batch_sharding, use_mesh
 from examples.lm.optimizer import table_optimizer
 from examples.lm.program import Program, cross_entropy, make_model, make_program
+from examples.lm.progress import clock
 
 
 def compile_for(config: Config) -> str:
@@ -31,7 +32,8 @@ def compile_for(config: Config) -> str:
         program = make_program(config, mesh)
         start = time.perf_counter()
         try:
-            step = program.train_step.lower(program.state, program.tokens).compile()
+            with clock(f"compiling for {name}"):
+                step = program.train_step.lower(program.state, program.tokens).compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -44,7 +46,8 @@ def compile_for(config: Config) -> str:
         seconds = time.perf_counter() - start
         collectives = collectives_of_step(config, program, step)
         adam = make_program(changed(config, tables={"optimizer": "adam"}), mesh)
-        estimate = cost(step, repeated_parts(config, mesh), "optimal_seconds")
+        with clock("compiling a block for the estimate"):
+            estimate = cost(step, repeated_parts(config, mesh), "optimal_seconds")
 
     memory = step.memory_analysis()
     parameters = bytes_per_device(program.state.params)

@@ -42,7 +42,7 @@ def devices(name: str) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise MissingPackage(
             "The TPU compiler is missing; on Linux on x86_64,"
-            " `pip install 'ember-optax[tpu]'` brings it."
+            " `pip install 'jax[tpu]'` brings it."
         )
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)

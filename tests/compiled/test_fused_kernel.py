@@ -169,7 +169,7 @@ def test_shards_of_rows_take_the_step_of_the_table() -> None:
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is not installed: pip install 'ember-optax[tpu]'",
+    reason="libtpu is not installed: pip install 'jax[tpu]'",
 )
 
 

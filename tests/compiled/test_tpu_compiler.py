@@ -25,9 +25,7 @@ from examples.lm.hlo import collectives
 from tests.compiling import all_reduce, compile_ember
 from tests.mesh.test_lazy_mesh import BATCH, D, compile_on
 
-pytest.importorskip(
-    "libtpu", reason="libtpu is not installed: pip install 'ember-optax[tpu]'"
-)
+pytest.importorskip("libtpu", reason="libtpu is not installed: pip install 'jax[tpu]'")
 
 SHAPES = [(131072, 4096), (4096, 131072), (131072, 2048), (65536, 4096)]
 LAYOUTS = {"rows": P("x", None), "columns": P(None, "x"), "both": P("x", "y")}

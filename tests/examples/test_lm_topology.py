@@ -10,7 +10,7 @@ from examples.lm import topology
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is not installed: pip install 'ember-optax[tpu]'",
+    reason="libtpu is not installed: pip install 'jax[tpu]'",
 )
 
 

@@ -6,6 +6,8 @@ one pass takes the statistics and moves the table, where :func:`ember_optax.embe
 the gradient twice.
 """
 
+from __future__ import annotations
+
 from functools import partial
 from typing import NamedTuple, cast
 
