@@ -1,0 +1,182 @@
+"""What must hold in every trainer: AdamW, then Ember, then Ember from a checkpoint."""
+
+import functools
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+import ember_optax
+
+STEPS, SAVED = 12, 6
+"""Steps of a run, and the step of the checkpoint that it is continued from."""
+
+LEARNING_RATE, EMBED_RATE, HEAD_RATE = 1e-2, 0.3, 0.03
+"""Peaks of body, embedding and head in all runs."""
+
+STATISTIC = re.compile(r"(^|\|)tables\|(?P<table>[^|]+)\|(?P<name>row|col)\b")
+
+
+class Trained(NamedTuple):
+    """What a training loop leaves behind."""
+
+    losses: list[float]
+    params: Any
+    opt_state: Any
+
+
+def schedule(peak: float) -> optax.Schedule:
+    return optax.warmup_cosine_decay_schedule(0.0, peak, 2, STEPS)
+
+
+def compare(
+    train: Callable[[str, Path], Trained],
+    drop_after: Callable[[Path], None],
+    workdir: Path,
+    vocab_size: int,
+) -> dict[str, Any]:
+    """Runs a trainer with AdamW, with Ember, and again from Ember's checkpoint.
+
+    Args:
+      train: trains STEPS steps, given `adamw` or `ember` and a folder; goes on from the
+        last checkpoint there.
+      drop_after: deletes from that folder what was saved after step SAVED.
+      workdir: an empty folder.
+      vocab_size: of the model.
+
+    Returns:
+      What was measured.
+    """
+    adamw = train("adamw", workdir / "adamw")
+    check_falls("AdamW", adamw.losses)
+    ember = train("ember", workdir / "ember")
+    check_falls("Ember", ember.losses)
+    tables = check_state(ember, vocab_size)
+    kept = host((ember.params, ember.opt_state))
+
+    drop_after(workdir / "ember")
+    resumed = train("ember", workdir / "ember")
+    expected = ember.losses[SAVED:]
+    if resumed.losses != expected:
+        raise AssertionError(f"Losses {resumed.losses} after resuming, not {expected}.")
+    check_equal(kept, host((resumed.params, resumed.opt_state)))
+    check_state(resumed, vocab_size)
+    return {
+        "losses": {"adamw": adamw.losses, "ember": ember.losses},
+        "state_bytes": {
+            "adamw": state_bytes(adamw.opt_state),
+            "ember": state_bytes(ember.opt_state),
+        },
+        "tables": tables,
+        "replicated": True,
+        "restart": "bitwise",
+    }
+
+
+def check_falls(name: str, losses: list[float]) -> None:
+    """Raises unless the loss ends below where it began, by a margin."""
+    if not losses or not losses[-1] < losses[0] - 0.05:
+        raise AssertionError(f"The loss with {name} does not fall: {losses}.")
+
+
+def check_state(trained: Trained, vocab_size: int) -> dict[str, dict[str, Any]]:
+    """Raises unless the state of each table is V + D numbers and replicated.
+
+    Returns:
+      Role and shape of each table by path.
+    """
+    found = statistics(trained.opt_state)
+    labels = functools.partial(ember_optax.label_token_tables, vocab_size=vocab_size)
+    tables = ember_optax.summarize(trained.params, labels).tables
+    if found.keys() != {table.path.replace("/", ":") for table in tables}:
+        raise AssertionError(f"Ember has {sorted(found)}, but the tables are {tables}.")
+    for table in tables:
+        state = found[table.path.replace("/", ":")]
+        length = max(table.shape)
+        sizes = {"row": length, "col": table.size // length}
+        if {name: x.size for name, x in state.items()} != sizes:
+            raise AssertionError(f"{table.path} has {state}, expected sizes {sizes}.")
+        if not all(x.sharding.is_fully_replicated for x in state.values()):
+            raise AssertionError(f"The state of {table.path} is sharded: {state}.")
+    return {t.path: {"role": t.role, "shape": list(t.shape)} for t in tables}
+
+
+def statistics(opt_state: Any) -> dict[str, dict[str, jax.Array]]:
+    """Returns `row` and `col` by the key of their table, in whatever container."""
+    found: dict[str, dict[str, jax.Array]] = {}
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
+        path = jax.tree_util.keystr(key_path, simple=True, separator="|")
+        if match := STATISTIC.search(path):
+            found.setdefault(match["table"], {})[match["name"]] = leaf
+    return found
+
+
+def check_only_adamw(opt_state: Any) -> None:
+    """Raises if a table is left to Ember where none is trained."""
+    if found := statistics(opt_state):
+        raise AssertionError(f"Ember has {sorted(found)}, but no table is trained.")
+
+
+def check_labels(params: Any, vocab_size: int, n_heads: int = 1) -> int:
+    """Raises unless names alone tell the leaves that have an axis of `vocab_size`.
+
+    The size must be that of no other axis. Returns the number of tables.
+    """
+    named = ember_optax.label_token_tables(params, embed="embed", head="head")
+    sized = ember_optax.label_token_tables(
+        params, embed="embed", head="head", vocab_size=vocab_size
+    )
+    expected = jax.tree.map(
+        lambda x: len(x.shape) > 1 and max(x.shape) == vocab_size, params
+    )
+    for labels in (named, sized):
+        is_table = jax.tree.map(lambda label: label != "body", labels)
+        wrong = [
+            jax.tree_util.keystr(key_path)
+            for (key_path, a), b in zip(
+                jax.tree_util.tree_leaves_with_path(is_table),
+                jax.tree.leaves(expected),
+                strict=True,
+            )
+            if a != b
+        ]
+        heads = jax.tree.leaves(labels).count("head")
+        if wrong or heads != n_heads:
+            raise AssertionError(f"Wrong labels: {wrong}; {heads} heads.")
+    return sum(jax.tree.leaves(expected))
+
+
+def host(tree: Any) -> dict[str, np.ndarray]:
+    """Returns the arrays of a tree by path, in memory of their own."""
+    return {
+        jax.tree_util.keystr(key_path): np.array(leaf)
+        for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def check_equal(first: Mapping[str, np.ndarray], second: Mapping[str, Any]) -> None:
+    """Raises unless both have the same arrays, to the bit."""
+    if first.keys() != second.keys():
+        raise AssertionError(f"Other leaves: {first.keys() ^ second.keys()}.")
+    other = [k for k, x in first.items() if x.tobytes() != second[k].tobytes()]
+    if other:
+        raise AssertionError(f"Not as in the straight run: {other}.")
+
+
+def state_bytes(opt_state: Any) -> int:
+    """Returns the bytes of a whole optimizer state, each array once."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(opt_state))
+
+
+def write(path: Path, record: Mapping[str, Any], order: Iterable[str]) -> None:
+    """Puts a record in the place of the one before of the same trainer."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    by_name = {found["trainer"]: found for found in map(json.loads, lines)}
+    by_name[record["trainer"]] = record
+    kept = [by_name[name] for name in order if name in by_name]
+    path.write_text("".join(json.dumps(found) + "\n" for found in kept))

@@ -1,0 +1,68 @@
+"""Runs a trainer of other people with AdamW and with Ember: `make trainer-maxtext`.
+
+    .venv-maxtext/bin/python -m benchmarks.trainers.run maxtext
+
+It needs the environment that benchmarks/trainers/environment.py makes.
+"""
+
+import importlib
+import os
+import platform
+import sys
+import tempfile
+import time
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+RESULTS = Path(__file__).with_name("results.jsonl")
+TRAINERS = (
+    "nnx_loop",
+    "linen_loop",
+    "maxtext",
+    "levanter",
+    "tunix",
+    "easydel",
+    "kauldron",
+    "big_vision",
+)
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "ember-optax")
+DEVICES = 4
+
+
+def main(name: str) -> None:
+    # Before anything imports jax.
+    os.environ |= {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+        "HF_HUB_OFFLINE": "1",
+        "WANDB_MODE": "disabled",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    from benchmarks.trainers import checks
+
+    trainer = importlib.import_module(f"benchmarks.trainers.{name}")
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as directory:
+        result = trainer.run(Path(directory))
+    record = {"trainer": name, "version": version(trainer.PACKAGE)} | result
+    record["devices"] = DEVICES
+    record["seconds"] = round(time.monotonic() - start)
+    record["versions"] = {"python": platform.python_version()} | _versions()
+    checks.write(RESULTS, record, TRAINERS)
+    for key, value in record.items():
+        print(f"{key}: {value}")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            warnings.warn(f"{package} is not installed here.", stacklevel=2)
+    return found
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
