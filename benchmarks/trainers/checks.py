@@ -14,7 +14,7 @@ import optax
 import ember_optax
 
 STEPS, SAVED = 12, 6
-"""Steps of a run, and the step of the checkpoint that it is continued from."""
+"""Steps of a run, and about the step of the checkpoint that it is continued from."""
 
 LEARNING_RATE, EMBED_RATE, HEAD_RATE = 1e-2, 0.3, 0.03
 """Peaks of body, embedding and head in all runs."""
@@ -61,7 +61,9 @@ def compare(
 
     drop_after(workdir / "ember")
     resumed = train("ember", workdir / "ember")
-    expected = ember.losses[SAVED:]
+    if not 0 < len(resumed.losses) < STEPS:
+        raise AssertionError(f"{len(resumed.losses)} steps after resuming.")
+    expected = ember.losses[-len(resumed.losses) :]
     if resumed.losses != expected:
         raise AssertionError(f"Losses {resumed.losses} after resuming, not {expected}.")
     check_equal(kept, host((resumed.params, resumed.opt_state)))
@@ -76,6 +78,24 @@ def compare(
         "replicated": True,
         "restart": "bitwise",
     }
+
+
+def check_switch(kept: list[float], switched: list[float]) -> dict[str, Any]:
+    """Raises if the loss rises where AdamW's checkpoint goes on with Ember.
+
+    Args:
+      kept: losses of the run that stays with AdamW, all of them.
+      switched: losses after the change, the first of them before any step of Ember.
+
+    Returns:
+      Both, from the change on.
+    """
+    kept = kept[-len(switched) :]
+    if not np.isclose(switched[0], kept[0], rtol=1e-5):
+        raise AssertionError(f"{switched[0]} after the change, {kept[0]} before.")
+    if not max(switched[1:]) < switched[0]:
+        raise AssertionError(f"The loss rises after the change: {switched}.")
+    return {"adamw": kept, "ember": switched}
 
 
 def check_falls(name: str, losses: list[float]) -> None:

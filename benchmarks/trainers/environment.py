@@ -45,7 +45,9 @@ def find_python(version: str) -> str:
             continue
         if found.returncode == 0:
             return python
-    raise SystemExit(f"Python {version} is needed; it is neither on the path nor in {pyenv}.")
+    raise SystemExit(
+        f"Python {version} is needed; it is neither on the path nor in {pyenv}."
+    )
 
 
 def run(*command: str) -> None:

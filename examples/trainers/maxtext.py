@@ -11,7 +11,7 @@ knows its own optimizers only, so `get_optimizer` is replaced where training,
 - Weight decay: the body's own, `adam_weight_decay` with `adamw_mask`. Tables have none.
 - Spike skipping and `trainable_parameters_mask` go around both, or a skipped step
   would still move the tables and a frozen table would be trained.
-- LoRA: no table is left, and `missing="body"` gives the factors to the body's optimizer.
+- LoRA: no table is left, and `missing="body"` gives the factors to the body's AdamW.
 """
 
 import re
