@@ -131,4 +131,6 @@ def families() -> list[str]:
 
 
 def drop_after(workdir: Path) -> None:
-    shutil.rmtree(workdir / "run" / f"step-{STEPS}")
+    for folder in (workdir / "run").glob("step-*"):
+        if int(folder.name.removeprefix("step-")) > checks.SAVED:
+            shutil.rmtree(folder)
