@@ -16,6 +16,9 @@ import ember_optax
 STEPS, SAVED = 12, 6
 """Steps of a run, and about the step of the checkpoint that it is continued from."""
 
+MARGIN = 0.05
+"""Smallest change of a loss that counts, in nats."""
+
 LEARNING_RATE, EMBED_RATE, HEAD_RATE = 1e-2, 0.3, 0.03
 """Peaks of body, embedding and head in all runs."""
 
@@ -83,6 +86,8 @@ def compare(
 def check_switch(kept: list[float], switched: list[float]) -> dict[str, Any]:
     """Raises if the loss rises where AdamW's checkpoint goes on with Ember.
 
+    Batches differ in difficulty, so it is compared with AdamW's on the same batch.
+
     Args:
       kept: losses of the run that stays with AdamW, all of them.
       switched: losses after the change, the first of them before any step of Ember.
@@ -93,14 +98,14 @@ def check_switch(kept: list[float], switched: list[float]) -> dict[str, Any]:
     kept = kept[-len(switched) :]
     if not np.isclose(switched[0], kept[0], rtol=1e-5):
         raise AssertionError(f"{switched[0]} after the change, {kept[0]} before.")
-    if not max(switched[1:]) < switched[0]:
-        raise AssertionError(f"The loss rises after the change: {switched}.")
+    if any(new > old + MARGIN for new, old in zip(switched, kept, strict=True)):
+        raise AssertionError(f"A bump after the change: {switched} against {kept}.")
     return {"adamw": kept, "ember": switched}
 
 
 def check_falls(name: str, losses: list[float]) -> None:
     """Raises unless the loss ends below where it began, by a margin."""
-    if not losses or not losses[-1] < losses[0] - 0.05:
+    if not losses or not losses[-1] < losses[0] - MARGIN:
         raise AssertionError(f"The loss with {name} does not fall: {losses}.")
 
 
@@ -169,6 +174,34 @@ def check_labels(params: Any, vocab_size: int, n_heads: int = 1) -> int:
         if wrong or heads != n_heads:
             raise AssertionError(f"Wrong labels: {wrong}; {heads} heads.")
     return sum(jax.tree.leaves(expected))
+
+
+def check_families(
+    build: Callable[[str], tuple[Any, int]], names: Iterable[str]
+) -> dict[str, Any]:
+    """Checks the labels of models.
+
+    Args:
+      build: returns shapes of the parameters and the size of the vocabulary, by name.
+      names: of the models.
+
+    Returns:
+      The names of those with right labels, and by name what is wrong or why the trainer
+      did not build it.
+    """
+    right, wrong, not_built = [], {}, {}
+    for name in names:
+        try:
+            params, vocab_size = build(name)
+        except Exception as error:  # any of the trainer's own
+            not_built[name] = f"{type(error).__name__}: {error}"[:200]
+            continue
+        try:
+            check_labels(params, vocab_size)
+            right.append(name)
+        except (AssertionError, ValueError) as error:
+            wrong[name] = str(error)[:400]
+    return {"right": right, "wrong": wrong, "not_built": not_built}
 
 
 def host(tree: Any) -> dict[str, np.ndarray]:

@@ -61,7 +61,8 @@ def table(runs: list[Run]) -> str:
 def what_ran(run: Run) -> str:
     ran = ["AdamW", "Ember", "restart equal to the bit", *run["also"]]
     if models := run.get("families"):
-        ran.append(f"labels of {len(models)} models")
+        n_right, n_wrong = len(models["right"]), len(models["wrong"])
+        ran.append(f"labels of {n_right} of {n_right + n_wrong} models right")
     return ", ".join(ran)
 
 

@@ -52,6 +52,8 @@ def main(name: str) -> None:
     checks.write(RESULTS, record, TRAINERS)
     for key, value in record.items():
         print(f"{key}: {value}")
+    if wrong := record.get("families", {}).get("wrong"):
+        raise SystemExit(f"Wrong labels: {wrong}")
 
 
 def _versions() -> dict[str, str]:
