@@ -10,7 +10,7 @@ export TPU_ACCELERATOR_TYPE ?= v5p-128
 export TPU_WORKER_HOSTNAMES ?= localhost
 endif
 
-.PHONY: help pretrain pretrain-mesh finetune grpo linux-doc study report test test-fast random-cases lint types bench clean
+.PHONY: help pretrain pretrain-mesh finetune grpo linux-doc study report test test-fast random-cases lint types bench clean trainers test-oldest test-newest
 
 help:  ## Show this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -84,6 +84,28 @@ bench: $(READY)  ## Measure bytes, time and collectives of a step against other 
 	$(BIN)/python -m benchmarks.lazy.run
 	$(BIN)/python -m benchmarks.collectives.run
 
+# Each in an environment of its own, with the versions of environments.toml there.
+ENVIRONMENT := $(PYTHON) benchmarks/trainers/environment.py
+OWN_LOOPS := trainer-nnx_loop trainer-linen_loop
+OTHERS := trainer-maxtext trainer-levanter trainer-tunix
+
+.PHONY: $(OWN_LOOPS) $(OTHERS)
+
+trainers: $(OWN_LOOPS) $(OTHERS)  ## Run Ember in other people's trainers; trainer-maxtext and so on run one
+
+$(OWN_LOOPS): trainer-%: $(READY)
+	$(BIN)/python -m benchmarks.trainers.run $*
+
+$(OTHERS): trainer-%:
+	$(ENVIRONMENT) $*
+	.venv-$*/bin/python -m benchmarks.trainers.run $*
+
+test-oldest:  ## Run unit and mesh tests with the oldest jax and optax
+test-newest:  ## Run unit and mesh tests with the newest of all
+test-oldest test-newest: test-%:
+	$(ENVIRONMENT) $*
+	.venv-$*/bin/python -m pytest -n 2 tests/unit tests/mesh
+
 clean:  ## Remove the virtual environment, caches and runs
-	rm -rf $(VENV) runs .cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* runs .cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

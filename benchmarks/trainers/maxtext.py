@@ -49,7 +49,7 @@ MODELS = """
     mistral-7b mixtral-8x7b olmo3-7b qwen2.5-1.5b qwen3-0.6b qwen3-30b-a3b
     qwen3-next-80b-a3b qwen3-omni-30b-a3b qwen3-vl-2b qwen3.5-35b-a3b
 """.split()
-UNSCANNED = ("gemma4-e2b",)
+UNSCANNED = ("gemma4-e2b", "qwen3-vl-2b")
 
 
 def arguments(options: dict[str, Any]) -> list[str]:
