@@ -15,6 +15,11 @@ TITLES = {
     "levanter": "Levanter",
     "tunix": "tunix",
 }
+SWITCHES = {
+    "adamw": "keeps AdamW",
+    "ember": "changes to Ember",
+    "ember_fresh_rates": "changes to Ember, rates of a fresh run",
+}
 WATCH = {
     "nnx_loop": "`wrt=` decides what is trained",
     "linen_loop": "stop the gradient of what is frozen, or it counts in the norm",
@@ -85,7 +90,8 @@ def switch(runs: list[Run]) -> str:
         [TITLES[run["trainer"]], title, *(f"{x:.3f}" for x in run["switch"][key])]
         for run in runs
         if "switch" in run
-        for key, title in (("adamw", "keeps AdamW"), ("ember", "changes to Ember"))
+        for key, title in SWITCHES.items()
+        if key in run["switch"]
     ]
     n = max((len(row) - 2 for row in rows), default=0)
     rows = [row + [""] * (n + 2 - len(row)) for row in rows]
