@@ -12,7 +12,7 @@ from flax.training.train_state import TrainState
 from jax.sharding import NamedSharding
 
 from benchmarks.trainers import checks, text
-from benchmarks.trainers.checks import EMBED_RATE, HEAD_RATE, LEARNING_RATE, SAVED
+from benchmarks.trainers.checks import EMBED_RATE, HEAD_RATE, LEARNING_RATE
 from examples.trainers import linen_loop
 
 PACKAGE = "flax"
@@ -63,9 +63,10 @@ def create(name: str, frozen: str | None) -> TrainState:
 
 
 def train(name: str, workdir: Path, frozen: str | None = None) -> checks.Trained:
-    state, losses = linen_loop.train(
-        create(name, frozen), text.batches(), workdir, SAVED, frozen
-    )
+    with text.checkpoints(workdir) as manager:
+        state, losses = linen_loop.train(
+            create(name, frozen), text.batches(), manager, frozen
+        )
     return checks.Trained(losses, state.params, state.opt_state)
 
 

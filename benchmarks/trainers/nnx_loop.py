@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 
 from benchmarks.trainers import checks, text
-from benchmarks.trainers.checks import EMBED_RATE, HEAD_RATE, LEARNING_RATE, SAVED
+from benchmarks.trainers.checks import EMBED_RATE, HEAD_RATE, LEARNING_RATE
 from examples.trainers import nnx_loop
 
 PACKAGE = "flax"
@@ -55,9 +55,10 @@ def train(
     name: str, workdir: Path, lora_rank: int = 0, wrt: type = nnx.Param
 ) -> checks.Trained:
     model = Model(nnx.Rngs(0), lora_rank)
-    state, losses = nnx_loop.train(
-        model, optimizer(name), text.batches(), workdir, SAVED, wrt
-    )
+    with text.checkpoints(workdir) as manager:
+        state, losses = nnx_loop.train(
+            model, optimizer(name), text.batches(), manager, wrt
+        )
     params, opt_state = nnx.as_pure((nnx.state(model), state.opt_state))
     return checks.Trained(losses, params, opt_state)
 

@@ -28,10 +28,9 @@ WATCH = {
     "tunix": "shard a model before the trainer sees it",
 }
 NOT_RUN = {
-    "EasyDeL": "not tried with this version: its packages were not installed here",
-    "Kauldron, Gemma": "not tried with this version: its packages were not installed"
-    " here",
-    "big_vision": "not in a package registry",
+    "EasyDeL": "no plug-in yet",
+    "Kauldron": "no plug-in yet",
+    "big_vision": "no plug-in yet; it is in no package registry",
 }
 
 

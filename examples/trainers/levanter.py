@@ -18,21 +18,18 @@ Copy it under another name than `levanter.py`, which would hide the package.
   with `missing="body"` all of that is Adam's if no table is left.
 """
 
+# pyright: reportMissingImports=false
+
 import dataclasses
 from functools import partial
 from typing import Any
 
-import haliax  # pyright: ignore[reportMissingImports]
+import haliax
 import jax
 import jax.numpy as jnp
 import optax
-from levanter.optim.config import (  # pyright: ignore[reportMissingImports]
-    AdamConfig,
-    OptimizerConfig,
-)
-from levanter.optim.skipstep import (  # pyright: ignore[reportMissingImports]
-    SkipStepConfig,
-)
+from levanter.optim.config import AdamConfig, OptimizerConfig
+from levanter.optim.skipstep import SkipStepConfig
 
 import ember_optax
 

@@ -11,7 +11,6 @@
 import re
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -67,16 +66,14 @@ def make_optimizer(
 def train_step(
     state: TrainState, tokens: jax.Array, frozen: str | None
 ) -> tuple[TrainState, jax.Array]:
+    def stop(x: jax.Array, label: str) -> jax.Array:
+        return jax.lax.stop_gradient(x) if label == "frozen" else x
+
     def loss_fn(params: Any) -> jax.Array:
-        params = jax.tree.map(
-            lambda x, label: jax.lax.stop_gradient(x) if label == "frozen" else x,
-            params,
-            labels(params, frozen),
-        )
+        params = jax.tree.map(stop, params, labels(params, frozen))
         logits = state.apply_fn({"params": params}, tokens[:, :-1])
-        return optax.softmax_cross_entropy_with_integer_labels(
-            logits, tokens[:, 1:]
-        ).mean()
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+        return losses.mean()
 
     loss, grads = jax.value_and_grad(loss_fn)(state.params)
     return state.apply_gradients(grads=grads), loss
@@ -85,19 +82,16 @@ def train_step(
 def train(
     state: TrainState,
     batches: Iterable[jax.Array],
-    checkpoints: Path,
-    save_every: int,
+    manager: ocp.CheckpointManager,
     frozen: str | None = None,
 ) -> tuple[TrainState, list[float]]:
-    """Trains on the batches that are left after the last checkpoint in a folder."""
-    options = ocp.CheckpointManagerOptions(save_interval_steps=save_every)
+    """Trains on the batches that are left after the manager's last checkpoint."""
     losses = []
-    with ocp.CheckpointManager(checkpoints, options=options) as manager:
-        if (last := manager.latest_step()) is not None:
-            state = manager.restore(last, args=ocp.args.StandardRestore(state))
-        for step, tokens in enumerate(batches, start=1):
-            if step > state.step:
-                state, loss = train_step(state, tokens, frozen)
-                losses.append(float(loss))
-                manager.save(step, args=ocp.args.StandardSave(state))
+    if (last := manager.latest_step()) is not None:
+        state = manager.restore(last, args=ocp.args.StandardRestore(state))
+    for step, tokens in enumerate(batches, start=1):
+        if step > state.step:
+            state, loss = train_step(state, tokens, frozen)
+            losses.append(float(loss))
+            manager.save(step, args=ocp.args.StandardSave(state))
     return state, losses

@@ -10,7 +10,6 @@
 
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 
 import jax
 import optax
@@ -71,23 +70,18 @@ def train(
     model: nnx.Module,
     tx: optax.GradientTransformation,
     batches: Iterable[jax.Array],
-    checkpoints: Path,
-    save_every: int,
+    manager: ocp.CheckpointManager,
     wrt: type = nnx.Param,
 ) -> tuple[nnx.Optimizer, list[float]]:
-    """Trains on the batches that are left after the last checkpoint in a folder."""
-    optimizer = nnx.Optimizer(model, tx, wrt=wrt)
-    options = ocp.CheckpointManagerOptions(save_interval_steps=save_every)
-    losses = []
-    with ocp.CheckpointManager(checkpoints, options=options) as manager:
-        last = manager.latest_step()
-        if last is not None:
-            state = nnx.state((model, optimizer))
-            target = ocp.args.StandardRestore(nnx.as_pure(state))
-            nnx.update((model, optimizer), manager.restore(last, args=target))
-        for step, tokens in enumerate(batches, start=1):
-            if last is not None and step <= last:
-                continue
+    """Trains on the batches that are left after the manager's last checkpoint."""
+    optimizer, losses = nnx.Optimizer(model, tx, wrt=wrt), []
+    last = manager.latest_step() or 0
+    if last:
+        target = nnx.as_pure(nnx.state((model, optimizer)))
+        restored = manager.restore(last, args=ocp.args.StandardRestore(target))
+        nnx.update((model, optimizer), restored)
+    for step, tokens in enumerate(batches, start=1):
+        if step > last:
             losses.append(float(train_step(model, optimizer, tokens, wrt)))
             state = nnx.as_pure(nnx.state((model, optimizer)))
             manager.save(step, args=ocp.args.StandardSave(state))
