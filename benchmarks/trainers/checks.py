@@ -147,33 +147,26 @@ def check_only_adamw(opt_state: Any) -> None:
         raise AssertionError(f"Ember has {sorted(found)}, but no table is trained.")
 
 
-def check_labels(params: Any, vocab_size: int, n_heads: int = 1) -> int:
-    """Raises unless names alone tell the leaves that have an axis of `vocab_size`.
+def check_labels(params: Any, vocab_size: int, *, by_name: bool) -> None:
+    """Raises unless tables are the leaves with an axis of `vocab_size`, one a head.
 
-    The size must be that of no other axis. Returns the number of tables.
+    The size must be that of no other axis, so that it tells the truth about names.
     """
-    named = ember_optax.label_token_tables(params, embed="embed", head="head")
-    sized = ember_optax.label_token_tables(
-        params, embed="embed", head="head", vocab_size=vocab_size
+    labels = ember_optax.label_token_tables(
+        params,
+        embed="embed",
+        head="head",
+        vocab_size=None if by_name else vocab_size,
     )
-    expected = jax.tree.map(
-        lambda x: len(x.shape) > 1 and max(x.shape) == vocab_size, params
-    )
-    for labels in (named, sized):
-        is_table = jax.tree.map(lambda label: label != "body", labels)
-        wrong = [
-            jax.tree_util.keystr(key_path)
-            for (key_path, a), b in zip(
-                jax.tree_util.tree_leaves_with_path(is_table),
-                jax.tree.leaves(expected),
-                strict=True,
-            )
-            if a != b
-        ]
-        heads = jax.tree.leaves(labels).count("head")
-        if wrong or heads != n_heads:
-            raise AssertionError(f"Wrong labels: {wrong}; {heads} heads.")
-    return sum(jax.tree.leaves(expected))
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    wrong = [
+        jax.tree_util.keystr(key_path)
+        for (key_path, leaf), label in zip(leaves, jax.tree.leaves(labels), strict=True)
+        if (label != "body") != (len(leaf.shape) > 1 and max(leaf.shape) == vocab_size)
+    ]
+    n_heads = jax.tree.leaves(labels).count("head")
+    if wrong or n_heads != 1:
+        raise AssertionError(f"Wrong labels: {wrong}; {n_heads} heads.")
 
 
 def check_families(
@@ -186,10 +179,10 @@ def check_families(
       names: of the models.
 
     Returns:
-      The names of those with right labels, and by name what is wrong or why the trainer
-      did not build it.
+      Models that are right by name alone and with `vocab_size`, or only with that; by
+      name what is wrong, or why the trainer did not build it.
     """
-    right, wrong, not_built = [], {}, {}
+    right, with_size, wrong, not_built = [], [], {}, {}
     for name in names:
         try:
             params, vocab_size = build(name)
@@ -197,11 +190,21 @@ def check_families(
             not_built[name] = f"{type(error).__name__}: {error}"[:200]
             continue
         try:
-            check_labels(params, vocab_size)
-            right.append(name)
+            check_labels(params, vocab_size, by_name=False)
         except (AssertionError, ValueError) as error:
             wrong[name] = str(error)[:400]
-    return {"right": right, "wrong": wrong, "not_built": not_built}
+            continue
+        try:
+            check_labels(params, vocab_size, by_name=True)
+            right.append(name)
+        except (AssertionError, ValueError):
+            with_size.append(name)
+    return {
+        "right": right,
+        "with_vocab_size": with_size,
+        "wrong": wrong,
+        "not_built": not_built,
+    }
 
 
 def host(tree: Any) -> dict[str, np.ndarray]:
@@ -226,10 +229,15 @@ def state_bytes(opt_state: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(opt_state))
 
 
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """Returns the records by trainer."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {record["trainer"]: record for record in map(json.loads, lines)}
+
+
 def write(path: Path, record: Mapping[str, Any], order: Iterable[str]) -> None:
     """Puts a record in the place of the one before of the same trainer."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    by_name = {found["trainer"]: found for found in map(json.loads, lines)}
+    by_name = read(path)
     by_name[record["trainer"]] = record
     kept = [by_name[name] for name in order if name in by_name]
     path.write_text("".join(json.dumps(found) + "\n" for found in kept))

@@ -143,7 +143,8 @@ def build(name: str) -> tuple[Any, int]:
     config = LmConfig.get_choice_class(name)()
     model = eqx.filter_eval_shape(config.build, vocab, key=jax.random.PRNGKey(0))
     is_shape = eqx.filter(model, lambda x: hasattr(x, "shape") and hasattr(x, "dtype"))
-    return is_shape, vocab.size
+    # Whisper has a vocabulary of its own.
+    return is_shape, getattr(config, "vocab_size", vocab.size)
 
 
 def drop_after(workdir: Path) -> None:

@@ -65,8 +65,9 @@ def table(runs: list[Run]) -> str:
 def what_ran(run: Run) -> str:
     ran = ["AdamW", "Ember", "restart equal to the bit", *run["also"]]
     if models := run.get("families"):
-        n_right, n_wrong = len(models["right"]), len(models["wrong"])
-        ran.append(f"labels of {n_right} of {n_right + n_wrong} models right")
+        ran.append(f"labels of {len(models['right'])} models")
+        if only := models["with_vocab_size"]:
+            ran.append(f"with `vocab_size` also of {', '.join(only)}")
     return ", ".join(ran)
 
 

@@ -2,6 +2,7 @@
 
     .venv-maxtext/bin/python -m benchmarks.trainers.run maxtext
 
+With --labels it checks the labels of the trainer's models again, and nothing else.
 It needs the environment that benchmarks/trainers/environment.py makes.
 """
 
@@ -30,7 +31,7 @@ PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "ember-optax")
 DEVICES = 4
 
 
-def main(name: str) -> None:
+def main(name: str, only_labels: bool = False) -> None:
     # Before anything imports jax.
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
@@ -44,10 +45,16 @@ def main(name: str) -> None:
     trainer = importlib.import_module(f"benchmarks.trainers.{name}")
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
-        result = trainer.run(Path(directory))
+        if only_labels:
+            result = checks.read(RESULTS)[name] | {
+                "families": checks.check_families(trainer.build, trainer.MODELS)
+            }
+        else:
+            result = trainer.run(Path(directory))
     record = {"trainer": name, "version": version(trainer.PACKAGE)} | result
     record["devices"] = DEVICES
-    record["seconds"] = round(time.monotonic() - start)
+    if not only_labels:
+        record["seconds"] = round(time.monotonic() - start)
     record["versions"] = {"python": platform.python_version()} | _versions()
     checks.write(RESULTS, record, TRAINERS)
     for key, value in record.items():
@@ -67,4 +74,4 @@ def _versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], only_labels="--labels" in sys.argv)

@@ -177,7 +177,7 @@ def run(workdir: Path) -> dict[str, Any]:
         prefer()
     reinforce()
     also = ["DPO", "GRPO", "LoRA alone: AdamW", "frozen embedding"]
-    return result | {"also": also, "families": checks.check_families(build, names())}
+    return result | {"also": also, "families": checks.check_families(build, MODELS)}
 
 
 FAMILIES = {
@@ -201,6 +201,9 @@ def names() -> Iterator[str]:
                 if config not in seen:  # as instruct variants are
                     seen.append(config)
                     yield f"{module_name}/{name}"
+
+
+MODELS = tuple(names())
 
 
 def build(name: str) -> tuple[Any, int]:

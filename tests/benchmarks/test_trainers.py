@@ -76,10 +76,11 @@ def test_wrong_labels_and_models_that_are_not_built_are_told_apart() -> None:
     def build(name: str) -> tuple[Any, int]:
         if name == "broken":
             raise TypeError("no such layer")
-        size = 16 if name == "right" else 8  # the mlp has an axis of 8
-        return PARAMS, size
+        params = {"decoder": PARAMS["embed"]} if name == "unnamed" else PARAMS
+        return params, 17 if name == "wrong" else 16
 
-    found = checks.check_families(build, ["right", "wrong", "broken"])
+    found = checks.check_families(build, ["right", "unnamed", "wrong", "broken"])
     assert found["right"] == ["right"]
+    assert found["with_vocab_size"] == ["unnamed"]
     assert found["wrong"].keys() == {"wrong"}
     assert found["not_built"] == {"broken": "TypeError: no such layer"}
