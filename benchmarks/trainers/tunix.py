@@ -24,6 +24,7 @@ from tunix.sft.dpo.dpo_trainer import DPOTrainer, DPOTrainingConfig, TrainingInp
 from tunix.sft.peft_trainer import PeftTrainer, TrainingConfig
 from tunix.sft.utils import build_positions_from_mask, make_causal_attn_mask
 
+import ember_optax
 from benchmarks.trainers import checks, text
 from benchmarks.trainers.checks import EMBED_RATE, HEAD_RATE, LEARNING_RATE, STEPS
 from examples.post_training import sorting
@@ -45,11 +46,13 @@ FEW = 3  # steps of DPO and GRPO
 
 
 def model(vocab_size: int = text.VOCAB_SIZE) -> nnx.Module:
-    """Returns a model that is sharded as tunix wants it."""
+    """Returns a model, sharded as tunix wants it where there is a mesh."""
     made = make_model(TINY, vocab_size, seed=0)
-    state = nnx.state(made)
-    shardings = nnx.get_named_sharding(state, jax.sharding.get_mesh())
-    nnx.update(made, jax.device_put(state, shardings))
+    mesh = jax.sharding.get_mesh()
+    if not mesh.empty:
+        state = nnx.state(made)
+        shardings = nnx.get_named_sharding(state, mesh)
+        nnx.update(made, jax.device_put(state, shardings))
     return made
 
 
@@ -65,7 +68,12 @@ def optimizer(name: str, frozen: str | None = None) -> optax.GradientTransformat
     if name == "ember":
         ratios = EMBED_RATE / LEARNING_RATE, HEAD_RATE / LEARNING_RATE
         return plug_in.make_optimizer(rate, *ratios, frozen)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate))
+    adamw = optax.adamw(rate)
+    if name == "two_adamw":
+        return optax.multi_transform(
+            {"table": adamw, "body": adamw}, ember_optax.label_token_tables
+        )
+    return optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
 
 def model_input(tokens: Any) -> dict[str, Any]:
@@ -166,8 +174,13 @@ def reinforce() -> None:
 
 
 def run(workdir: Path) -> dict[str, Any]:
+    # On one device, since tunix does not restart what is sharded; see below.
+    result = checks.compare(finetune, drop_after, workdir, text.VOCAB_SIZE)
     with jax.set_mesh(text.mesh(2, 2, names=("fsdp", "tp"))):
-        result = checks.compare(finetune, drop_after, workdir, text.VOCAB_SIZE)
+        sharded = finetune("ember", workdir / "sharded")
+        checks.check_falls("Ember, sharded", sharded.losses)
+        checks.check_state(sharded, text.VOCAB_SIZE)
+        result["fails"] = restart_of_two_adamw(workdir / "two_adamw")
         factors = finetune("ember", workdir / "lora", lora())
         checks.check_only_adamw(factors.opt_state)
         frozen = finetune("ember", workdir / "frozen", frozen="embedder")
@@ -188,6 +201,17 @@ FAMILIES = {
     "qwen2": "Qwen2",
     "qwen3": "Qwen3",
 }
+
+
+def restart_of_two_adamw(workdir: Path) -> str:
+    """Returns how tunix fails to restart a sharded model without Ember, "" if not."""
+    finetune("two_adamw", workdir)
+    drop_after(workdir)
+    try:
+        finetune("two_adamw", workdir)
+    except ValueError as error:
+        return f"{type(error).__name__}: {error}"[:300]
+    return ""
 
 
 def names() -> Iterator[str]:
