@@ -24,8 +24,8 @@ WATCH = {
     "nnx_loop": "`wrt=` decides what is trained",
     "linen_loop": "stop the gradient of what is frozen, or it counts in the norm",
     "maxtext": "spike skipping and the trainable mask go around Ember too",
-    "levanter": "labels are for whole NamedArrays",
-    "tunix": "shard a model before the trainer sees it",
+    "levanter": "labels are for whole NamedArrays; lower rates after a change",
+    "tunix": "it cannot restart a sharded model with any `multi_transform`",
 }
 NOT_RUN = {
     "EasyDeL": "no plug-in yet",
@@ -68,6 +68,8 @@ def what_ran(run: Run) -> str:
         ran.append(f"labels of {len(models['right'])} models")
         if only := models["with_vocab_size"]:
             ran.append(f"with `vocab_size` also of {', '.join(only)}")
+    if "fails" in run:
+        ran[2] += " (on one device)"
     return ", ".join(ran)
 
 

@@ -59,8 +59,8 @@ def main(name: str, only_labels: bool = False) -> None:
     checks.write(RESULTS, record, TRAINERS)
     for key, value in record.items():
         print(f"{key}: {value}")
-    if wrong := record.get("families", {}).get("wrong"):
-        raise SystemExit(f"Wrong labels: {wrong}")
+    if (models := record.get("families")) and (models["wrong"] or not models["right"]):
+        raise SystemExit(f"Wrong labels, or no model was built: {models}")
 
 
 def _versions() -> dict[str, str]:

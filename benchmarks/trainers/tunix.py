@@ -6,7 +6,6 @@ import dataclasses
 import importlib
 import shutil
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -237,8 +236,9 @@ def build(name: str) -> tuple[Any, int]:
     config = getattr(module.ModelConfig, config_name)()
     size = getattr(config, "vocab_size", None) or config.num_embed
     config = dataclasses.replace(config, num_layers=2)
-    make = partial(getattr(module, FAMILIES[module_name]), config, rngs=nnx.Rngs(0))
-    return nnx.as_pure(nnx.state(nnx.eval_shape(make), nnx.Param)), size
+    model_class = getattr(module, FAMILIES[module_name])
+    made = nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0)))
+    return nnx.as_pure(nnx.state(made, nnx.Param)), size
 
 
 def drop_after(workdir: Path) -> None:
