@@ -15,7 +15,7 @@ endif
 
 .PHONY: help pretrain pretrain-mesh finetune grpo linux-doc study report docs \
   docs-browser package test test-fast test-gpu-compiler random-cases lint types bench \
-  bench-decoder bench-gpu-compiler clean
+  bench-decoder bench-gpu-compiler trainers test-oldest test-newest clean
 
 help:  ## Show this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -140,7 +140,28 @@ bench-gpu-compiler: $(GPU_COMPILER)/.ready  ## Measure bytes and memory of a ste
 	$(WITH_GPU_COMPILER) $(BIN)/python -m benchmarks.step.gpu
 	$(WITH_GPU_COMPILER) $(BIN)/python -m benchmarks.step.decoder --gpu
 
-clean:  ## Remove the virtual environment, caches and runs
-	rm -rf $(VENV) $(DOCS) $(PACKAGE) build dist runs .cache .pytest_cache \
-	  .ruff_cache .hypothesis
+# Each in an environment of its own, with the versions of environments.toml there.
+ENVIRONMENT := $(PYTHON) benchmarks/trainers/environment.py
+OWN_LOOPS := trainer-nnx_loop trainer-linen_loop
+OTHERS := trainer-maxtext trainer-levanter trainer-tunix
+
+.PHONY: $(OWN_LOOPS) $(OTHERS)
+
+trainers: $(OWN_LOOPS) $(OTHERS)  ## Run Ember in other people's trainers; trainer-maxtext and so on run one
+
+$(OWN_LOOPS): trainer-%: $(READY)
+	$(BIN)/python -m benchmarks.trainers.run $*
+
+$(OTHERS): trainer-%:
+	$(ENVIRONMENT) $*
+	.venv-$*/bin/python -m benchmarks.trainers.run $*
+
+test-oldest:  ## Run unit and mesh tests with the oldest jax and optax
+test-newest:  ## Run unit and mesh tests with the newest of all
+test-oldest test-newest: test-%:
+	$(ENVIRONMENT) $*
+	.venv-$*/bin/python -m pytest -n 2 tests/unit tests/mesh
+
+clean:  ## Remove the virtual environments, caches and runs
+	rm -rf $(VENV) .venv-* build dist runs .cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
