@@ -238,6 +238,6 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 def write(path: Path, record: Mapping[str, Any], order: Iterable[str]) -> None:
     """Puts a record in the place of the one before of the same trainer."""
     by_name = read(path)
-    by_name[record["trainer"]] = record
+    by_name[record["trainer"]] = dict(record)
     kept = [by_name[name] for name in order if name in by_name]
     path.write_text("".join(json.dumps(found) + "\n" for found in kept))
