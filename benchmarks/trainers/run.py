@@ -15,6 +15,7 @@ import time
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 TRAINERS = (
@@ -51,7 +52,10 @@ def main(name: str, only_labels: bool = False) -> None:
             }
         else:
             result = trainer.run(Path(directory))
-    record = {"trainer": name, "version": version(trainer.PACKAGE)} | result
+    record: dict[str, Any] = {
+        "trainer": name,
+        "version": version(trainer.PACKAGE),
+    } | result
     record["devices"] = DEVICES
     if not only_labels:
         record["seconds"] = round(time.monotonic() - start)

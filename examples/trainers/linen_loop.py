@@ -11,7 +11,7 @@
 import re
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import optax
@@ -52,7 +52,7 @@ def make_optimizer(
 
     # Weight decay is the body's, and only of its matrices.
     is_matrix = partial(jax.tree.map, lambda x: x.ndim > 1)
-    optimizers = {
+    optimizers: dict[Any, optax.GradientTransformation] = {
         "embed": table(embed),
         "head": table(head),
         "body": optax.adamw(schedule, b2=0.95, weight_decay=0.1, mask=is_matrix),
@@ -88,7 +88,7 @@ def train(
     """Trains on the batches that are left after the manager's last checkpoint."""
     losses = []
     if (last := manager.latest_step()) is not None:
-        state = manager.restore(last, args=ocp.args.StandardRestore(state))
+        state = cast(Any, manager.restore(last, args=ocp.args.StandardRestore(state)))
     for step, tokens in enumerate(batches, start=1):
         if step > state.step:
             state, loss = train_step(state, tokens, frozen)
