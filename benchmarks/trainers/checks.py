@@ -235,7 +235,7 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     return {record["trainer"]: record for record in map(json.loads, lines)}
 
 
-def write(path: Path, record: Mapping[str, Any], order: Iterable[str]) -> None:
+def write(path: Path, record: dict[str, Any], order: Iterable[str]) -> None:
     """Puts a record in the place of the one before of the same trainer."""
     by_name = read(path)
     by_name[record["trainer"]] = dict(record)

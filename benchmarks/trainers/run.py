@@ -52,8 +52,10 @@ def main(name: str, only_labels: bool = False) -> None:
             }
         else:
             result = trainer.run(Path(directory))
-    record: dict[str, Any] = {"trainer": name, "version": version(trainer.PACKAGE)}
-    record |= result
+    record: dict[str, Any] = {
+        "trainer": name,
+        "version": version(trainer.PACKAGE),
+    } | result
     record["devices"] = DEVICES
     if not only_labels:
         record["seconds"] = round(time.monotonic() - start)

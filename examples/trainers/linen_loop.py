@@ -11,7 +11,7 @@
 import re
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import optax
@@ -52,16 +52,13 @@ def make_optimizer(
 
     # Weight decay is the body's, and only of its matrices.
     is_matrix = partial(jax.tree.map, lambda x: x.ndim > 1)
-    body = optax.adamw(schedule, b2=0.95, weight_decay=0.1, mask=is_matrix)
-    routed = optax.multi_transform(
-        {
-            "embed": table(embed),
-            "head": table(head),
-            "body": body,
-            "frozen": optax.set_to_zero(),
-        },
-        partial(labels, frozen=frozen),
-    )
+    optimizers: dict[Any, optax.GradientTransformation] = {
+        "embed": table(embed),
+        "head": table(head),
+        "body": optax.adamw(schedule, b2=0.95, weight_decay=0.1, mask=is_matrix),
+        "frozen": optax.set_to_zero(),
+    }
+    routed = optax.multi_transform(optimizers, partial(labels, frozen=frozen))
     return ember_optax.clipped(routed, max_norm=1.0)
 
 
@@ -91,8 +88,7 @@ def train(
     """Trains on the batches that are left after the manager's last checkpoint."""
     losses = []
     if (last := manager.latest_step()) is not None:
-        restored: Any = manager.restore(last, args=ocp.args.StandardRestore(state))
-        state = restored
+        state = cast(Any, manager.restore(last, args=ocp.args.StandardRestore(state)))
     for step, tokens in enumerate(batches, start=1):
         if step > state.step:
             state, loss = train_step(state, tokens, frozen)
