@@ -30,9 +30,8 @@ pytest.importorskip("libtpu", reason="libtpu is not installed: pip install 'jax[
 SHAPES = [(131072, 4096), (4096, 131072), (131072, 2048), (65536, 4096)]
 LAYOUTS = {"rows": P("x", None), "columns": P(None, "x"), "both": P("x", "y")}
 
-# v5e compiles as v6e does; benchmarks/collectives/results.json has it.
-SLICES = {name: MESHES[name] for name in ("v5p:4x4x4", "v6e:4x4")}
-SLICES |= {"tpu7x:2x2x1": (4, 2)}
+# The others are in benchmarks/collectives/results.json: a compilation takes seconds.
+SLICES = {"v5p:4x4x4": MESHES["v5p:4x4x4"], "tpu7x:2x2x1": (4, 2)}
 each_slice = pytest.mark.parametrize("name", SLICES)
 # Each compilation takes seconds, so the number of tables varies with the mode.
 each_mode = pytest.mark.parametrize(
@@ -159,7 +158,7 @@ def test_both_statistics_are_taken_in_one_pass(
     [
         *((name, "both") for name in SLICES),
         ("v5p:4x4x4", "rows"),
-        ("v6e:4x4", "columns"),
+        ("v5p:4x4x4", "columns"),
     ],
 )
 def test_sharded_statistics_are_taken_in_one_pass(name: str, layout: str) -> None:
@@ -211,8 +210,8 @@ def test_statistics_of_a_head_are_taken_where_its_gradient_is_made() -> None:
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize(
     ("family", "dtype", "tied"),
-    # A case takes half a minute.
-    [("v5p", jnp.float32, False), ("v5p", jnp.bfloat16, True)],
+    # A case takes half a minute; benchmarks/step/decoder.json has whole steps.
+    [("v5p", jnp.bfloat16, True)],
 )
 def test_a_training_step_peaks_where_sgd_does(
     family: str, dtype: Any, tied: bool

@@ -61,6 +61,7 @@ WRONG = {
     "clip_norm": [0, -1.0, NAN, None],
     "compile_topology": ["", 3],
     "workdir": ["", None, 3],
+    "tensorboard": ["runs", None],
     "resume": [1, None],
     "overwrite": ["yes"],
 }

@@ -55,5 +55,5 @@ def test_another_process_may_do_the_same_and_nothing_is_printed() -> None:
 
 def test_without_libtpu_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"ember-optax\[tpu\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"jax\[tpu\]"):
         topology.devices("v6e:4x4")
