@@ -220,17 +220,25 @@ def rounded(study: Study) -> Figure | None:
     if not any(x.row.settings.rounding for rows in found for x in rows):
         return None
     figure, panels = plt.subplots(
-        ncols=len(found), figsize=(9, 3), squeeze=False, layout="constrained"
+        ncols=len(found), figsize=(10, 3), squeeze=False, layout="constrained"
     )
+    markers = {None: "o", "nearest": "s", "stochastic": "D"}
     for axes, rows in zip(panels[0], found, strict=True):
         for x in rows:
-            shade, size = color(x.tables), x.row.bytes_a_parameter
+            kind = x.row.settings.rounding
+            aside = 0.8 if kind == "stochastic" else 0  # of the same size as nearest
             half = interval_of_mean(x.row).high - x.row.mean
-            axes.errorbar(size, x.row.mean, half, fmt="o", color=shade, capsize=2)
-            place, text = (size + 0.4, x.row.mean), f"{x.tables}\n{x.row.mean:.3f}"
-            axes.annotate(text, place, fontsize=7, color=shade, va="center")
-        axes.set(title=rows[0].setting, xlim=(0, 22), xlabel="bytes a parameter")
+            axes.errorbar(
+                *(x.row.bytes_a_parameter + aside, x.row.mean, half),
+                fmt=markers[kind],
+                color=color(x.tables),
+                capsize=2,
+                label=x.tables,
+            )
+        axes.set(title=rows[0].setting, xlim=(0, 18), xlabel="bytes a parameter")
         axes.set_xticks([0, 4, 8, 12, 16])
         axes.margins(y=0.25)
     panels[0, 0].set_ylabel("validation loss, 95% interval")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=8)
     return figure
