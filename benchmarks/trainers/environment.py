@@ -30,10 +30,12 @@ def main(name: str) -> None:
     run(find_python(wanted["python"]), "-m", "venv", str(folder))
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
     run(*pip, "--upgrade", "pip")  # older ones know no groups
-    project = ["--editable", str(ROOT)]
     if "group" in wanted:
-        project += ["--group", f"{ROOT / 'pyproject.toml'}:{wanted['group']}"]
-    run(*pip, *wanted["packages"], *project)
+        group = f"{ROOT / 'pyproject.toml'}:{wanted['group']}"
+        run(*pip, *wanted["packages"], "--editable", str(ROOT), "--group", group)
+    else:  # also with versions below the library's bounds, to see whether it works
+        run(*pip, *wanted["packages"])
+        run(*pip, "--no-deps", "--editable", str(ROOT))
     ready.write_text(key)
 
 
