@@ -23,9 +23,9 @@ SCALE: Case = {
     "config": "pretrain_124m",
     "width": 768,
     "layers": 12,
-    "batch": 64,
+    "batch": 16,
     "window": 1024,
-    "tokens": 131_072_000,
+    "tokens": 8_388_608,
 }
 SCALE_BODY_LR = 1e-3  # of AdamW, a usual one for models of this size
 FEW_SEEDS = (1, 2, 3)  # where a run takes long
