@@ -204,9 +204,9 @@ def deviations() -> str:
         """- **Not in the plan, but run**: a rate that is off by a factor, rules for the
         rates, tables in bfloat16. They are descriptions, as the plan says of all that
         is not one of its families.""",
-        """- **Two machines.** Most of the optimizers that people use less, and all of the
-        larger model, ran on a lent machine with an H100 and newer versions, the former
-        on its CPU cores. A pair of runs with the same seed may so come from
+        """- **Two machines.** Most of the optimizers that people use less, and all of
+        the larger model, ran on a lent machine with an H100 and newer versions, the
+        former on its CPU cores. A pair of runs with the same seed may so come from
         two machines. A run that was repeated on the other one,
         `arms/row_only` with seed 1, REPEATED.""",
         """- **The larger model ran on the GPU**, in full float32 precision
