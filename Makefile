@@ -3,14 +3,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TUNIX_READY := $(VENV)/.tunix-ready
+DOCS := .venv-docs
+DOCS_READY := $(DOCS)/.ready
+PACKAGE := .venv-package
+PACKAGE_READY := $(PACKAGE)/.ready
 
-# libtpu is here to compile for TPUs; on a machine without one it says so at every start.
-ifeq ($(wildcard /dev/accel[0-9]* /dev/vfio/[0-9]*),)
-export TPU_ACCELERATOR_TYPE ?= v5p-128
-export TPU_WORKER_HOSTNAMES ?= localhost
+# Training on CPU is faster on large pages; other C libraries do not know this variable.
+ifneq ($(shell getconf GNU_LIBC_VERSION 2>/dev/null),)
+pretrain pretrain-mesh finetune grpo study: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 endif
 
-.PHONY: help pretrain pretrain-mesh finetune grpo linux-doc study report test test-fast random-cases lint types bench clean
+.PHONY: help pretrain pretrain-mesh finetune grpo linux-doc study report docs \
+  docs-browser package test test-fast test-gpu-compiler random-cases lint types bench \
+  bench-decoder bench-gpu-compiler trainers test-oldest test-newest clean
 
 help:  ## Show this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -18,12 +23,12 @@ help:  ## Show this text
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable . --group dev
 	touch $@
 
 # 1.6 GB that nothing else needs.
 $(TUNIX_READY): $(READY)
-	$(BIN)/python -m pip install --quiet --editable '.[post-training]'
+	$(BIN)/python -m pip install --quiet --editable . --group post-training
 	touch $@
 
 pretrain: $(READY)  ## Train a small language model on real text: Ember against AdamW on the tables
@@ -56,8 +61,7 @@ $(LINUX_DOC)/.ready:
 	touch $@
 
 study: $(READY) linux-doc  ## Repeat the optimizer study: hours; finished runs are not run again
-	JAX_PLATFORMS=cpu GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
-	  $(BIN)/python -m benchmarks.study.run
+	JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks.study.run
 
 report: $(READY)  ## Write all tables and figures of the documents from the results
 	JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks.report
@@ -67,6 +71,19 @@ test: $(READY)  ## Run all tests and doctests
 
 test-fast: $(READY)  ## Run the unit tests only
 	$(BIN)/python -m pytest -n 2 tests/unit
+
+# The compiler for GPUs, without a GPU and without its libraries: 0.5 GB.
+GPU_COMPILER := .cache/gpu-compiler
+WITH_GPU_COMPILER := JAX_PLATFORMS=cpu XLA_FLAGS=--xla_gpu_autotune_level=0 \
+  PYTHONPATH=$(GPU_COMPILER) TF_CPP_MIN_LOG_LEVEL=3
+$(GPU_COMPILER)/.ready: $(READY)
+	jax=$$($(BIN)/python -c 'import jax; print(jax.__version__)') && \
+	  $(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(GPU_COMPILER) \
+	  jax-cuda12-plugin==$$jax jax-cuda12-pjrt==$$jax
+	touch $@
+
+test-gpu-compiler: $(GPU_COMPILER)/.ready  ## Test what XLA:GPU makes of a step for an H100 (no GPU needed)
+	$(WITH_GPU_COMPILER) $(BIN)/python -m pytest tests/compiled/test_gpu_compiler.py
 
 random-cases: $(READY)  ## Hold ten thousand random gradients against the float64 oracle
 	JAX_PLATFORMS=cpu $(BIN)/python -m tests.unit.random_cases --cases=10000
@@ -78,12 +95,73 @@ lint: $(READY)  ## Check style and formatting
 types: $(READY)  ## Check types
 	$(BIN)/pyright
 
+$(DOCS_READY): pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --upgrade pip
+	$(DOCS)/bin/python -m pip install --quiet --editable . --group docs
+	touch $@
+
+docs: $(DOCS_READY)  ## Build the documentation site in build/site; a warning is an error
+	rm -rf build/site
+	JAX_PLATFORMS=cpu $(DOCS)/bin/sphinx-build --quiet --fresh-env --fail-on-warning \
+	  --keep-going --doctree-dir build/doctrees docs build/site
+	@echo 'Open build/site/index.html'
+
+docs-browser: docs  ## Look at every page of the site in Chromium (needs apt's chromium)
+	$(DOCS)/bin/python docs/browser.py build/site build/screenshots
+
+$(PACKAGE_READY): pyproject.toml
+	$(PYTHON) -m venv $(PACKAGE)
+	$(PACKAGE)/bin/python -m pip install --quiet --upgrade pip
+	$(PACKAGE)/bin/python -m pip install --quiet --group package
+	touch $@
+
+package: $(PACKAGE_READY)  ## Build wheel and sdist; try the wheel in an empty environment
+	rm -rf dist build/wheel
+	$(PACKAGE)/bin/python -m build
+	$(PACKAGE)/bin/twine check --strict dist/*
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip install --quiet dist/*.whl
+	build/wheel/bin/python tests/package/readme.py
+	cd tests/package && ../../$(PACKAGE)/bin/mypy --strict \
+	  --explicit-package-bases --python-executable ../../build/wheel/bin/python user_code.py
+	$(PACKAGE)/bin/pyright --project tests/package --pythonpath build/wheel/bin/python
+
 bench: $(READY)  ## Measure bytes, time and collectives of a step against other optimizers
 	$(BIN)/python -m benchmarks.step.run
 	$(BIN)/python -m benchmarks.step.tpu
 	$(BIN)/python -m benchmarks.lazy.run
 	$(BIN)/python -m benchmarks.collectives.run
 
-clean:  ## Remove the virtual environment, caches and runs
-	rm -rf $(VENV) runs .cache .pytest_cache .ruff_cache .hypothesis
+bench-decoder: $(READY)  ## Compile whole training steps of real sizes for TPUs: about 20 minutes
+	JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks.step.decoder
+
+bench-gpu-compiler: $(GPU_COMPILER)/.ready  ## Measure bytes and memory of a step on an H100 (no GPU needed)
+	$(WITH_GPU_COMPILER) $(BIN)/python -m benchmarks.step.gpu
+	$(WITH_GPU_COMPILER) $(BIN)/python -m benchmarks.step.decoder --gpu
+
+# Each in an environment of its own, with the versions of environments.toml there.
+ENVIRONMENT := $(PYTHON) benchmarks/trainers/environment.py
+OWN_LOOPS := trainer-nnx_loop trainer-linen_loop
+OTHERS := trainer-maxtext trainer-levanter trainer-tunix
+
+.PHONY: $(OWN_LOOPS) $(OTHERS)
+
+trainers: $(OWN_LOOPS) $(OTHERS)  ## Run Ember in other people's trainers; trainer-maxtext and so on run one
+
+$(OWN_LOOPS): trainer-%: $(READY)
+	$(BIN)/python -m benchmarks.trainers.run $*
+
+$(OTHERS): trainer-%:
+	$(ENVIRONMENT) $*
+	.venv-$*/bin/python -m benchmarks.trainers.run $*
+
+test-oldest:  ## Run unit and mesh tests with the oldest jax and optax
+test-newest:  ## Run unit and mesh tests with the newest of all
+test-oldest test-newest: test-%:
+	$(ENVIRONMENT) $*
+	.venv-$*/bin/python -m pytest -n 2 tests/unit tests/mesh
+
+clean:  ## Remove the virtual environments, caches and runs
+	rm -rf $(VENV) .venv-* build dist runs .cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

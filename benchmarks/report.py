@@ -24,6 +24,7 @@ from benchmarks.post_training import report as post_training
 from benchmarks.step import report as step
 from benchmarks.study import report as study
 from benchmarks.switching import report as switching
+from benchmarks.trainers import report as trainers
 
 WITH_PARTS = (
     collectives,
@@ -35,6 +36,7 @@ WITH_PARTS = (
     step,
     study,
     switching,
+    trainers,
 )
 WITH_FIGURES = (collectives, geometry, lazy, post_training, step, study)
 ROOT = Path(__file__).parents[1]

@@ -97,6 +97,7 @@ def get_config() -> ConfigDict:
     config.eval_batches = 32
     config.checkpoint_every = 64  # steps
     config.keep_checkpoints = 2
+    config.tensorboard = False  # metrics in workdir/*/tensorboard too, beside the JSON
 
     # Compile a step for a TPU pod such as v5p:4x4x4, say what it costs, and end.
     config.compile_topology = placeholder(str)

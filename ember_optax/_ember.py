@@ -1,7 +1,10 @@
 """Ember as an Optax gradient transformation."""
 
+# Or help() begins with a page: the aliases in signatures, written out as unions.
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +15,12 @@ from ember_optax._axes import VocabAxis, check_vocab_axis, token_axes
 from ember_optax._clipping import Clipping, Probe
 from ember_optax._decay import Remaining, Scalar, ScalarOrSchedule
 from ember_optax._mesh import AxisName, AxisNames
-from ember_optax._paths import by_path, is_placeholder, to_key
+from ember_optax._paths import by_path, is_placeholder, keyed, to_key
 from ember_optax._reduce import InShardMap, OnMesh, read_again
 from ember_optax._rule import ColumnMean, Rule, TableMoments
+
+if TYPE_CHECKING:
+    from ember_optax._types import ScaleByEmber
 
 RowState = Literal["replicated", "sharded"]
 
@@ -37,7 +43,7 @@ def scale_by_ember(
     row_state: RowState = "replicated",
     param_shardings: Any = None,
     axis_names: tuple[AxisName, AxisName] | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> ScaleByEmber:
     r"""Rescales the gradients of token tables by a factored second moment.
 
     For a table with gradient :math:`G` of V rows (tokens) and D columns, at step t:
@@ -144,7 +150,7 @@ def scale_by_ember(
         }
         moments = reducer.constrain(moments, tables, axes)
         remaining = _decay.init(_rule.common_dtype(moments))
-        return EmberState(count, _keyed(moments), remaining)
+        return EmberState(count, keyed(moments), remaining)
 
     def update_fn(
         updates: optax.Updates,
@@ -183,10 +189,11 @@ def scale_by_ember(
         count = cast(jax.Array, optax.safe_increment(state.count))
         return (
             jax.tree.unflatten(structure, new_updates),
-            EmberState(count, _keyed(moments), remaining),
+            EmberState(count, keyed(moments), remaining),
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    transformation = optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return cast("ScaleByEmber", transformation)
 
 
 def ember(
@@ -204,6 +211,11 @@ def ember(
 ) -> optax.GradientTransformationExtraArgs:
     r"""The Ember optimizer for token tables: embeddings and language-model heads.
 
+      >>> import optax, ember_optax
+      >>> tx = optax.multi_transform(
+      ...     {"table": ember_optax.ember(1e-2), "body": optax.adamw(3e-4)},
+      ...     ember_optax.label_token_tables)
+
     Adam's dense V x D moments become V + D float32 numbers for each table, and there
     is no first moment:
 
@@ -217,14 +229,12 @@ def ember(
     about 20 apart: label them with `label_token_tables(..., embed=..., head=...)`. In
     this project's small runs 0.56 and 0.032 were best at width 96; practice scales both
     with 1 / sqrt(width). :func:`ember_optax.adafactor_decay` as `b2` was better than
-    any constant one. The first step of a row that has not had a gradient for a long
-    time is up to 1 / sqrt(1 - b2) times the learning rate: 32 at 0.999.
+    any constant one.
 
     .. warning::
       Ember is for parameters with one row (or column) per token, and for nothing
       else: use it inside `optax.multi_transform`. Hidden matrices, positional
       embeddings, norms and biases belong to AdamW, Muon or whatever trains the body.
-      Anything with fewer than two axes is an error.
 
     .. warning::
       `optax.inject_hyperparams` casts hyperparameters to the dtype of the parameters,
@@ -234,18 +244,14 @@ def ember(
 
     Args:
       learning_rate: a scalar, or a schedule from the count of steps to a scalar.
-      b2: decay of both statistics, in [0, 1), or a schedule from the count of earlier
-        steps to one.
+      b2: decay of both statistics, in [0, 1), or a schedule from earlier steps to one.
       eps: added to the root of the second moment, not negative.
       weight_decay: strength of the decoupled decay, which the learning rate
         multiplies, not negative. It moves all rows, those without gradient as well.
       weight_decay_mask: a tree of bools like the parameters, or a function from the
         parameters to one: where to decay. By default everywhere.
-      column_mean: see :func:`ember_optax.scale_by_ember`, as for all that follow.
-      vocab_axis: the axis that holds the tokens, where it is not the longest.
-      row_state: whether `row` is `"replicated"` or `"sharded"` as the rows on a mesh.
-      param_shardings: shardings of the tables, for a mesh with Auto axes.
-      axis_names: mesh axes of rows and columns, for updates inside `jax.shard_map`.
+      column_mean, vocab_axis, row_state, param_shardings, axis_names: see
+        :func:`ember_optax.scale_by_ember`.
 
     Returns:
       The optimizer as an `optax.GradientTransformationExtraArgs`.
@@ -292,7 +298,3 @@ def ember(
         optax.add_decayed_weights(weight_decay, weight_decay_mask),
         optax.scale_by_learning_rate(learning_rate),
     )
-
-
-def _keyed(moments: dict[str, TableMoments]) -> dict[str, TableMoments]:
-    return {to_key(path): table for path, table in moments.items()}

@@ -1,8 +1,8 @@
 """Trees of parameters as an optimizer meets them: names of leaves, and placeholders."""
 
 import re
-from collections.abc import Collection, Iterable
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, TypeVar
 
 import jax
 from jax.tree_util import (
@@ -13,6 +13,8 @@ from jax.tree_util import (
     SequenceKey,
     tree_leaves_with_path,
 )
+
+T = TypeVar("T")
 
 
 def normalize(path: KeyPath) -> str:
@@ -65,6 +67,11 @@ def to_key(path: str) -> str:
     rules of sharding search for `embed_tokens/embedding` in them.
     """
     return path.replace("/", ":")
+
+
+def keyed(by_path: Mapping[str, T]) -> dict[str, T]:
+    """Returns the same with keys of a state for paths."""
+    return {to_key(path): value for path, value in by_path.items()}
 
 
 def from_key(key: str) -> str:

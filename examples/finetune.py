@@ -2,21 +2,20 @@ r"""Full finetuning with tunix's PeftTrainer: token tables on Ember, the body on
 
     python -m examples.finetune --config=configs/finetune_small.py
 
-Useful flags (all of them are in the config file, with comments):
+Flags that matter, as they are in configs/finetune_small.py, which has all of them:
 
-    --compare                        then the same finetuning with AdamW on the tables
-    --config.tasks=tasks.jsonl       your own prompts and completions
-    --config.checkpoint=DIRECTORY    start from a tunix checkpoint, do not pretrain
-    --config.finetuning.steps=1000
-    --config.finetuning.tables.embed_learning_rate=0.01  instead of the tuned one
-    --config.finetuning.tables.head_learning_rate=0.01   likewise
-    --config.model.embed_dim=256     any field of tunix's ModelConfig of Qwen3
-    --config.seed=1
-    --config.workdir=runs/mine
-    --config.resume                  go on from the last checkpoints in workdir
-    --config.overwrite               delete the run that is in workdir
+    --config.tasks=None              your own prompts and completions, in JSON Lines
+    --config.checkpoint=None         a tunix checkpoint to start from, not pretraining
+    --config.finetuning.steps=200
+    --config.finetuning.tables.embed_learning_rate=None  the tuned one; likewise
+    --config.finetuning.tables.head_learning_rate=None   of the head
+    --config.model.embed_dim=64   or any field of tunix's ModelConfig of Qwen3
+    --config.seed=0
+    --config.workdir=runs/finetune_small
+    --config.resume=False            go on from the last checkpoints in workdir
+    --config.overwrite=False         delete the run that is in workdir
 
-Needs the extra `post-training`: pip install 'ember-optax[post-training]'.
+Needs tunix: pip install --editable . --group post-training
 """
 
 # pyright: reportMissingImports=false
@@ -28,8 +27,14 @@ from typing import NamedTuple
 from absl import flags, logging
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
-from tunix.models.qwen3.model import Qwen3
-from tunix.sft.checkpoint_manager import CheckpointManager
+
+try:
+    from tunix.models.qwen3.model import Qwen3
+    from tunix.sft.checkpoint_manager import CheckpointManager
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"{error}: pip install --editable . --group post-training"
+    ) from error
 
 import ember_optax
 from examples.lm import Config, command, corpus, data, metrics, run_dir

@@ -3,23 +3,24 @@ r"""Reinforcement learning with tunix's GRPOLearner: token tables on Ember or Ad
     python -m examples.grpo --config=configs/grpo_small.py
 
 The task is to sort numbers; the reward is the share of places that are right. A short
-supervised phase comes first. Useful flags (all of them are in the config file, with
-comments):
+supervised phase comes first.
 
-    --compare                     both table optimizers, each with several batch sizes
-    --config.batch_sizes='(8,)'   those batch sizes
-    --config.rl.batch_size=4      without --compare
-    --config.rl.steps=1000
-    --config.rl.tables.optimizer=adam
-    --config.rl.tables.embed_learning_rate=0.01  instead of the tuned one
-    --config.rl.tables.head_learning_rate=0.01   likewise
-    --config.numbers=1000 --config.length=4
-    --config.model.embed_dim=128  any field of tunix's ModelConfig of Qwen3
-    --config.seed=1
-    --config.workdir=runs/mine
-    --config.overwrite            delete the run that is in workdir
+Flags that matter, as they are in configs/grpo_small.py, which has all of them:
 
-Needs the extra `post-training`: pip install 'ember-optax[post-training]'.
+    --config.batch_sizes=(4, 16, 64)  prompts in a step, one run each, with --compare
+    --config.rl.batch_size=16         prompts in a step, without --compare
+    --config.rl.steps=300
+    --config.rl.tables.optimizer=ember  or adam
+    --config.rl.tables.embed_learning_rate=None  the tuned one; likewise
+    --config.rl.tables.head_learning_rate=None   of the head
+    --config.numbers=100
+    --config.length=3
+    --config.model.embed_dim=64       or any field of tunix's ModelConfig of Qwen3
+    --config.seed=0
+    --config.workdir=runs/grpo_small
+    --config.overwrite=False          delete the run that is in workdir
+
+Needs tunix: pip install --editable . --group post-training
 """
 
 # pyright: reportMissingImports=false
@@ -35,10 +36,16 @@ from absl import flags, logging
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
-from tunix.generate.sampler import CacheConfig, Sampler
-from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
-from tunix.rl.rl_cluster import ClusterConfig, RLCluster, RLTrainingConfig, Role
-from tunix.rl.rollout.base_rollout import RolloutConfig
+
+try:
+    from tunix.generate.sampler import CacheConfig, Sampler
+    from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
+    from tunix.rl.rl_cluster import ClusterConfig, RLCluster, RLTrainingConfig, Role
+    from tunix.rl.rollout.base_rollout import RolloutConfig
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"{error}: pip install --editable . --group post-training"
+    ) from error
 
 import ember_optax
 from examples.lm import Config, command, run_dir

@@ -183,12 +183,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, default=10**7, help="rows of the table")
-    parser.add_argument("--steps", type=int, default=1000, help="of 1024 tokens each")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--path", help="your text or JSON Lines; by default the standard library"
-    )
+    flag = parser.add_argument
+    flag("--rows", type=int, default=10**7, help="of the table (%(default)s)")
+    flag("--steps", type=int, default=1000, help="of 1024 tokens each (%(default)s)")
+    flag("--seed", type=int, default=0, help="of values and batches (%(default)s)")
+    flag("--path", help="your text or JSON Lines (Python's standard library)")
     args = parser.parse_args(argv)
     arms = [train(rows, args.steps, args.seed, args.path) for rows in (0, args.rows)]
     print(f"\n{'':16}{'validation loss':>16}{'time of a step':>16}{'rows touched':>16}")

@@ -1,22 +1,25 @@
 r"""Pretrains a language model: token tables on Ember, the body on AdamW.
 
-    python -m examples.pretrain --config=configs/pretrain_small.py
+    python -m examples.pretrain --config=configs/pretrain_small.py \
+        --config.data.path='texts/*.txt' --config.workdir=runs/mine --compare
 
-Useful flags (all of them are in the config file, with comments):
+Flags that matter, as they are in configs/pretrain_small.py, which has all of them:
 
-    --compare                          then the same with Adam (0.8, 0.95) on the tables
-    --config.tables.optimizer=adam     also adam_no_momentum, adafactor, sm3, sgd
-    --config.tables.embed_learning_rate=0.3  instead of the tuned ones; a tied table
-    --config.tables.head_learning_rate=0.01  has that of the head
-    --config.tables.b2=0.999           for Ember, instead of the decay of Adafactor
-    --config.body.optimizer=muon
-    --config.data.path='texts/*.txt'   your own text or JSON Lines
-    --config.steps=1000 --config.model.width=256 --config.model.tied
-    --config.workdir=runs/mine
-    --config.resume                    go on from the last checkpoint in workdir
-    --config.overwrite                 delete the run that is in workdir
-    --config.mesh.tensor=2             shard over 2 devices this way, fsdp over the rest
-    --config.compile_topology=v5p:4x4x4  no run: what a step costs on that TPU pod
+    --config.tables.optimizer=ember     or adam, adam_no_momentum, adafactor, sm3, sgd
+    --config.tables.embed_learning_rate=None  the tuned one of the optimizer; likewise
+    --config.tables.head_learning_rate=None   of the head, and of a tied table
+    --config.tables.b2=None             the tuned one; that of ember grows
+    --config.body.optimizer=adamw       or muon
+    --config.data.path=None             the source of Python's standard library
+    --config.steps=256
+    --config.model.width=96
+    --config.model.tied=False           one table for embedding and head
+    --config.workdir=runs/pretrain_small
+    --config.resume=False               go on from the last checkpoint in workdir
+    --config.overwrite=False            delete the run that is in workdir
+    --config.tensorboard=False          metrics for TensorBoard too
+    --config.mesh.tensor=1              shard over so many devices, fsdp over the rest
+    --config.compile_topology=None      v5p:4x4x4 says what a step costs on that pod
 
 The same program runs on one device, on one host with several and on a pod: start it
 once on every host. See docs/pods.md.
@@ -47,6 +50,16 @@ from examples.lm.mesh import use_mesh
 from examples.lm.optimizer import reset_tables, table_state_bytes
 from examples.lm.program import check_shards, make_model
 
+NEXT = """
+The same with your own text, and all flags:
+
+  {python} -m examples.pretrain --config={file} --compare \\
+    --config.data.path='texts/*.txt' --config.workdir=runs/mine
+  {python} -m examples.pretrain --help
+
+What to set for a model of another size: docs/choosing.md
+"""
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="File with the configuration.", default=None
 )
@@ -67,7 +80,11 @@ def main() -> None:
         return
     processes.initialize()
     with processes.end_at_once_on_error():
-        run(config, _COMPARE.value, _BESIDE.value)
+        results = run(config, _COMPARE.value, _BESIDE.value)
+        finished = all(result.step >= config.steps for result in results.values())
+        if finished and processes.is_primary():
+            file = config_flags.get_config_filename(flags.FLAGS["config"])
+            print(NEXT.format(python=command.python(), file=file))
 
 
 def run(
@@ -107,7 +124,7 @@ def run(
 
     results = {}
     for name, arm in arms.items():
-        results[name] = training.train(arm, tokens, workdir / name)
+        results[name] = training.train(arm, tokens, workdir / name, sample=True)
         if results[name].step < config.steps:
             say(
                 f"\nInterrupted at step {results[name].step}; a checkpoint is saved."
@@ -127,8 +144,18 @@ def run(
         say(f"{name:<{width}}{loss:>16.4f}{state:>20}{seconds:>7.0f} s")
     if beside is not None:
         say(f"{beside:<{width}}{earlier_loss:>16.4f}")
-    say(f"\nLoss plot: {plot}")
+    say(f"\n{_samples(results)}")
+    say(f"Loss plot: {plot}")
     return results
+
+
+def _samples(results: dict[str, training.Result]) -> str:
+    """Returns a validation text, and how the model of each arm goes on from there."""
+    samples = {name: r.sample for name, r in results.items() if r.sample}
+    parts = [f"--- {name} goes on ---\n{s.continuation}" for name, s in samples.items()]
+    for sample in [*samples.values()][:1]:  # the text is the same for all
+        parts.insert(0, f"--- A validation text ---\n{sample.prompt}")
+    return "\n\n".join(parts) + "\n"
 
 
 def load(config: Config) -> data.Tokens:

@@ -2,11 +2,12 @@
 
     python -m examples.quickstart
 
-One file to copy from. It needs flax: pip install 'ember-optax[examples]'.
+One file to copy from: it needs ember_optax, flax, and nothing else of this repository.
 """
 
 import re
 import sysconfig
+from argparse import ArgumentParser, RawTextHelpFormatter
 from array import array
 from collections import Counter
 from functools import partial
@@ -103,4 +104,6 @@ def main(steps: int = 200) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
+    parser.add_argument("--steps", type=int, default=200, help="of training (200)")
+    main(parser.parse_args().steps)

@@ -3,7 +3,7 @@
     python -m benchmarks.collectives.run
 
 Compiles one step (update and apply) on an embedding and a head and reads the HLO; the
-real TPU compiler needs no TPU (`pip install 'ember-optax[tpu]'`). Nothing is run or
+real TPU compiler needs no TPU (`pip install 'jax[tpu]'`). Nothing is run or
 timed, so the numbers are exact. Muon, whose products of matrices take the compiler
 minutes, is compiled for one mesh only. Writes benchmarks/collectives/results.json.
 """

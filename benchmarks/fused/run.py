@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from benchmarks.common import store
 from benchmarks.fused import training
@@ -21,10 +22,12 @@ from benchmarks.fused.report import RESULTS, STEPS
 from benchmarks.step.compiling import (
     DTYPES,
     OPTIMIZERS,
-    bytes_accessed_over_table,
+    bytes_of,
+    clipped,
     compile_step,
 )
 from benchmarks.step.tpu import CHIPS, chip
+from benchmarks.step.traffic import bytes_accessed
 from configs import pretrain_small
 from ember_optax.experimental import fused
 from examples.lm import Config, data
@@ -38,6 +41,7 @@ def compile_fused(
     dtype: Any,
     sharding: jax.sharding.Sharding,
     vocab_axis: int = 0,
+    clip: bool = False,
 ) -> Any:
     """Compiles a step with table and state donated."""
 
@@ -47,7 +51,15 @@ def compile_fused(
     table = place(jax.ShapeDtypeStruct(shape, dtype))
     init = functools.partial(fused.init, vocab_axis=vocab_axis)
     state = jax.tree.map(place, jax.eval_shape(init, table))
-    step = functools.partial(fused.apply, learning_rate=1e-2, vocab_axis=vocab_axis)
+
+    def step(table: Any, state: Any, grad: Any) -> Any:
+        if clip:
+            clipping = optax.clip_by_global_norm(1.0)
+            grad, _ = clipping.update(grad, clipping.init(table))
+        return fused.apply(
+            table, state, grad, learning_rate=1e-2, vocab_axis=vocab_axis
+        )
+
     return jax.jit(step, donate_argnums=(0, 1)).lower(table, state, table).compile()
 
 
@@ -60,16 +72,22 @@ def measure_steps() -> dict[str, dict[str, dict[str, Any]]]:
     for family in CHIPS:
         for dtype in DTYPES:
             table = jax.ShapeDtypeStruct(TABLE, dtype, sharding=chip(family))
-            steps = {name: compile_step(OPTIMIZERS[name](), table) for name in OTHERS}
-            steps["fused"] = compile_fused(TABLE, jnp.dtype(dtype), chip(family))
-            measured.setdefault(family, {})[dtype] = {
-                name: {
-                    "bytes_accessed_over_table": bytes_accessed_over_table(step, table),
-                    "seconds": step.cost_analysis()["optimal_seconds"],
-                    "temp_bytes": step.memory_analysis().temp_size_in_bytes,
-                }
-                for name, step in steps.items()
-            }
+            found = measured.setdefault(family, {})[dtype] = {}
+            for clip in (False, True):
+                steps = {}
+                for name in OTHERS:
+                    tx = OPTIMIZERS[name]()
+                    steps[name] = compile_step(clipped(name, tx) if clip else tx, table)
+                steps["fused"] = compile_fused(
+                    TABLE, jnp.dtype(dtype), chip(family), clip=clip
+                )
+                for name, step in steps.items():
+                    accessed = bytes_accessed(step.as_text()) / bytes_of(table)
+                    found[f"{name}, clipped" if clip else name] = {
+                        "bytes_accessed_over_table": accessed,
+                        "seconds": step.cost_analysis()["optimal_seconds"],
+                        "temp_bytes": step.memory_analysis().temp_size_in_bytes,
+                    }
     return measured
 
 

@@ -1,4 +1,4 @@
-"""Tables of docs/performance.md and README.md, and their figure."""
+"""Tables of docs/performance.md and README.md, and their figures."""
 
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,28 @@ from benchmarks.step.compiling import DTYPES, OPTIMIZERS
 
 RESULTS = Path(__file__).with_name("results.json")
 TPU = Path(__file__).with_name("tpu.json")
+GPU = Path(__file__).with_name("gpu.json")
+DECODER = Path(__file__).with_name("decoder.json")
+DECODER_GPU = Path(__file__).with_name("decoder_gpu.json")
 ACCESSED = "bytes_accessed_over_table"
+NAMES = {"sgd": "SGD", "ember": "Ember", "adam": "Adam", "adafactor": "Adafactor"}
 
-ByDtype = dict[str, dict[str, dict[str, float]]]
-"""What was measured on one table: by dtype, optimizer and quantity."""
+ByName = dict[str, dict[str, Any]]
+"""What was measured on one table in one dtype: by optimizer."""
 
 
 def parts() -> dict[str, str]:
     """Returns the generated parts of pages by name."""
-    on_cpu = store.read_object(RESULTS)["measured"]
-    on_tpu = store.read_object(TPU)["measured"]
+    on_cpu, on_tpu, on_gpu = (
+        store.read_object(path)["measured"] for path in (RESULTS, TPU, GPU)
+    )
+    decoder = store.read_object(DECODER)["measured"]
+    on_h100 = store.read_object(DECODER_GPU)["measured"]
+    of_models = {
+        model: by_slice | on_h100.get(model, {}) for model, by_slice in decoder.items()
+    }
     cpu = {f"step.cpu_{table}": cpu_table(x) for table, x in on_cpu.items()}
+    gpu = {f"step.gpu_{table}": gpu_table(x) for table, x in on_gpu.items()}
     tpu = {
         f"step.tpu_{table}_{dtype}": tpu_table(on_tpu, table, dtype)
         for table, dtype in (
@@ -29,76 +40,118 @@ def parts() -> dict[str, str]:
             ("50304x768", "float32"),
         )
     }
-    both = {
-        "step.summary": summary(on_cpu["50304x768"], on_tpu),
-        "step.training": training(on_tpu),
+    rest = {
+        "step.summary": summary(on_cpu["50304x768"], on_tpu, on_gpu),
+        "step.decoder": decoder_table(of_models),
     }
-    return cpu | tpu | both
+    return cpu | gpu | tpu | rest
 
 
-def cpu_table(by_dtype: ByDtype) -> str:
+def cpu_table(by_dtype: dict[str, ByName]) -> str:
     """Returns all that was measured on one table."""
     head = ["", "state"]
     for dtype in by_dtype:
-        head += [f"{dtype}: bytes accessed", "temporaries", "time / Adam"]
-        head += ["time / floor"]
+        head += [f"{dtype}: bytes accessed", "alone", "temporaries"]
+        head += ["time / Adam", "time / SGD"]
     rows = []
     for name in by_dtype["float32"]:
         cells = [name, f"{by_dtype['float32'][name]['state_bytes'] / 1e6:,.2f} MB"]
         for by_name in by_dtype.values():
-            m = by_name[name]
-            cells += [f"{m[ACCESSED]:.2f}", f"{m['temp_bytes'] / 1e6:,.1f} MB"]
-            cells += [f"{m['over_adam']:.2f}", f"{m['over_floor']:.2f}"]
+            cells += _memory(by_name[name])
+            behind = by_name[name]["clipped"]
+            cells += [f"{behind['over_adam']:.2f}", f"{behind['over_sgd']:.2f}"]
         rows.append(cells)
     return markdown(head, rows, left=1)
+
+
+def gpu_table(by_dtype: dict[str, ByName]) -> str:
+    """Returns what the compiler for an H100 says of one table."""
+    head = ["", "state"]
+    for dtype in by_dtype:
+        head += [f"{dtype}: bytes accessed", "alone", "temporaries"]
+    rows = []
+    for name in by_dtype["float32"]:
+        cells = [name, f"{by_dtype['float32'][name]['state_bytes'] / 1e6:,.2f} MB"]
+        for by_name in by_dtype.values():
+            cells += _memory(by_name[name])
+        rows.append(cells)
+    return markdown(head, rows, left=1)
+
+
+def _memory(m: dict[str, Any]) -> list[str]:
+    behind, alone = m["clipped"], m["alone"]
+    accessed = [f"{x[ACCESSED]:.2f}" for x in (behind, alone)]
+    return [*accessed, f"{behind['temp_bytes'] / 1e6:,.1f} MB"]
 
 
 def tpu_table(measured: dict[str, Any], table: str, dtype: str) -> str:
-    """Returns bytes accessed and estimated time on one chip of each family."""
-    head = ["", "temporaries, v5p"]
+    """Returns bytes accessed and estimated time on one device of each family."""
+    head = [""]
     for family in measured:
-        head += [f"{family}: bytes accessed", "time / Adam"]
+        head += [f"{family}: bytes accessed", "alone", "time / Adam"]
     rows = []
-    for name, on_v5p in measured["v5p"]["tables"][table][dtype].items():
-        cells = [name, f"{on_v5p['temp_bytes'] / 1e6:,.1f} MB"]
+    for name in measured["v5p"][table][dtype]:
+        cells = [name]
         for by_family in measured.values():
-            by_name = by_family["tables"][table][dtype]
-            ours, adams = by_name[name]["seconds"], by_name["Adam"]["seconds"]
-            ratio = f"{ours / adams:.2f}" if ours and adams else "no estimate"
-            cells += [f"{by_name[name][ACCESSED]:.2f}", ratio]
+            by_name = by_family[table][dtype]
+            m = by_name[name]
+            ours, adams = (by_name[n]["clipped"]["seconds"] for n in (name, "Adam"))
+            cells += [f"{m[how][ACCESSED]:.2f}" for how in ("clipped", "alone")]
+            cells += [f"{ours / adams:.2f}" if ours and adams else "no estimate"]
         rows.append(cells)
     return markdown(head, rows, left=1)
 
 
-def summary(cpu: ByDtype, on_tpu: dict[str, Any]) -> str:
-    """Returns the table of README.md: one table of 50304 x 768."""
-    tpu = on_tpu["v5p"]["tables"]["50304x768"]["float32"]
+def summary(
+    cpu: dict[str, ByName], tpu: dict[str, Any], gpu: dict[str, dict[str, ByName]]
+) -> str:
+    """Returns the table of README.md: one step behind clipping, tables in float32."""
+    on_tpu = tpu["v5p"]["50304x768"]["float32"]
+    on_gpu = gpu["50304x768"]["float32"]
     head = ["tables", "state, float32", "TPU v5p: bytes accessed", "estimated time"]
-    head += ["2 CPU cores: time, float32", "bfloat16"]
+    head += ["H100: bytes accessed", "temporaries", "2 CPU cores: time", "bfloat16"]
     rows = []
     for name in ("SGD", "Ember", "Lion", "Adam", "Adafactor"):
-        state = cpu["float32"][name]["state_bytes"] / 1e6
-        times = [tpu[name]["seconds"] / tpu["Adam"]["seconds"]]
-        times += [cpu[dtype][name]["over_adam"] for dtype in DTYPES]
-        cells = [name, f"{state:.2f} MB", f"{tpu[name][ACCESSED]:.2f} tables"]
+        behind = on_tpu[name]["clipped"]
+        cells = [name, f"{cpu['float32'][name]['state_bytes'] / 1e6:.2f} MB"]
+        cells += [f"{behind[ACCESSED]:.2f} tables"]
+        cells += [f"{behind['seconds'] / on_tpu['Adam']['clipped']['seconds']:.2f}"]
+        behind = on_gpu[name]["clipped"]
+        cells += [f"{behind[ACCESSED]:.2f} tables"]
+        cells += [f"{behind['temp_bytes'] / 1e6:.1f} MB"]
+        times = [cpu[dtype][name]["clipped"]["over_adam"] for dtype in DTYPES]
         rows.append([*cells, *(f"{time:.2f}" for time in times)])
     return markdown(head, rows, left=1)
 
 
-def training(measured: dict[str, Any]) -> str:
-    """Returns peak memory of a training step over that of SGD."""
-    compared = ("Ember", "Adam")
-    head = [f"{family}: {name} / SGD" for family in measured for name in compared]
+def decoder_table(of_models: dict[str, dict[str, ByName]]) -> str:
+    """Returns what a whole training step takes by the optimizer of its tables."""
+    head = ["model", "on", "tables", "state of the tables", "peak memory"]
+    head += ["bytes accessed", "of which tables", "estimated time"]
     rows = []
-    for case in measured["v5p"]["training"]:
-        peaks = [by_family["training"][case] for by_family in measured.values()]
-        ratios = [peak[name] / peak["SGD"] for peak in peaks for name in compared]
-        rows.append([case, *(f"{ratio:.3f}" for ratio in ratios)])
-    return markdown(["tables", *head], rows, left=1)
+    for model, by_slice in of_models.items():
+        for name, by_optimizer in by_slice.items():
+            for optimizer, m in by_optimizer.items():
+                sgd = by_optimizer["sgd"]
+                cells = [model, name, NAMES[optimizer]]
+                cells += [f"{m['state_bytes'] / 1e6:,.2f} MB"]
+                cells += [f"{m['peak_bytes'] / 1e9:.2f} GB"]
+                if m["bytes"]:
+                    share = m["table_bytes"] / m["bytes"]
+                    cells += [f"{m['bytes'] / 1e9:,.1f} GB", f"{share:.1%}"]
+                else:
+                    cells += ["no count", ""]
+                if m["seconds"]:
+                    more = m["seconds"] / sgd["seconds"] - 1
+                    cells += [f"{1e3 * m['seconds']:,.1f} ms ({more:+.1%})"]
+                else:
+                    cells += ["no estimate"]
+                rows.append(cells)
+    return markdown(head, rows, left=3)
 
 
 def draw() -> None:
-    """Draws bytes accessed by each optimizer, and its time by size of the table."""
+    """Draws what a step on one table takes, and what a whole training step does."""
     measured = store.read_object(RESULTS)["measured"]
     sizes = {table: table.replace("x", " x ") for table in measured}
     panels = [("bytes accessed (XLA's count),\nin sizes of the table", ACCESSED, 1)]
@@ -110,13 +163,37 @@ def draw() -> None:
     for axis, (label, key, i) in zip(axes, panels, strict=True):
         for j, by_name in enumerate(list(measured.values())[i].values()):
             for y, (name, m) in enumerate(by_name.items()):
-                place = y + 0.4 * (j - 0.5)
-                axis.barh(place, m[key], 0.36, color=color(name), alpha=1 - 0.45 * j)
-                text = f" {m[key]:.{1 if key == ACCESSED else 2}f}"
-                axis.text(m[key], place, text, va="center", fontsize=6)
+                place, value = y + 0.4 * (j - 0.5), m["clipped"][key]
+                axis.barh(place, value, 0.36, color=color(name), alpha=1 - 0.45 * j)
+                text = f" {value:.{1 if key == ACCESSED else 2}f}"
+                axis.text(value, place, text, va="center", fontsize=6)
         axis.set_yticks(range(len(OPTIMIZERS)), OPTIMIZERS)
         axis.set_xlabel(label)
         axis.set(xscale="log", xlim=(1 if key == ACCESSED else 0.05, 150))
     axes[0].invert_yaxis()
-    figure.suptitle("One step on one token table; dark float32, light bfloat16")
+    figure.suptitle(
+        "One step on one token table behind clipping on a CPU; dark float32, light"
+        " bfloat16"
+    )
     save(figure, RESULTS.with_name("step.png"))
+    draw_decoder()
+
+
+def draw_decoder() -> None:
+    """Draws peak memory of a whole step by the optimizer of its tables."""
+    on_one = store.read_object(DECODER)["measured"]["12 x 768"]
+    on_one |= store.read_object(DECODER_GPU)["measured"]["12 x 768"]
+    figure, panels = plt.subplots(
+        1, len(on_one), figsize=(10, 2.2), sharex=True, sharey=True, layout="tight"
+    )
+    for axes, (name, by_optimizer) in zip(panels, on_one.items(), strict=True):
+        for y, (optimizer, m) in enumerate(by_optimizer.items()):
+            more = (m["peak_bytes"] - by_optimizer["sgd"]["peak_bytes"]) / 1e6
+            axes.barh(y, more, color=color(optimizer))
+            axes.text(max(more, 0), y, f" {more:,.1f} MB", va="center", fontsize=7)
+        axes.set_yticks(range(len(NAMES)), NAMES.values())
+        axes.set_title(name.partition(":")[0])
+        axes.margins(x=0.35)
+    panels[0].invert_yaxis()
+    figure.supxlabel("peak memory of a training step, above that with SGD", fontsize=9)
+    save(figure, DECODER.with_suffix(".png"))

@@ -2,10 +2,11 @@
 
     python -m benchmarks.step.run
 
-What XLA allocates and reads is exact and the same everywhere. Times are medians of
-ratios in one process: each round runs the floor, optax.adam and one other optimizer,
-one after the other. The floor is the least that an optimizer does whose step depends on
-the whole gradient: a reduction over it, then `p - lr * g`. Writes
+Every optimizer is behind clipping by the global norm, as people train; its step alone
+is compiled as well. What XLA allocates and reads is exact and the same everywhere.
+Times are medians of ratios in one process: each round runs SGD, optax.adam and one
+other optimizer, one after the other. SGD is the least that a step behind clipping does:
+a reduction over the gradient, then `p - lr * scale * g`. Writes
 benchmarks/step/results.json.
 """
 
@@ -19,7 +20,15 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from benchmarks.common import store
-from benchmarks.step.compiling import DTYPES, OPTIMIZERS, compile_step, sizes
+from benchmarks.step.compiling import (
+    DTYPES,
+    OPTIMIZERS,
+    WITHOUT_MUON,
+    clipped,
+    compile_step,
+    sizes,
+    state_bytes,
+)
 from benchmarks.step.report import RESULTS
 
 TABLES = [(4096, 96), (50304, 768), (256128, 1024)]
@@ -27,42 +36,52 @@ TABLES = [(4096, 96), (50304, 768), (256128, 1024)]
 MUON_ROWS = 10_000
 
 
-def measure(table: jax.ShapeDtypeStruct, repeats: int) -> dict[str, dict[str, float]]:
+def measure(table: jax.ShapeDtypeStruct, repeats: int) -> dict[str, dict[str, Any]]:
     """Measures one step of each optimizer on a table of one shape and dtype.
 
     Returns:
-      For each optimizer what `sizes` does, and the medians of its `seconds` and of its
-      time `over_adam` and `over_floor` in the same round.
+      For each optimizer its `state_bytes`, what `sizes` says of its step `alone` and
+      `clipped`, and of the clipped one the medians of its `seconds` and of its time
+      `over_adam` and `over_sgd` in the same round.
     """
     grad = 1e-3 * jax.random.normal(jax.random.key(0), table.shape, table.dtype)
-    optimizers = dict(OPTIMIZERS)
-    if table.shape[0] > MUON_ROWS:
-        del optimizers["Muon"]
-    steps = {name: compile_step(make(), table) for name, make in optimizers.items()}
-    measured = {}
-    for name, make in optimizers.items():
-        measured[name] = sizes(steps[name], make(), table)
-        group = {key: steps[key] for key in ("floor", "Adam", name)}
+    names = list(OPTIMIZERS) if table.shape[0] <= MUON_ROWS else WITHOUT_MUON
+    makers = {name: OPTIMIZERS[name] for name in names}
+    optimizers = {name: clipped(name, make()) for name, make in makers.items()}
+    steps = {name: compile_step(tx, table) for name, tx in optimizers.items()}
+    measured: dict[str, dict[str, Any]] = {}
+    for name, tx in optimizers.items():
+        group = {key: (optimizers[key], steps[key]) for key in ("SGD", "Adam", name)}
         seconds = time_in_turns(group, grad, repeats)
-        measured[name]["seconds"] = statistics.median(seconds[name])
-        for other in ("floor", "Adam"):
+        behind = sizes(steps[name], table)
+        behind["seconds"] = statistics.median(seconds[name])
+        for other in ("SGD", "Adam"):
             pairs = zip(seconds[name], seconds[other], strict=True)
             ratio = statistics.median(a / b for a, b in pairs)
-            measured[name][f"over_{other.lower()}"] = ratio
+            behind[f"over_{other.lower()}"] = ratio
+        measured[name] = {
+            "state_bytes": state_bytes(tx, table),
+            "clipped": behind,
+            "alone": sizes(compile_step(makers[name](), table), table),
+        }
     return measured
 
 
 def time_in_turns(
-    steps: dict[str, Any], grad: jax.Array, repeats: int
+    steps: dict[str, tuple[Any, Any]], grad: jax.Array, repeats: int
 ) -> dict[str, list[float]]:
-    """Times the steps one after the other, `repeats` times: seconds by optimizer."""
+    """Times optimizers and their steps one after the other, `repeats` times.
+
+    Returns:
+      Seconds by name.
+    """
     trained = {}
-    for name in steps:
+    for name, (tx, _) in steps.items():
         table = jnp.zeros_like(grad)
-        trained[name] = (table, OPTIMIZERS[name]().init(table))
+        trained[name] = (table, tx.init(table))
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats + 1):
-        for name, step in steps.items():
+        for name, (_, step) in steps.items():
             start = time.perf_counter()
             trained[name] = jax.block_until_ready(step(*trained[name], grad))
             seconds[name].append(time.perf_counter() - start)

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import optax
 
 import ember_optax
-from benchmarks.step.compiling import Optimizer
+from benchmarks.step.compiling import OPTIMIZERS, clipped
 
 # Smaller tables are kept on the chip in part, where memory says little.
 TRAINED = (131072, 2048)
 
 
 def compile_training_step(
-    table_optimizer: Optimizer,
+    name: str,
     *,
     sharding: jax.sharding.Sharding | None = None,
     shape: tuple[int, int] = TRAINED,
@@ -28,7 +28,7 @@ def compile_training_step(
     product; if tied, their sum. They are clipped by their global norm.
 
     Args:
-      table_optimizer: of the token tables.
+      name: of the optimizer of the token tables.
       sharding: of all arrays; by default that of this machine's device.
       shape: of the embedding; the head has its transpose.
       dtype: of the parameters.
@@ -51,13 +51,12 @@ def compile_training_step(
             logits.astype(jnp.float32), tokens[:, 1:]
         ).mean()
 
-    tx = optax.chain(
-        optax.clip_by_global_norm(1.0) if clip else optax.identity(),
-        optax.multi_transform(
-            {"table": table_optimizer(), "body": optax.adamw(1e-3)},
-            ember_optax.label_token_tables,
-        ),
+    tx = optax.multi_transform(
+        {"table": OPTIMIZERS[name](), "body": optax.adamw(1e-3)},
+        ember_optax.label_token_tables,
     )
+    if clip:
+        tx = clipped(name, tx)
 
     def step(params: Any, state: Any, tokens: jax.Array) -> tuple[Any, Any, jax.Array]:
         loss, grads = jax.value_and_grad(loss_fn)(params, tokens)

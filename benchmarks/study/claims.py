@@ -8,7 +8,7 @@ from benchmarks.common.intervals import difference as paired
 from benchmarks.geometry import report as geometry
 from benchmarks.post_training.comparison import FINETUNE, GRPO, Benchmark, on_file
 from benchmarks.study import shared
-from benchmarks.study.families import CANDIDATE, Family, families
+from benchmarks.study.families import CANDIDATE, ELSEWHERE, Family, families
 from benchmarks.study.rows import Row, Study, difference
 
 VERDICTS = {
@@ -18,6 +18,7 @@ VERDICTS = {
     "undecided": "undecided",
 }
 STAGE = "`python -m benchmarks.study.run {} --results=mine.jsonl`"
+EVERYWHERE = STAGE.format(" ".join(["arms", *ELSEWHERE]))
 
 
 def claims(study: Study) -> list[list[str]]:
@@ -42,13 +43,12 @@ def claims(study: Study) -> list[list[str]]:
 
 def pretraining(family: Family) -> list[str]:
     claim = "matches or beats Adam in pretraining"
-    command = STAGE.format("arms linux tied muon batch width length")
-    return _of_family(claim, family, command)
+    return _of_family(claim, family, EVERYWHERE)
 
 
 def decay(family: Family) -> list[str]:
     claim = "ours: Adafactor's decay is at least as good as b2 0.999"
-    return _of_family(claim, family, STAGE.format("arms linux tied muon batch width"))
+    return _of_family(claim, family, EVERYWHERE)
 
 
 def larger(family: Family) -> list[str]:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from scipy.interpolate import griddata
 
 from benchmarks.common.figures import ADAM, EMBER, OTHER, color, plt, save
-from benchmarks.study import rare, rates, stages
+from benchmarks.study import rare, rates, rounding, stages
 from benchmarks.study.families import ADAMS, CANDIDATE, families
 from benchmarks.study.rows import Study, interval_of_mean, setting, title
 
@@ -27,6 +27,7 @@ def draw_all(study: Study, directory: Path) -> list[Path]:
         "by_setting": by_setting,
         "pareto": pareto,
         "rare": rare_tokens,
+        "rounding": rounded,
     }
     paths = []
     for name, draw in figures.items():
@@ -210,4 +211,34 @@ def rare_tokens(study: Study) -> Figure | None:
     axis.set_ylabel("log(predicted / actual)")
     axis.legend(fontsize=8)
     axis.set_title(f"Frequencies of tokens when the validation loss is {loss:.2f}")
+    return figure
+
+
+def rounded(study: Study) -> Figure | None:
+    """Loss by the bytes that a parameter of a table takes in training."""
+    found = rounding.found(study)
+    if not any(x.row.settings.rounding for rows in found for x in rows):
+        return None
+    figure, panels = plt.subplots(
+        ncols=len(found), figsize=(10, 3), squeeze=False, layout="constrained"
+    )
+    markers = {None: "o", "nearest": "s", "stochastic": "D"}
+    for axes, rows in zip(panels[0], found, strict=True):
+        for x in rows:
+            kind = x.row.settings.rounding
+            aside = 0.8 if kind == "stochastic" else 0  # of the same size as nearest
+            half = interval_of_mean(x.row).high - x.row.mean
+            axes.errorbar(
+                *(x.row.bytes_a_parameter + aside, x.row.mean, half),
+                fmt=markers[kind],
+                color=color(x.tables),
+                capsize=2,
+                label=x.tables,
+            )
+        axes.set(title=rows[0].setting, xlim=(0, 18), xlabel="bytes a parameter")
+        axes.set_xticks([0, 4, 8, 12, 16])
+        axes.margins(y=0.25)
+    panels[0, 0].set_ylabel("validation loss, 95% interval")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=8)
     return figure

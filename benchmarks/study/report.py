@@ -9,10 +9,12 @@ every verdict from the rule in `benchmarks.common.intervals`.
 import argparse
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.common.intervals import MARGIN
+from benchmarks.common.store import Run
 from benchmarks.common.tables import markdown, paragraphs
 from benchmarks.study import figures, settings, shared, shared_tables, tables
 from benchmarks.study.claims import claims
@@ -27,6 +29,7 @@ FIGURES = {
     "by_setting": "Ember minus its rivals in every setting",
     "pareto": "Loss by bytes of state",
     "rare": "Predicted against actual frequencies",
+    "rounding": "Loss by bytes a parameter",
 }
 ELSEWHERE = {
     "post_training/post_training": "Finetuning loss, and GRPO reward by batch size",
@@ -43,6 +46,7 @@ def parts() -> dict[str, str]:
         "study.pretrain": tables.pretrain(study),
         "study.kept": tables.kept_pairs(study),
         "study.off": tables.costs_off(study),
+        "study.rules": tables.rules(study),
     }
 
 
@@ -108,6 +112,10 @@ def page(study: Study, links: Mapping[str, str]) -> str:
         "The best pair of each setting, and what the one of the main setting costs"
         " there (nats, one seed):",
         tables.kept_pairs(study),
+        "Rules that carry the pair of the main setting to others: powers of embedding"
+        " and head, and what they cost over all widths, batches and lengths (nats, one"
+        " seed):",
+        tables.rules(study),
         "A rate that is off by a factor (nats, one seed):",
         tables.costs_off(study),
         figure("off"),
@@ -116,6 +124,14 @@ def page(study: Study, links: Mapping[str, str]) -> str:
         figure("rare"),
         "## Weight decay of the tables, 0.1",
         tables.one_stage(study, "decay"),
+        "## Tables in bfloat16 without a float32 copy",
+        paragraphs(
+            """`ember_optax.stochastic_rounding` against rounding to the nearest number,
+            at the best pair of float32 tables. Bytes a parameter are those of a table
+            in training: weights, gradient and optimizer state."""
+        ),
+        tables.rounded(study),
+        figure("rounding"),
         "## Finetuning, reinforcement learning and token paths",
         paragraphs(
             """[Post-training](post_training.md) covers finetuning and reinforcement
@@ -123,6 +139,8 @@ def page(study: Study, links: Mapping[str, str]) -> str:
             and rows behave."""
         ),
         *(f"![{x}](../benchmarks/{name}.png)" for name, x in ELSEWHERE.items()),
+        "## What differs from the plan",
+        deviations(),
         "## One learning rate for both tables",
         paragraphs(
             """The first study gave both tables the same rate, which costs an optimizer
@@ -139,11 +157,7 @@ def page(study: Study, links: Mapping[str, str]) -> str:
 def introduction(study: Study) -> str:
     seconds = sum(run["seconds"] for run in study.runs.values())
     run = next(iter(study.runs))
-    machines = {str(r["machine"]["processor"]) for r in study.runs.values()}
-    versions = {
-        f"jax {r['versions']['jax']}, optax {r['versions']['optax']}"
-        for r in study.runs.values()
-    }
+    machines = Counter(map(machine, study.runs.values())).most_common()
     diverged = sum(not math.isfinite(loss) for loss in study.losses.values())
     n, seeds, hours = len(study.runs), len(shared.SEEDS), seconds / 3600
     bodies = " and ".join(
@@ -152,7 +166,7 @@ def introduction(study: Study) -> str:
     )
     return paragraphs(
         f"""**This study is small.** It consists of {n} finished runs of a language
-        model with two layers and about a million parameters, on CPU cores. Most runs
+        model, all but a few with two layers and about a million parameters. Most runs
         see {run.tokens:,} tokens. The text is the source code of Python's standard
         library, with a vocabulary of 4096. The claims of the paper ("Token Geometry",
         [arXiv 2607.01455](https://arxiv.org/abs/2607.01455)) concern far larger models
@@ -168,12 +182,38 @@ def introduction(study: Study) -> str:
         intervals of Student's t. An optimizer is *better* or *worse* than another when
         the interval excludes 0, and *no worse* when it includes 0 and ends below
         +{MARGIN}; otherwise the comparison is undecided.""",
-        f"""The runs took {hours:.1f} hours, each on one core of a shared machine
-        ({", ".join(sorted(machines))}; {"; ".join(sorted(versions))}). {diverged}
+        f"""The runs took {hours:.1f} hours:
+        {"; ".join(f"{count} on {name}" for name, count in machines)}. {diverged}
         diverged. Each run is a line of `benchmarks/study/results.jsonl`. `python -m
         benchmarks.study.run --row=NAME` repeats a row of the tables below and prints
         the new losses next to the recorded ones; `python -m benchmarks.study.run
         --results=mine.jsonl` repeats the whole study, including the searches.""",
+    )
+
+
+def machine(run: Run) -> str:
+    """Returns what a run was done on, and with which version of JAX."""
+    device, jax = run["machine"]["device"], run["versions"]["jax"]
+    core = f"a core of {run['machine']['processor']}"
+    return f"{core if device == 'cpu' else device} (jax {jax})"
+
+
+def deviations() -> str:
+    """Tells what was done otherwise than PLAN.md says, and why."""
+    return paragraphs(
+        """- **Not in the plan, but run**: a rate that is off by a factor, rules for the
+        rates, tables in bfloat16. They are descriptions, as the plan says of all that
+        is not one of its families.""",
+        """- **Two machines.** Most of the optimizers that people use less, and all of
+        the larger model, ran on a lent machine with an H100 and newer versions, the
+        former on its CPU cores. A pair of runs with the same seed may so come from
+        two machines. A run that was repeated on the other one,
+        `arms/row_only` with seed 1, REPEATED.""",
+        """- **The larger model ran on the GPU**, in full float32 precision
+        (`JAX_DEFAULT_MATMUL_PRECISION=highest`).""",
+        """- **Nothing ran at 162 million parameters.** The stage `scale` is written and
+        was tried at a small width, but the fifteen minutes of the lent GPU went to
+        compilations.""",
     )
 
 

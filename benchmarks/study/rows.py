@@ -9,7 +9,10 @@ from benchmarks.study import shared, stages
 from benchmarks.study.arms import ARMS
 from benchmarks.study.settings import Runs, Settings, losses_of
 from benchmarks.study.shared import Case
+from configs import pretrain_small
+from examples.lm import Config
 
+_CONFIG: Config = pretrain_small.get_config()
 NANOCHAT = ("adam80_995", "adam80_96")
 
 
@@ -29,6 +32,17 @@ class Row(NamedTuple):
     @property
     def deviation(self) -> float:
         return statistics.stdev(self.losses.values())
+
+    @property
+    def bytes_a_parameter(self) -> float:
+        """Of the tables in training: weights, gradients and optimizer state."""
+        weights = (
+            (1 if self.settings.tied else 2)
+            * self.settings.width
+            * _CONFIG.data.vocab_size
+        )
+        size = 2 if self.settings.rounding else 4
+        return 2 * size + self.state_bytes / weights
 
     @property
     def title(self) -> str:
@@ -100,6 +114,7 @@ def setting(run: Settings) -> str:
         "width": f"width {run.width}",
         "tokens": f"{run.tokens:,} tokens",
         "weight_decay": f"weight decay {run.weight_decay:g}",
+        "rounding": f"bfloat16 tables, {run.rounding} rounding",
     }
     changed = [key for key in words if getattr(run, key) != defaults[key]]
     return ", ".join(words[key] for key in changed) or "main setting"

@@ -26,9 +26,11 @@ Stages; each first does the earlier runs that it needs:
     length  a quarter of the tokens, and four times as many
     decay   weight decay of the tables
     rare    predicted against actual frequencies of tokens
+    rounding  tables in bfloat16, rounded to the nearest or stochastically
     large   a model seven times larger
     plane   a coarse grid over both learning rates, for Ember and for Adam
     off     rates that are off by a factor
+    rule    rates by rules for width, batch and length
     shared_*  the first study, with one rate for both tables
 
 One more runs only when named, since it needs a GPU and your own text of a hundred
@@ -54,12 +56,13 @@ import jax
 from benchmarks.common import store
 from benchmarks.common.provenance import provenance
 from benchmarks.common.store import Run
-from benchmarks.study import settings, shared, stages
+from benchmarks.study import scaling, settings, shared, stages
 from benchmarks.study.report import RESULTS
 from benchmarks.study.settings import Settings
 from benchmarks.study.training import CONFIGS, execute
 from examples.lm import Config, data
 
+MODULES = (stages, scaling, shared)
 Load = Callable[[Settings], tuple[data.Tokens, int]]
 """Returns the tokens of a run and the size of their vocabulary."""
 
@@ -78,10 +81,8 @@ def work(names: list[str], path: Path, load: Load) -> None:
 
 def missing(names: list[str], path: Path) -> list[Settings]:
     losses = settings.losses_of(settings.read(path))
-    lists = [
-        (stages if name in stages.STAGES else shared).missing(name, losses)
-        for name in names
-    ]
+    modules = {stage: module for module in MODULES for stage in module.STAGES}
+    lists = [modules[name].missing(name, losses) for name in names]
     return list(dict.fromkeys(itertools.chain(*lists)))
 
 
@@ -140,7 +141,7 @@ def main() -> None:
     parser.add_argument("--only", type=json.loads, help="settings of a run, as JSON")
     parser.add_argument("--text", help="files to train on, as in examples.pretrain")
     arguments = parser.parse_args()
-    known = (*stages.STAGES, *shared.STAGES)
+    known = [stage for module in MODULES for stage in module.STAGES]
     if unknown := set(arguments.stages) - set(known):
         parser.error(f"unknown stage {min(unknown)!r}, known: {', '.join(known)}")
     path = arguments.results
@@ -164,7 +165,8 @@ def main() -> None:
     if runs:
         rerun(runs, path, load)
     else:
-        work(arguments.stages or [*shared.STAGES, *stages.ON_CPU], path, load)
+        everything = [*shared.STAGES, *stages.ON_CPU, *scaling.STAGES]
+        work(arguments.stages or everything, path, load)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ class Settings:
     text: str = "python"  # or linux
     weight_decay: float = 0.0  # of the tables
     frequencies: bool = False  # whether to compare predicted with actual ones
+    rounding: str | None = None  # of bfloat16 tables: nearest or stochastic
 
     def __post_init__(self) -> None:
         for arm in (self.arm, self.head_arm or self.arm):
@@ -48,6 +49,11 @@ class Settings:
         if self.text not in TEXTS:
             raise ValueError(
                 f"text is {self.text!r}, but must be one of {list(TEXTS)}."
+            )
+        if self.rounding not in (None, "nearest", "stochastic"):
+            raise ValueError(
+                f"rounding is {self.rounding!r}, but must be nearest, stochastic or"
+                " None, for float32."
             )
         if self.tied and self.head_lr is not None:
             raise ValueError("head_lr is given, but tied tables have only one rate.")

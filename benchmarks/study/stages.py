@@ -23,9 +23,9 @@ SCALE: Case = {
     "config": "pretrain_124m",
     "width": 768,
     "layers": 12,
-    "batch": 64,
+    "batch": 16,
     "window": 1024,
-    "tokens": 131_072_000,
+    "tokens": 8_388_608,
 }
 SCALE_BODY_LR = 1e-3  # of AdamW, a usual one for models of this size
 FEW_SEEDS = (1, 2, 3)  # where a run takes long
@@ -70,6 +70,11 @@ CASES: dict[str, list[Case]] = {
     ],
     "decay": [{"arm": arm, "weight_decay": 0.1} for arm in RIVALS[:2]],
     "rare": [{"arm": arm, "frequencies": True} for arm in MEASURED],
+    "rounding": [
+        {"arm": RIVALS[0], "rounding": rounding, **longest}
+        for longest in ({}, {"tokens": LENGTHS[-1]})
+        for rounding in ("nearest", "stochastic")
+    ],
     "large": [LARGE | {"arm": arm} for arm in RIVALS[:3]],
     "scale": [
         SCALE | {"arm": "ember_adafactor"},
@@ -121,6 +126,9 @@ def tuned(case: Case, losses: Losses) -> Settings:
         return shared.best_of(base, center, 1, losses)
     if "frequencies" in case:
         lr, head_lr = rates(tuned(main(case), losses))
+    elif "rounding" in case:
+        in_float32 = {key: x for key, x in case.items() if key != "rounding"}
+        lr, head_lr = rates(tuned(in_float32, losses))
     elif is_larger(case):
         scale = math.sqrt(Settings.width / base.width)
         lr, head_lr = (scale * x for x in rates(tuned(main(case), losses)))

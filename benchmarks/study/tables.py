@@ -3,7 +3,7 @@
 import math
 
 from benchmarks.common.tables import markdown
-from benchmarks.study import rare, rates, stages
+from benchmarks.study import rare, rates, rounding, scaling, stages
 from benchmarks.study.families import ADAMS, CANDIDATE, ELSEWHERE, Family
 from benchmarks.study.rows import Row, Study, difference, setting
 
@@ -63,6 +63,23 @@ def one_stage(study: Study, stage: str) -> str:
     return markdown([*HEAD, "name"], cells, left=1) if rows else NOT_FINISHED
 
 
+def rounded(study: Study) -> str:
+    """Returns the table of tables in bfloat16."""
+    rows = [
+        [
+            x.setting,
+            x.tables,
+            *_cells(x.row),
+            str(x.cost) if x.cost.mean else "",
+            f"{x.row.bytes_a_parameter:.2f}",
+        ]
+        for of_length in rounding.found(study)
+        for x in of_length
+    ]
+    head = ["setting", "tables", *HEAD[1:], "minus Ember, float32"]
+    return markdown([*head, "bytes a parameter"], rows, left=2)
+
+
 def family(found: Family) -> str:
     """Returns the table of a family of comparisons."""
     rows = [
@@ -118,6 +135,24 @@ def costs_off(study: Study) -> str:
     ]
     head = ["tables", "rate that is off", *(f"times {x:g}" for x in stages.OFF)]
     return markdown(head, rows, left=2)
+
+
+def rules(study: Study) -> str:
+    """Returns the table of what rules for width, batch and length cost."""
+    rows = []
+    for arm, name in ((CANDIDATE, "Ember, Adafactor decay"), (ADAMS[0], "Adam")):
+        for cost in scaling.costs(study, arm):
+            powers = [
+                f"{embed:g}, {head:g}"
+                for embed, head in map(cost.rule.exponents, scaling.FACTORS)
+            ]
+            largest = max(cost.costs, key=lambda where: cost.costs[where])
+            worst = f"{cost.costs[largest]:.3f} ({largest})"
+            mean_cost = f"{scaling.mean(cost):.3f}"
+            rows.append([name, cost.rule.title, *powers, mean_cost, worst])
+    head = ["tables", "rule", "power of the width", "of the tokens in a step"]
+    head += ["of the length", "mean cost", "largest"]
+    return markdown(head, rows, left=2) if rows else NOT_FINISHED
 
 
 def rare_tokens(study: Study) -> str:

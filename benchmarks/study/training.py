@@ -58,6 +58,9 @@ def table_optimizer(
         decay if run.weight_decay else optax.identity(),
         optax.scale_by_schedule(schedule(config, 1.0)),
         optax.scale(-lr),
+        ember_optax.stochastic_rounding(0)
+        if run.rounding == "stochastic"
+        else optax.identity(),
     )
 
 
@@ -122,10 +125,17 @@ def make_functions(run: Settings, vocab_size: int) -> Functions:
     def init(seed: int) -> program.State:
         model = make_model(rngs=nnx.Rngs(jax.random.key(seed)))
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        if run.rounding:
+            params |= jax.tree.map(
+                lambda x: x.astype(jnp.bfloat16),
+                {table: params[table] for table in arms_of(run) if table in params},
+            )
         tx = make_optimizer(run, config, rates_of(run))
         return program.State(params, tx.init(params))
 
     def loss(params: Any, tokens: jax.Array) -> jax.Array:
+        if run.rounding:  # computes in float32, with gradients in bfloat16
+            params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
         model = nnx.merge(graph, params)
         if config.loss_chunks == 1:
             return fast.loss_fn(model, tokens)

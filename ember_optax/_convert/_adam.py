@@ -1,5 +1,7 @@
 """Optimizer states that change their optimizer: from Adam to Ember and back."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax
@@ -64,9 +66,8 @@ def from_adam(
     Args:
       adam_state: state of any optimizer made of `optax.scale_by_adam`: `optax.adam`,
         `optax.adamw`, chains around them, several of them in `optax.multi_transform`.
-        Tables that are Ember's already stay so. `optax.adamax` has the state class of
-        Adam with a maximum in the place of the mean: its state cannot be told apart and
-        must not be given.
+        Tables that are Ember's already stay so. Do not give that of `optax.adamax`: it
+        cannot be told apart, and has a maximum in the place of the mean.
       tx: the optimizer to go on with, such as `optax.multi_transform` over
         `{"table": ember, "body": adamw}`.
       params: the parameters, in the container that both optimizers see.

@@ -1,7 +1,9 @@
 """Optimizer states that follow a vocabulary as it grows, shrinks or is reordered."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +25,17 @@ from ember_optax._paths import by_path, from_key, listed, quoted
 from ember_optax._rule import TableMoments, saturate, share
 from ember_optax._states import StateLeaf, leaves_of, owner
 
+OptState = TypeVar("OptState")
+
 
 def resize_vocab(
-    opt_state: Any,
+    opt_state: OptState,
     old_params: Any,
     new_params: Any,
     *,
     tokens: ArrayLike | Mapping[str, ArrayLike] | None = None,
     vocab_axis: VocabAxis = None,
-) -> Any:
+) -> OptState:
     r"""Returns the optimizer state for tables with another vocabulary.
 
     A token that stays keeps its `row`, and takes the steps that it would have taken. A

@@ -5,6 +5,8 @@ known power of b2. Both can wait until the row is met again, and nothing is lost
 equals that of :func:`ember_optax.ember` on the dense gradient.
 """
 
+from __future__ import annotations
+
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -32,7 +34,7 @@ def init(
     """Returns the state before the first step.
 
     Args:
-      table: floating [V, *D], one row per token, n-gram or hash; its shape is enough.
+      table: floating `[V, *D]`, one row per token, n-gram or hash; its shape is enough.
       weight_decay: whether :func:`apply` will get a `weight_decay`, for which the state
         needs one more float32[V].
       param_shardings: on a mesh with Auto axes, the `NamedSharding` of the table.
@@ -70,12 +72,12 @@ def rows(table: jax.Array, state: LazyState, ids: jax.Array) -> jax.Array:
     the whole table, to evaluate or to export.
 
     Args:
-      table: [V, *D].
+      table: `[V, *D]`.
       state: that of the table.
       ids: integers of any shape; the rows of those outside [0, V) are zeros.
 
     Returns:
-      [*ids.shape, *D] in the dtype of the table; on Explicit axes sharded as `ids`.
+      `[*ids.shape, *D]` in the dtype of the table; on Explicit axes sharded as `ids`.
 
     Raises:
       ValueError: `state` is not of this table, or `ids` are no integers.
@@ -123,12 +125,12 @@ def apply(
     not on V where `table` and `state` are donated to the `jax.jit` around this.
 
     Args:
-      table: floating [V, *D].
+      table: floating `[V, *D]`.
       state: of :func:`init` or of the last step.
       ids: integers of any shape. Gradients of an id that repeats are added up; ids
         outside [0, V) are padding.
-      row_grads: floating [*ids.shape, *D], gradients with respect to what :func:`rows`
-        returns for `ids`.
+      row_grads: floating `[*ids.shape, *D]`, gradients with respect to what
+        :func:`rows` returns for `ids`.
       learning_rate: a scalar, or a schedule from the count of steps to a scalar.
       b2: decay of both statistics, in [0, 1), the same in all steps.
       eps: added to the root of the second moment, not negative.

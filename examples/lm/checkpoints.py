@@ -182,9 +182,8 @@ def restore(
         except Unusable:
             raise
         except Exception as error:  # Orbax has no type of its own for damage
-            damaged[step] = (str(error.__cause__ or error) or repr(error)).splitlines()[
-                0
-            ]
+            reason = str(error.__cause__ or error) or repr(error)
+            damaged[step] = reason.splitlines()[0]
         if step in damaged:
             _drop_other_reads()
             continue

@@ -1,6 +1,7 @@
 """Starting a program: its flags, and a line instead of a traceback for its user."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 
@@ -54,11 +55,19 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(f"\n{text}")
 
 
+def python() -> str:
+    """Returns this Python, as short as a shell needs it here."""
+    relative = os.path.relpath(sys.executable)
+    return sys.executable if relative.startswith("..") else relative
+
+
 def _parse(argv: list[str]) -> list[str]:
     try:
-        rest = app.parse_flags_with_usage(argv)
+        rest = flags.FLAGS(argv)
         flags.FLAGS.config.to_dict()  # raises what loading the file has raised
         return rest
+    except flags.Error as error:
+        sys.exit(f"{error}. See --help.")
     except Exception as error:  # anything: a config file is a program
         if isinstance(error, AttributeError) and isinstance(error.args[0], Exception):
             # Of ml_collections: a field, and one like it.

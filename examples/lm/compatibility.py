@@ -20,6 +20,7 @@ _MAY_CHANGE = (
     "eval_batches",
     "checkpoint_every",
     "keep_checkpoints",
+    "tensorboard",
     "workdir",
     "resume",
     "overwrite",

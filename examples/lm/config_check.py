@@ -131,6 +131,7 @@ FIELDS = {
     "eval_batches": COUNT,
     "checkpoint_every": COUNT,
     "keep_checkpoints": COUNT,
+    "tensorboard": FLAG,
     "compile_topology": optional(TEXT),
     "workdir": TEXT,
     "resume": FLAG,

@@ -1,9 +1,11 @@
 """What a run measures: a file of JSON Lines, and a plot."""
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -32,6 +34,7 @@ class MetricsLog:
         """
         self.records: list[Record] = []
         self._path = path
+        self._board: Any = None
         if not is_primary():
             return
         if step and path.exists():
@@ -42,11 +45,29 @@ class MetricsLog:
         scratch.write_text("".join(json.dumps(r) + "\n" for r in self.records))
         scratch.replace(path)
 
+    @contextlib.contextmanager
+    def in_tensorboard(self, wanted: bool) -> Iterator[None]:
+        """Shows what is written meanwhile in TensorBoard as well, if that is wanted."""
+        if not wanted or not is_primary():
+            yield
+            return
+        from tensorboardX import SummaryWriter  # slow to import
+
+        directory = self._path.parent / "tensorboard"
+        # An earlier run may have got further than its last checkpoint.
+        next_step = int(last(self.records, "step") or 0) + 1
+        with SummaryWriter(str(directory), purge_step=next_step) as self._board:
+            yield
+        self._board = None
+
     def write(self, **record: float) -> None:
         self.records.append(record)
         if is_primary():
             with self._path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
+        if self._board:
+            for name in record.keys() - {"step", "seconds"}:
+                self._board.add_scalar(name, record[name], int(record["step"]))
 
 
 def read(path: Path) -> list[Record]:

@@ -26,9 +26,8 @@ def make_optimizer(
       param_shardings: shardings of the parameters on a mesh; Ember then adds up the
         statistics of all tables in one collective.
     """
-    return optax.chain(
-        # Outside multi_transform, so that the norm is that of the whole gradient.
-        optax.clip_by_global_norm(config.clip_norm),
+    # Outside multi_transform, so that the norm is that of the whole gradient.
+    return ember_optax.clipped(
         optax.multi_transform(
             {
                 "table": table_optimizer(config, param_shardings),
@@ -36,6 +35,7 @@ def make_optimizer(
             },
             ember_optax.label_token_tables,
         ),
+        config.clip_norm,
     )
 
 
@@ -141,7 +141,7 @@ def table_state_bytes(config: Config, params: Any) -> int:
       config: which optimizer.
       params: parameters of the model, as arrays or `jax.ShapeDtypeStruct`.
     """
-    _, partition = jax.eval_shape(make_optimizer(config).init, params)
+    partition = jax.eval_shape(make_optimizer(config).init, params)
     state = jax.tree.leaves(partition.inner_states["table"])
     return sum(x.size * x.dtype.itemsize for x in state)
 

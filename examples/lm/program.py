@@ -15,6 +15,7 @@ from examples.lm.errors import UserError
 from examples.lm.mesh import batch_sharding
 from examples.lm.model import Decoder
 from examples.lm.optimizer import make_optimizer
+from examples.lm.sampling import make_sampler
 
 
 class State(NamedTuple):
@@ -32,6 +33,7 @@ class Program(NamedTuple):
     init: Callable[[], State]
     train_step: Any  # jitted: state, tokens -> state, loss before the step
     eval_step: Any  # jitted: params, tokens -> loss
+    sample: Any  # jitted: params, tokens -> tokens with the second half drawn
 
 
 def make_model(config: Config) -> Decoder:
@@ -96,6 +98,7 @@ def make_program(config: Config, mesh: Mesh) -> Program:
             train_step, donate_argnums=0, out_shardings=(state_shardings, replicated)
         ),
         eval_step=jax.jit(loss, out_shardings=replicated),
+        sample=jax.jit(make_sampler(graph, config.seed), out_shardings=replicated),
     )
 
 

@@ -3,7 +3,8 @@
 import math
 import time
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from examples.lm import Config, hlo, topology
 from examples.lm.mesh import batch_sharding, use_mesh
 from examples.lm.optimizer import table_optimizer
 from examples.lm.program import Program, cross_entropy, make_model, make_program
+from examples.lm.progress import clock
 
 
 def compile_for(config: Config) -> str:
@@ -30,7 +32,8 @@ def compile_for(config: Config) -> str:
         program = make_program(config, mesh)
         start = time.perf_counter()
         try:
-            step = program.train_step.lower(program.state, program.tokens).compile()
+            with clock(f"compiling for {name}"):
+                step = program.train_step.lower(program.state, program.tokens).compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -42,8 +45,9 @@ def compile_for(config: Config) -> str:
             )
         seconds = time.perf_counter() - start
         collectives = collectives_of_step(config, program, step)
-        adam = make_program(_changed(config, tables={"optimizer": "adam"}), mesh)
-        estimate = _estimated_seconds(step, config, mesh)
+        adam = make_program(changed(config, tables={"optimizer": "adam"}), mesh)
+        with clock("compiling a block for the estimate"):
+            estimate = cost(step, repeated_parts(config, mesh), "optimal_seconds")
 
     memory = step.memory_analysis()
     parameters = bytes_per_device(program.state.params)
@@ -77,13 +81,19 @@ def compile_for(config: Config) -> str:
     return "\n".join(lines)
 
 
-def _estimated_seconds(step: jax.stages.Compiled, config: Config, mesh: Mesh) -> float:
-    """Returns the compiler's estimate of the time of a step, NaN where it has none.
+class Repeated(NamedTuple):
+    """A part of a step that is a loop, whose body the compiler's counts hold once."""
 
-    It counts the body of a loop once. So a block, and a part of the loss, are compiled
-    on their own, forward and backward, and count as often as they are repeated.
+    more: int  # times that it runs
+    compiled: jax.stages.Compiled
+
+
+def repeated_parts(config: Config, mesh: Mesh) -> list[Repeated]:
+    """Compiles what a step repeats, forward and backward: a block, a part of the loss.
+
+    The optimizers of the config do not matter.
     """
-    one = _changed(config, model={"layers": 1, "scan": False})
+    one = changed(config, model={"layers": 1, "scan": False})
     graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(one)), nnx.Param)
     params = make_program(one, mesh).state.params
     head = "embed" if config.model.tied else "lm_head"
@@ -103,13 +113,13 @@ def _estimated_seconds(step: jax.stages.Compiled, config: Config, mesh: Mesh) ->
         dtype = jnp.dtype(config.model.dtype)
         return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
 
-    seconds = _seconds(step)
+    parts = []
     if config.model.scan:
         x, layers = activations(config.sequence_length), params["layers"]
         shardings = jax.tree.map(lambda x: x.sharding, (layers, x))
         jitted = jax.jit(block, out_shardings=shardings)
         compiled = jitted.lower(layers, params, x, x).compile()
-        seconds += (config.model.layers - 1) * _seconds(compiled)
+        parts.append(Repeated(config.model.layers - 1, compiled))
     if config.loss_chunks > 1:
         x, table = (
             activations(config.sequence_length // config.loss_chunks),
@@ -119,16 +129,29 @@ def _estimated_seconds(step: jax.stages.Compiled, config: Config, mesh: Mesh) ->
         shardings = jax.tree.map(lambda x: x.sharding, (table, x))
         jitted = jax.jit(jax.grad(loss, argnums=(0, 2)), out_shardings=shardings)
         compiled = jitted.lower(table, params, x, targets).compile()
-        seconds += (config.loss_chunks - 1) * _seconds(compiled)
-    return seconds
+        parts.append(Repeated(config.loss_chunks - 1, compiled))
+    return parts
 
 
-def _seconds(compiled: jax.stages.Compiled) -> float:
-    estimate = (compiled.cost_analysis() or {}).get("optimal_seconds", math.nan)
-    return estimate if estimate > 0 else math.nan
+def cost(step: jax.stages.Compiled, parts: Sequence[Repeated], name: str) -> float:
+    """Returns one of the compiler's counts of a whole step, NaN where it has none.
+
+    Args:
+      step: the compiled step.
+      parts: what it repeats.
+      name: such as "optimal_seconds" or "bytes accessed".
+    """
+    counts = [(1, step), *parts]
+    return sum(times * _count(compiled, name) for times, compiled in counts)
 
 
-def _changed(config: Config, **changes: Any) -> Config:
+def _count(compiled: jax.stages.Compiled, name: str) -> float:
+    count = (compiled.cost_analysis() or {}).get(name, math.nan)
+    return count if count > 0 else math.nan
+
+
+def changed(config: Config, **changes: Any) -> Config:
+    """Returns a copy of a config with other values in it."""
     config = ConfigDict(config.to_dict())
     config.update(changes)
     return config
@@ -187,7 +210,7 @@ def _listed(compiled: jax.stages.Compiled) -> str:
 
 def table_state(program: Program) -> int:
     """Returns the bytes on each device of the state of the tables' optimizer."""
-    partition = program.state.opt_state[1]
+    partition = program.state.opt_state
     return bytes_per_device(partition.inner_states["table"])
 
 

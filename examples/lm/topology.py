@@ -9,8 +9,14 @@ from jax.experimental import topologies
 
 from examples.lm.errors import MissingPackage, UserError
 
-# Of one chip; https://cloud.google.com/tpu/docs/v6e (v5e as well) and /tpu/docs/v5p.
-_HBM_BYTES = {"v5e": 16 * 10**9, "v5p": 95 * 10**9, "v6e": 32 * 10**9}
+# Of one device, which is a chip, or half of one of tpu7x;
+# https://cloud.google.com/tpu/docs/v6e (v5e as well), /v5p and /tpu7x.
+_HBM_BYTES = {
+    "v5e": 16 * 10**9,
+    "v5p": 95 * 10**9,
+    "v6e": 32 * 10**9,
+    "tpu7x": 96 * 10**9,
+}
 # What libtpu would look for on a TPU machine. One type serves slices of all families.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -21,12 +27,12 @@ _ENVIRONMENT = {
 
 
 def devices(name: str) -> list[Any]:
-    """Returns the chips of a TPU slice, for `jax.make_mesh(..., devices=...)`.
+    """Returns the devices of a TPU slice, for `jax.make_mesh(..., devices=...)`.
 
     Programs are compiled for them and cannot run.
 
     Args:
-      name: family and shape, such as "v5e:8x8", "v5p:4x4x4" or "v6e:4x4".
+      name: family and shape, such as "v6e:4x4", "v5p:4x4x4" or "tpu7x:4x4x4".
 
     Raises:
       MissingPackage: libtpu, which holds the compiler, is not installed.
@@ -36,7 +42,7 @@ def devices(name: str) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise MissingPackage(
             "The TPU compiler is missing; on Linux on x86_64,"
-            " `pip install 'ember-optax[tpu]'` brings it."
+            " `pip install 'jax[tpu]'` brings it."
         )
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
@@ -45,12 +51,12 @@ def devices(name: str) -> list[Any]:
     except jax.errors.JaxRuntimeError as error:
         raise UserError(
             f"The topology is {name!r}, but libtpu knows no such slice ({error})."
-            " Examples are 'v5e:8x8', 'v5p:4x4x4' and 'v6e:4x4'."
+            " Examples are 'v6e:4x4', 'v5p:4x4x4' and 'tpu7x:4x4x4'."
         ) from error
 
 
 def hbm_bytes(name: str) -> int:
-    """Returns the memory of one chip of a slice.
+    """Returns the memory of one device of a slice.
 
     Raises:
       UserError: the family is unknown.

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from examples.lm import Config, checkpoints, compatibility, data, processes, report
 from examples.lm import run_dir as run_dir_of
 from examples.lm.mesh import global_batch, local_rows, use_mesh
 from examples.lm.metrics import MetricsLog, Record, last
 from examples.lm.program import Program, make_program
+from examples.lm.progress import clock, progress_bar
+from examples.lm.sampling import Sample, as_text
 
 
 class Result(NamedTuple):
@@ -25,9 +26,12 @@ class Result(NamedTuple):
     validation_loss: float | None  # None if it was interrupted before the first one
     seconds: float  # with compilation, validation and checkpoints
     records: list[Record]
+    sample: Sample | None = None  # of a validation text, if one was wanted
 
 
-def train(config: Config, tokens: data.Tokens, run_dir: Path) -> Result:
+def train(
+    config: Config, tokens: data.Tokens, run_dir: Path, sample: bool = False
+) -> Result:
     """Trains a model, from the start or from the last checkpoint in `run_dir`.
 
     SIGTERM or Ctrl-C ends it early, after a last checkpoint.
@@ -36,17 +40,24 @@ def train(config: Config, tokens: data.Tokens, run_dir: Path) -> Result:
       config: what to train, and on what mesh.
       tokens: what to train on.
       run_dir: where metrics and checkpoints go; all processes must see it.
+      sample: whether the model continues a validation text at the end.
 
     Raises:
       UserError: the directory belongs to another run, the run to resume is not this
         one, training has diverged, or the disk is full.
     """
     with use_mesh(config) as mesh, run_dir_of.claim(run_dir, config):
-        return _train(config, make_program(config, mesh), mesh, tokens, run_dir)
+        program = make_program(config, mesh)
+        return _train(config, program, mesh, tokens, run_dir, sample)
 
 
 def _train(
-    config: Config, program: Program, mesh: Mesh, tokens: data.Tokens, run_dir: Path
+    config: Config,
+    program: Program,
+    mesh: Mesh,
+    tokens: data.Tokens,
+    run_dir: Path,
+    sample: bool,
 ) -> Result:
     batch_size = config.batch_size
     sizes = config.sequence_length, batch_size
@@ -65,7 +76,8 @@ def _train(
 
     train_step = program.train_step
     if mesh.size > 1:
-        train_step = train_step.lower(program.state, program.tokens).compile()
+        with clock("compiling", disable=not processes.is_primary()):
+            train_step = train_step.lower(program.state, program.tokens).compile()
         if processes.is_primary():
             print(report.collectives_of_step(config, program, train_step), flush=True)
 
@@ -98,7 +110,11 @@ def _train(
             position = batches.get_state()
             checkpoints.save(manager, step, state, position, config, text)
 
-        with progress_bar(config, run_dir.name, step) as bar:
+        with (
+            log.in_tensorboard(config.tensorboard),
+            progress_bar(config, run_dir.name, step) as bar,
+        ):
+            bar.set_postfix_str("compiling")  # until the first step is done
             while step < config.steps and not is_to_stop(step):
                 state, loss = train_step(state, place(next(batches)))
                 step += 1
@@ -114,7 +130,11 @@ def _train(
         if step >= config.steps and last(log.records, "validation_loss") is None:
             record("validation_loss", evaluate(state.params))  # the log was lost
     loss, seconds = (last(log.records, name) for name in ("validation_loss", "seconds"))
-    return Result(step, loss, seconds or 0.0, log.records)
+    continued = None
+    if sample and step >= config.steps:
+        drawn = program.sample(state.params, place(validation[0]))
+        continued = as_text(tokens.tokenizer, np.asarray(drawn)[0])
+    return Result(step, loss, seconds or 0.0, log.records, continued)
 
 
 def _say_how_it_goes_on(run_dir: Path, step: int, steps: int) -> None:
@@ -126,16 +146,3 @@ def _say_how_it_goes_on(run_dir: Path, step: int, steps: int) -> None:
             " to do.",
             flush=True,
         )
-
-
-def progress_bar(config: Config, name: str, step: int) -> tqdm:
-    tokens_per_step = config.batch_size * config.sequence_length
-    return tqdm(
-        desc=name,
-        initial=step * tokens_per_step,
-        total=config.steps * tokens_per_step,
-        unit=" tokens",
-        unit_scale=True,
-        mininterval=0.5,
-        disable=not processes.is_primary(),
-    )

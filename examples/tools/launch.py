@@ -69,9 +69,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--devices", type=int, default=4, help="of each process")
-    parser.add_argument("arguments", nargs="+", help="of Python, after --")
+    flag = parser.add_argument
+    flag("--processes", type=int, default=2, help="how many (%(default)s)")
+    flag("--devices", type=int, default=4, help="of each process (%(default)s)")
+    flag("arguments", nargs="+", help="of Python, after --")
     options = parser.parse_args()
     sizes = options.processes, options.devices
     with launch(options.arguments, *sizes, stdout=subprocess.PIPE) as started:

@@ -5,9 +5,10 @@ import math
 from pathlib import Path
 
 from benchmarks.common import store
-from benchmarks.study import settings, shared, stages
+from benchmarks.study import settings
 from benchmarks.study.arms import ARMS
 from benchmarks.study.rows import Study
+from benchmarks.study.run import MODULES
 from benchmarks.study.settings import Settings
 
 VOCAB = 64
@@ -34,9 +35,9 @@ def made_up_loss(one_run: Settings) -> float:
 
 def finish_all(names: list[str]) -> settings.Losses:
     losses: settings.Losses = {}
+    modules = {stage: module for module in MODULES for stage in module.STAGES}
     for name in names:
-        module = stages if name in stages.STAGES else shared
-        while todo := list(module.missing(name, losses)):
+        while todo := list(modules[name].missing(name, losses)):
             losses |= {one_run: made_up_loss(one_run) for one_run in todo}
     return losses
 

@@ -203,8 +203,8 @@ def test_finished_runs_are_skipped_and_others_done_once(tokens, tmp_path, monkey
 
     monkeypatch.setattr(program, "execute", execute)
     store.append(path, record_of(todo[1], 1.0))
-    program.work(["any"], path, lambda _: (tokens, VOCAB))
-    program.work(["any"], path, lambda _: (tokens, VOCAB))
+    program.work(["body"], path, lambda _: (tokens, VOCAB))
+    program.work(["body"], path, lambda _: (tokens, VOCAB))
     assert done == [0, 2]
     assert len(path.read_text().splitlines()) == 3
 

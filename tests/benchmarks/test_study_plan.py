@@ -14,6 +14,7 @@ from benchmarks.study import (
     figures,
     rare,
     report,
+    scaling,
     shared,
     stages,
 )
@@ -153,8 +154,8 @@ def test_all_planned_comparisons_are_made(tmp_path):
     page = report.page(study, {})
     assert "holds in 12 of 12: better in 12" in page
     drawn = figures.draw_all(study, tmp_path)
-    names = ["plane.png", "off.png", "by_setting.png", "pareto.png", "rare.png"]
-    assert [path.name for path in drawn] == names
+    names = ["plane", "off", "by_setting", "pareto", "rare", "rounding"]
+    assert [path.stem for path in drawn] == names
 
 
 def test_intervals_of_a_family_are_wider(tmp_path):
@@ -186,3 +187,19 @@ def test_a_row_names_its_runs(tmp_path):
         program.runs_of_row("shared_muon/ember/muon", path)
     with pytest.raises(SystemExit, match="There is no row 'x'"):
         program.runs_of_row("x", path)
+
+
+def test_rules_of_rates_are_fitted_and_their_costs_known(tmp_path):
+    """Losses are made up so that the best pair is the main one, in every setting."""
+    study = study_of(["body", *stages.STAGES, "rule"], tmp_path / "runs.jsonl")
+    for arm in scaling.ARMS:
+        assert scaling.fitted(arm, study.losses)[1:] == scaling.KEPT[1:]
+        kept, practice, _ = scaling.costs(study, arm)
+        assert scaling.mean(kept) == pytest.approx(0)
+        assert scaling.mean(practice) > 0.01
+        assert len(kept.costs) == 8
+    case = {"arm": "adam80", "width": 192}
+    run = scaling.by_rule(scaling.PRACTICE, "width", case, study.losses)
+    main = stages.tuned({"arm": "adam80"}, study.losses)
+    assert run.lr == pytest.approx(main.lr / 2**0.5, rel=0.03)
+    assert run.head_lr == pytest.approx(main.head_lr / 2**0.5, rel=0.03)

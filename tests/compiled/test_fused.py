@@ -14,7 +14,7 @@ import pytest
 
 import ember_optax
 from ember_optax.experimental import fused
-from ember_optax.experimental.fused import _kernel
+from ember_optax.experimental.fused import _fused, _kernel
 
 # Less than a block, several of 1024 rows with a rest, an odd number of blocks, and
 # rows so wide that a block has 128 of them.
@@ -26,7 +26,9 @@ class Oracle:
     """The variant in float64, from its equations and not from the library.
 
     row_i = b2 row_i + (1 - b2) mean_j G_ij^2
-    theta_ij -= lr (G_ij / (sqrt(row_i / (1 - b2^t) c_j) + eps) + weight_decay theta_ij)
+    u_ij = G_ij / (sqrt(row_i / (1 - b2^t) c_j) + eps), between its bounds
+    |u_ij| <= 8 sqrt(mean_j G_ij^2 (1 - b2^t) / row_i)
+    theta_ij -= lr (u_ij + weight_decay theta_ij)
     c_j = col_j / mean(col), or 1 while col is 0
     col_j = b2 col_j + (1 - b2) mean_i G_ij^2
     """
@@ -46,6 +48,9 @@ class Oracle:
         root = np.sqrt(np.outer(self.row / (1 - b2**self.t), factor))
         moves = root > 0
         update = np.divide(g, root + eps, out=np.zeros_like(g), where=moves)
+        row = np.where(self.row > 0, self.row, 1)
+        bound = 8 * np.sqrt((g**2).mean(axis=1) * (1 - b2**self.t) / row)
+        update = np.clip(update, -bound[:, None], bound[:, None])
         self.theta -= lr * (update + decay * self.theta)
         self.col = b2 * self.col + (1 - b2) * (g**2).mean(axis=0)
 
@@ -151,22 +156,42 @@ def test_rows_and_columns_without_gradient_stay() -> None:
     assert (table[seen] != 1).sum() == 7 * seen.sum()
 
 
-def test_a_column_that_wakes_up_takes_one_step_without_bound() -> None:
-    # The price of a factor from the step before, which docs/fused.md names.
+def test_the_step_of_a_column_that_wakes_up_is_bounded() -> None:
     grad, table = jnp.asarray(make_grads((40, 8), 1)[0]), jnp.ones((40, 8))
     grad = jnp.where(grad == 0, 1, grad)
     asleep = grad.at[:, 3].multiply(1e-6)
     tx = ember_optax.ember(1.0)
     exact, state = tx.init(table), fused.init(table)
-    largest = []
-    for gradient in (asleep, asleep, grad, grad):
+    largest, bounds = [], []
+    for t, gradient in enumerate((asleep, asleep, grad, grad), start=1):
         updates, exact = tx.update(gradient, exact, table)
         moved, state = fused.apply(table, state, gradient, learning_rate=1.0)
         largest.append([float(jnp.abs(x).max()) for x in (updates, moved - table)])
-    (_, _, (bounded, unbounded), (_, after)) = largest
-    assert bounded < 40
-    assert unbounded > 1e5
+        mean = jnp.mean(jnp.square(gradient), axis=1)
+        bounds.append(8 * jnp.sqrt(mean * (1 - 0.999**t) / state.row))
+        assert (jnp.abs(moved - table) <= 1.001 * bounds[-1][:, None]).all()
+    # By its old factor it would take a step of a million.
+    (_, _, (of_exact, awake), (_, after)) = largest
+    assert of_exact < 40
+    assert awake == pytest.approx(float(bounds[2].max()), rel=1e-3)
+    assert awake < 20
     assert after < 40
+
+
+def test_the_bound_leaves_usual_gradients_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table, grads = jnp.ones((400, 64)), make_grads((400, 64), 20)
+    tables = []
+    for largest in (8.0, 1e9):
+        monkeypatch.setattr(_fused, "LARGEST", largest)
+        trained, state = table, fused.init(table)
+        for grad in grads:
+            trained, state = fused.apply(
+                trained, state, jnp.asarray(grad), learning_rate=0.1
+            )
+        tables.append(trained)
+    np.testing.assert_array_equal(*tables)
 
 
 def test_a_head_is_the_transpose_of_a_table() -> None:
@@ -190,7 +215,7 @@ def make_operands(shape: tuple[int, int], dtype: Any, axis: int) -> tuple[Any, .
     theta, grad = rng.normal(size=shape), make_grads(shape, 1)[0]
     row, col = (rng.random(n) + 0.1 for n in shape)
     col_root = _kernel.column_root(jnp.float32(col), jnp.float32(0.5))
-    numbers = _kernel.Numbers(*map(jnp.float32, (0.99, 1e-2, 1e-8, 0.1, 0.1)))
+    numbers = _kernel.Numbers(*map(jnp.float32, (0.99, 1e-2, 1e-8, 0.1, 0.1, 5.0)))
     tables = (jnp.asarray(x if axis == 0 else x.T, dtype) for x in (theta, grad))
     return *tables, jnp.float32(row), col_root, numbers
 

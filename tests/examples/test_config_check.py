@@ -61,6 +61,7 @@ WRONG = {
     "clip_norm": [0, -1.0, NAN, None],
     "compile_topology": ["", 3],
     "workdir": ["", None, 3],
+    "tensorboard": ["runs", None],
     "resume": [1, None],
     "overwrite": ["yes"],
 }
@@ -231,6 +232,8 @@ def test_wrong_flags_are_a_line_and_no_traceback(monkeypatch, tmp_path):
     for arguments, message in [
         ((file, "--config.stepz=7"), 'Did you mean "steps"'),
         ((file, "--config.mesh.foo=7"), "no field 'foo'"),
+        ((file, "--stepz=7"), "Unknown command line flag 'stepz'"),
+        ((file, "--config.seed=x"), "invalid literal for int()"),
         ((file, "steps=7"), "Unknown argument 'steps=7'"),
         ((file, "--config.steps=0"), "config.steps is 0"),
         ((f"--config={tmp_path}/none.py",), "config file cannot be read"),

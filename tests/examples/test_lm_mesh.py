@@ -55,7 +55,7 @@ def run(config: Config) -> tuple[list[float], jax.Array, jax.Array]:
             state, loss = program.train_step(state, tokens)
             losses.append(float(loss))
         assert_placed(state, program.state)
-        for moments in jax.tree.leaves(state.opt_state[1].inner_states["table"]):
+        for moments in jax.tree.leaves(state.opt_state.inner_states["table"]):
             assert moments.sharding.is_fully_replicated
         return losses, first, jax.device_get(state.params["embed"]["embedding"])
 

@@ -107,7 +107,7 @@ def test_state_bytes_of_the_tables(name, floats, config, params):
 def test_state_bytes_are_those_that_training_allocates(config):
     with use_mesh(config) as mesh:
         params, opt_state = make_program(config, mesh).init()
-    state = opt_state[1].inner_states["table"]
+    state = opt_state.inner_states["table"]
     found = sum(x.nbytes for x in jax.tree.leaves(state))
     assert optimizer.table_state_bytes(config, params) == found
 

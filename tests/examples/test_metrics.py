@@ -2,9 +2,11 @@
 
 import json
 import re
+import struct
 from pathlib import Path
 
 import pytest
+from tensorboardX.proto import event_pb2
 
 import examples.pretrain
 from examples.lm import metrics
@@ -82,6 +84,34 @@ def test_an_empty_name_of_an_earlier_run_is_refused(config, monkeypatch, tmp_pat
     monkeypatch.delattr(examples.pretrain.training, "train")
     with pytest.raises(UserError, match=r"metrics\.jsonl cannot be read: No such file"):
         examples.pretrain.run(config, beside="")
+
+
+def test_tensorboard_gets_what_the_log_gets(log):
+    records = metrics.MetricsLog(log)
+    with records.in_tensorboard(True):
+        records.write(step=1, loss=2.5, seconds=1.0)
+        records.write(step=1, validation_loss=3.5, seconds=1.0)
+    records.write(step=2, loss=1.5, seconds=2.0)
+    (file,) = (log.parent / "tensorboard").iterdir()
+    assert scalars(file) == [("loss", 1, 2.5), ("validation_loss", 1, 3.5)]
+
+
+def test_tensorboard_gets_nothing_unless_it_is_wanted(log):
+    records = metrics.MetricsLog(log)
+    with records.in_tensorboard(False):
+        records.write(step=1, loss=2.5)
+    assert [path.name for path in log.parent.iterdir()] == ["metrics.jsonl"]
+
+
+def scalars(file: Path) -> list[tuple[str, int, float]]:
+    """Reads a file of events: records between their length and checksums."""
+    data, found = file.read_bytes(), []
+    while data:
+        (size,) = struct.unpack_from("<Q", data)
+        event = event_pb2.Event.FromString(data[12 : 12 + size])
+        data = data[16 + size :]
+        found += [(x.tag, event.step, x.simple_value) for x in event.summary.value]
+    return found
 
 
 def test_last_value_of_a_metric_is_none_without_one():

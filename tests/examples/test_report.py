@@ -9,9 +9,7 @@ from examples.lm import Config, report
 from examples.lm.mesh import use_mesh
 from examples.lm.program import make_program
 
-pytest.importorskip(
-    "libtpu", reason="libtpu is not installed: pip install 'ember-optax[tpu]'"
-)
+pytest.importorskip("libtpu", reason="libtpu is not installed: pip install 'jax[tpu]'")
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 

@@ -220,7 +220,7 @@ def test_a_log_that_was_deleted_is_not_made_up(config):
 def test_a_step_that_does_not_fit_into_memory_is_a_line(monkeypatch, config, message):
     error = jax.errors.JaxRuntimeError(message)
 
-    def train(*_):
+    def train(*_, **__):
         raise error
 
     monkeypatch.setattr(training, "train", train)

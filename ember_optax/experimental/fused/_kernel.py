@@ -27,6 +27,7 @@ class Numbers(NamedTuple):
     eps: jax.Array
     learning_rate: jax.Array
     weight_decay: jax.Array
+    bound: jax.Array  # of an update, in roots of mean square of its row
 
 
 class Stepped(NamedTuple):
@@ -74,10 +75,11 @@ def plain_step(
     """
     sums = sum_squares(grad, axis, row.dtype)
     grad = read_again(grad, sums)
-    row, row_root = _row_step(row, sums.row, col_root.size, numbers, limit)
-    row_root = jnp.expand_dims(row_root, 1 - axis)
+    rows = _row_step(row, sums.row, col_root.size, numbers, limit)
+    row_root, bound = (jnp.expand_dims(x, 1 - axis) for x in rows[1:])
     col_root = jnp.expand_dims(col_root, axis)
-    return Stepped(_descend(table, grad, row_root, col_root, numbers), row, sums.col)
+    table = _descend(table, grad, row_root, col_root, bound, numbers)
+    return Stepped(table, rows[0], sums.col)
 
 
 def kernel_step(
@@ -182,24 +184,29 @@ def _kernel(
         sums = jnp.sum(squares, axis=axis, keepdims=True)
         col_sums[...] += _turn(sums, 1 - axis)
         sums = _turn(jnp.sum(squares, axis=1 - axis, keepdims=True), axis)
-        new_row[...], row_root = _row_step(row[...], sums, col_root.size, hyper, limit)
+        new_row[...], row_root, bound = _row_step(
+            row[...], sums, col_root.size, hyper, limit
+        )
         new_table[...] = _descend(
             table[...],
             grad[...],
             _turn(row_root, axis),
             _turn(col_root[...], 1 - axis),
+            _turn(bound, axis),
             hyper,
         )
 
 
 def _row_step(
     row: jax.Array, sums: jax.Array, n_columns: int, numbers: Numbers, limit: float
-) -> tuple[jax.Array, jax.Array]:
-    """Returns row statistics after the step, and the roots to divide rows by."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the row statistic after the step, the roots to divide rows by, bounds."""
     overflow = sums > limit
-    mean = jnp.where(overflow, 0, sums) / n_columns
-    row = _rule.move(row, numbers.rate * mean, numbers.b2, numbers.rate)
-    return row, _rule.root(row, numbers.eps, overflow)
+    mean = sums / n_columns
+    gain = numbers.rate * jnp.where(overflow, 0, mean)
+    row = _rule.move(row, gain, numbers.b2, numbers.rate)
+    root = _rule.root(row, numbers.eps, overflow)
+    return row, root, numbers.bound * jnp.sqrt(mean) / root
 
 
 def _turn(x: jax.Array, axis: int) -> jax.Array:
@@ -212,11 +219,13 @@ def _descend(
     grad: jax.Array,
     row_root: jax.Array,
     col_root: jax.Array,
+    bound: jax.Array,
     numbers: Numbers,
 ) -> jax.Array:
     """Returns the table after the step, computed in the dtype of the statistics."""
     dtype = row_root.dtype
     theta = table.astype(dtype)
     update = grad.astype(dtype) / (row_root * col_root + numbers.eps)
+    update = jnp.clip(update, -bound, bound)
     theta -= numbers.learning_rate * (update + numbers.weight_decay * theta)
     return theta.astype(table.dtype)

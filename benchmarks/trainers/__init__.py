@@ -1,0 +1,1 @@
+"""Ember in other people's training loops: `make trainers`."""

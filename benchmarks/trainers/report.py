@@ -1,0 +1,101 @@
+"""The tables of docs/trainers.md."""
+
+from pathlib import Path
+
+from benchmarks.common import store
+from benchmarks.common.store import Run
+from benchmarks.common.tables import markdown
+
+RESULTS = Path(__file__).with_name("results.jsonl")
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint")
+TITLES = {
+    "nnx_loop": "your own loop, Flax NNX",
+    "linen_loop": "your own loop, Flax linen",
+    "maxtext": "MaxText",
+    "levanter": "Levanter",
+    "tunix": "tunix",
+}
+SWITCHES = {
+    "adamw": "keeps AdamW",
+    "ember": "changes to Ember",
+    "ember_fresh_rates": "changes to Ember, rates of a fresh run",
+}
+WATCH = {
+    "nnx_loop": "`wrt=` decides what is trained",
+    "linen_loop": "stop the gradient of what is frozen, or it counts in the norm",
+    "maxtext": "spike skipping and the trainable mask go around Ember too",
+    "levanter": "labels are for whole NamedArrays; lower rates after a change",
+    "tunix": "it cannot restart a sharded model with any `multi_transform`",
+}
+NOT_RUN = {
+    "EasyDeL": "no plug-in yet",
+    "Kauldron": "no plug-in yet",
+    "big_vision": "no plug-in yet; it is in no package registry",
+}
+
+
+def parts() -> dict[str, str]:
+    """Returns the generated parts of pages by name."""
+    runs = store.read(RESULTS)
+    return {
+        "trainers.table": table(runs),
+        "trainers.versions": versions(runs),
+        "trainers.switch": switch(runs),
+    }
+
+
+def table(runs: list[Run]) -> str:
+    """Returns what ran, and what did not."""
+    rows = [
+        [
+            TITLES[run["trainer"]],
+            run["version"],
+            what_ran(run),
+            f"{run['state_bytes']['adamw']:,}",
+            f"{run['state_bytes']['ember']:,}",
+            WATCH[run["trainer"]],
+        ]
+        for run in runs
+    ]
+    rows += [[name, "", "not run", "", "", reason] for name, reason in NOT_RUN.items()]
+    head = ["trainer", "version", "what ran", "state, AdamW", "Ember", "watch for"]
+    return markdown(head, rows)
+
+
+def what_ran(run: Run) -> str:
+    ran = ["AdamW", "Ember", "restart equal to the bit", *run["also"]]
+    if models := run.get("families"):
+        ran.append(f"labels of {len(models['right'])} models")
+        if only := models["with_vocab_size"]:
+            ran.append(f"with `vocab_size` also of {', '.join(only)}")
+    if "fails" in run:
+        ran[2] += " (on one device)"
+    return ", ".join(ran)
+
+
+def versions(runs: list[Run]) -> str:
+    """Returns the versions that each trainer ran with."""
+    rows = [
+        [
+            TITLES[run["trainer"]],
+            run["versions"]["python"],
+            *(run["versions"].get(package, "") for package in PACKAGES),
+        ]
+        for run in runs
+    ]
+    return markdown(["trainer", "Python", *PACKAGES], rows)
+
+
+def switch(runs: list[Run]) -> str:
+    """Returns losses after the change beside those of a run that keeps AdamW."""
+    rows = [
+        [TITLES[run["trainer"]], title, *(f"{x:.3f}" for x in run["switch"][key])]
+        for run in runs
+        if "switch" in run
+        for key, title in SWITCHES.items()
+        if key in run["switch"]
+    ]
+    n = max((len(row) - 2 for row in rows), default=0)
+    rows = [row + [""] * (n + 2 - len(row)) for row in rows]
+    head = ["trainer", "run", *(f"step {i}" for i in range(n))]
+    return markdown(head, rows, left=2)

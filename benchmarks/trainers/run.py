@@ -1,0 +1,81 @@
+"""Runs a trainer of other people with AdamW and with Ember: `make trainer-maxtext`.
+
+    .venv-maxtext/bin/python -m benchmarks.trainers.run maxtext
+
+With --labels it checks the labels of the trainer's models again, and nothing else.
+It needs the environment that benchmarks/trainers/environment.py makes.
+"""
+
+import importlib
+import os
+import platform
+import sys
+import tempfile
+import time
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).with_name("results.jsonl")
+TRAINERS = (
+    "nnx_loop",
+    "linen_loop",
+    "maxtext",
+    "levanter",
+    "tunix",
+    "easydel",
+    "kauldron",
+    "big_vision",
+)
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "ember-optax")
+DEVICES = 4
+
+
+def main(name: str, only_labels: bool = False) -> None:
+    # Before anything imports jax.
+    os.environ |= {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+        "HF_HUB_OFFLINE": "1",
+        "WANDB_MODE": "disabled",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    from benchmarks.trainers import checks
+
+    trainer = importlib.import_module(f"benchmarks.trainers.{name}")
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as directory:
+        if only_labels:
+            result = checks.read(RESULTS)[name] | {
+                "families": checks.check_families(trainer.build, trainer.MODELS)
+            }
+        else:
+            result = trainer.run(Path(directory))
+    record: dict[str, Any] = {
+        "trainer": name,
+        "version": version(trainer.PACKAGE),
+    } | result
+    record["devices"] = DEVICES
+    if not only_labels:
+        record["seconds"] = round(time.monotonic() - start)
+    record["versions"] = {"python": platform.python_version()} | _versions()
+    checks.write(RESULTS, record, TRAINERS)
+    for key, value in record.items():
+        print(f"{key}: {value}")
+    if (models := record.get("families")) and (models["wrong"] or not models["right"]):
+        raise SystemExit(f"Wrong labels, or no model was built: {models}")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            warnings.warn(f"{package} is not installed here.", stacklevel=2)
+    return found
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], only_labels="--labels" in sys.argv)

@@ -1,0 +1,86 @@
+"""What is checked in every trainer can fail."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import ember_optax
+from benchmarks.trainers import checks
+from benchmarks.trainers.checks import Trained
+
+PARAMS = {"embed": jnp.ones((16, 4)), "mlp": {"kernel": jnp.ones((4, 8))}}
+
+
+def trained(params: Any = PARAMS) -> Trained:
+    tx = optax.multi_transform(
+        {"table": ember_optax.ember(1e-2), "body": optax.adamw(1e-3)},
+        ember_optax.label_token_tables,
+    )
+    return Trained([], params, tx.init(params))
+
+
+def test_state_of_a_table_is_v_plus_d_numbers() -> None:
+    tables = checks.check_state(trained(), 16)
+    assert tables == {"embed": {"role": "head", "shape": [16, 4]}}
+    longer = {**PARAMS, "embed": jnp.ones((16, 5))}
+    with pytest.raises(AssertionError, match="expected sizes"):
+        checks.check_state(trained()._replace(params=longer), 16)
+
+
+def test_a_state_that_is_missing_is_found() -> None:
+    adam = Trained([], PARAMS, optax.adamw(1e-3).init(PARAMS))
+    with pytest.raises(AssertionError, match="but the tables are"):
+        checks.check_state(adam, 16)
+    checks.check_only_adamw(adam.opt_state)
+    with pytest.raises(AssertionError, match="no table is trained"):
+        checks.check_only_adamw(trained().opt_state)
+
+
+def test_a_sharded_state_is_found() -> None:
+    sharding = NamedSharding(jax.make_mesh((8,), ("x",)), P("x"))
+
+    def shard(x: jax.Array) -> jax.Array:
+        return jax.device_put(x, sharding) if x.shape == (16,) else x
+
+    found = trained()
+    with pytest.raises(AssertionError, match="is sharded"):
+        checks.check_state(
+            found._replace(opt_state=jax.tree.map(shard, found.opt_state)), 16
+        )
+
+
+def test_one_other_bit_is_found() -> None:
+    first = checks.host(PARAMS)
+    checks.check_equal(first, checks.host(PARAMS))
+    other = {**PARAMS, "embed": PARAMS["embed"].at[3, 1].add(1e-7)}
+    with pytest.raises(AssertionError, match="embed"):
+        checks.check_equal(first, checks.host(other))
+
+
+def test_a_loss_must_fall_and_not_bump() -> None:
+    checks.check_falls("Ember", [2.0, 1.0])
+    with pytest.raises(AssertionError, match="does not fall"):
+        checks.check_falls("Ember", [2.0, 1.99])
+    kept = [3.0, 2.0, 1.0]
+    assert checks.check_switch(kept, [2.0, 1.01])["adamw"] == [2.0, 1.0]
+    with pytest.raises(AssertionError, match="bump"):
+        checks.check_switch(kept, [2.0, 1.1])
+
+
+def test_wrong_labels_and_models_that_are_not_built_are_told_apart() -> None:
+    def build(name: str) -> tuple[Any, int]:
+        if name == "broken":
+            raise TypeError("no such layer")
+        params = {"decoder": PARAMS["embed"]} if name == "unnamed" else PARAMS
+        return params, 17 if name == "wrong" else 16
+
+    found = checks.check_families(build, ["right", "unnamed", "wrong", "broken"])
+    assert found["right"] == ["right"]
+    assert found["with_vocab_size"] == ["unnamed"]
+    assert found["wrong"].keys() == {"wrong"}
+    assert found["not_built"] == {"broken": "TypeError: no such layer"}
