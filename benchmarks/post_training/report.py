@@ -7,10 +7,12 @@ from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
 from benchmarks.common.figures import color, plt, save
+from benchmarks.common.intervals import difference
 from benchmarks.common.search import HALVES
 from benchmarks.common.store import Run
 from benchmarks.common.tables import markdown
 from benchmarks.post_training.comparison import (
+    ARMS,
     FINETUNE,
     GRPO,
     RESULTS,
@@ -23,7 +25,7 @@ from benchmarks.post_training.comparison import (
 )
 from examples.lm.metrics import smooth
 
-NAMES = {"ember": "Ember", "adam": "AdamW"}
+NAMES = {"ember": "Ember, Adafactor decay", "adam": "AdamW"}
 
 
 def parts() -> dict[str, str]:
@@ -66,24 +68,31 @@ def rates(comparisons: Sequence[Comparison], score: str) -> str:
 
 def seeds(benchmark: Benchmark, comparisons: Sequence[Comparison]) -> str:
     """Returns a table of each arm at its best learning rates, by seed."""
-    found = {}
-    for comparison, gap in zip(
+    rows = []
+    for comparison, planned in zip(
         comparisons, advantage(benchmark, comparisons), strict=True
     ):
-        found[id(comparison.arms["ember"])] = f"{gap}, {gap.verdict}"
-    rows = []
-    for comparison, arm in _arms(comparisons):
-        scores = [run[benchmark.score] for run in arm.repeated]
-        cells = [
-            ", ".join(f"{x:.3f}" for x in scores),
-            f"{statistics.mean(scores):.3f} ± {statistics.stdev(scores):.3f}",
-            found.get(id(arm), ""),
-            f"{arm.repeated[0]['table_state_bytes']:,}",
-        ]
-        first = _first(comparison, arm)
-        rows.append([*first.values(), *cells])
+        ember, adam = (comparison.arms[name].repeated for name in ARMS)
+        constant = comparison.constant
+        gap = difference(*([*map(benchmark.loss, runs)] for runs in (constant, adam)))
+        prompts = comparison.case.get("batch_size")
+        for name, runs, found in (
+            (NAMES["ember"], ember, f"{planned}, {planned.verdict}"),
+            ("Ember, b2 0.999", constant, str(gap)),
+            (NAMES["adam"], adam, ""),
+        ):
+            scores = [run[benchmark.score] for run in runs]
+            cells = [
+                name,
+                ", ".join(f"{x:.3f}" for x in scores),
+                f"{statistics.mean(scores):.3f} ± {statistics.stdev(scores):.3f}",
+                found,
+                f"{runs[0]['table_state_bytes']:,}",
+            ]
+            rows.append([str(prompts), *cells] if prompts else cells)
     lost = "reward lost to AdamW" if benchmark.is_reward else "loss minus AdamW's"
-    head = [*first, f"seeds {SEEDS[0]} to {SEEDS[-1]}", "mean", lost]
+    head = ["tables", f"seeds {SEEDS[0]} to {SEEDS[-1]}", "mean", lost]
+    head = (["prompts"] if benchmark.is_reward else []) + head
     return markdown([*head, "bytes of table state"], rows, left=len(head) - 3)
 
 

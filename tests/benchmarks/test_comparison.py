@@ -60,6 +60,9 @@ def test_arms_have_one_rate_of_the_body_and_their_own_of_both_tables():
         assert pairs == {arm.best}
         assert {run["body_learning_rate"] for run in repeated} == {1e-2}
     assert comparison.SEARCHED not in comparison.SEEDS
+    for run in found.constant:
+        assert run["settings"]["b2"] == 0.999
+        assert run["settings"]["embed_learning_rate"] == BEST["ember"][0]
     finish(FINETUNE, lambda run: pytest.fail(f"{run} is on file"))
     (gap,) = advantage(FINETUNE, [found])
     assert gap.mean == pytest.approx(-0.1)
