@@ -74,7 +74,7 @@ def seeds(benchmark: Benchmark, comparisons: Sequence[Comparison]) -> str:
     ):
         ember, adam = (comparison.arms[name].repeated for name in ARMS)
         constant = comparison.constant
-        gap = difference(*([*map(benchmark.loss, runs)] for runs in (constant, adam)))
+        gap = difference([*map(benchmark.loss, constant)], [*map(benchmark.loss, adam)])
         prompts = comparison.case.get("batch_size")
         for name, runs, found in (
             (NAMES["ember"], ember, f"{planned}, {planned.verdict}"),
