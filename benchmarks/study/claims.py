@@ -57,7 +57,7 @@ def decay(family: Family) -> list[str]:
 
 
 def larger(family: Family) -> list[str]:
-    claim = "ours: the same in a model seven times larger"
+    claim = "ours: the same in a model eleven times larger"
     return _of_family(claim, family, STAGE.format("large"))
 
 

@@ -206,11 +206,12 @@ def deviations() -> str:
         is not one of its families.""",
         """- **Two machines.** Most of the optimizers that people use less, and all of
         the larger model, ran on a lent machine with an H100 and newer versions, the
-        former on its CPU cores. A pair of runs with the same seed may so come from
-        two machines. A run that was repeated on the other one,
-        `arms/row_only` with seed 1, REPEATED.""",
+        former on its CPU cores. Two runs with the same seed may so come from two
+        machines. The one that was repeated here, `arms/row_only` with seed 1, has the
+        same loss to four decimals.""",
         """- **The larger model ran on the GPU**, in full float32 precision
-        (`JAX_DEFAULT_MATMUL_PRECISION=highest`).""",
+        (`JAX_DEFAULT_MATMUL_PRECISION=highest`). The plan calls it seven times larger:
+        with its 11.8 million parameters it is eleven times larger.""",
         """- **Nothing ran at 162 million parameters.** The stage `scale` is written and
         was tried at a small width, but the fifteen minutes of the lent GPU went to
         compilations.""",
