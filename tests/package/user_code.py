@@ -16,7 +16,7 @@ from ember_optax import lazy
 from ember_optax._types import Tree
 from ember_optax.experimental import fused
 
-params = {"embed": jnp.ones((8, 4)), "mlp": jnp.ones((4, 4))}
+params = {"embed": jnp.ones((8, 4)), "mlp": jnp.ones((4, 6))}
 
 decay = ember_optax.adafactor_decay()
 assert_type(decay, Callable[[ArrayLike], jax.Array])
@@ -47,7 +47,10 @@ adam = optax.adamw(1e-3)
 assert_type(
     ember_optax.from_adam(adam.init(params), rule, params), ember_optax.EmberState
 )
-adam.update(params, ember_optax.to_adam(state, adam, params), params)
+
+
+def back_to_adam(state: ember_optax.EmberState) -> None:
+    adam.update(params, ember_optax.to_adam(state, adam, params), params)
 
 
 def place(param_shardings: dict[str, NamedSharding]) -> None:
