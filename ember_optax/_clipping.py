@@ -1,7 +1,9 @@
 """Clipping by the global norm, without another pass over the token tables."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,9 @@ from jax.typing import DTypeLike
 
 from ember_optax import _checks
 from ember_optax._reduce import InShardMap, Reducer, Sums
+
+if TYPE_CHECKING:
+    from ember_optax._types import Optimizer, State, Transformation
 
 
 class Group(NamedTuple):
@@ -80,9 +85,7 @@ class Clipping(NamedTuple):
         return Sums(scale(sums.row), scale(sums.col))
 
 
-def clipped(
-    inner: optax.GradientTransformation, max_norm: float
-) -> optax.GradientTransformationExtraArgs:
+def clipped(inner: Optimizer[State], max_norm: float) -> Transformation[State]:
     """Clips gradients by their global norm, at no cost for Ember's tables.
 
     The updates are those of `optax.chain(optax.clip_by_global_norm(max_norm), inner)`,
@@ -117,7 +120,7 @@ def clipped(
       >>> updates, state = tx.update(params, tx.init(params), params)
     """
     _checks.check_max_norm(max_norm)
-    inner = optax.with_extra_args_support(inner)
+    optimizer = optax.with_extra_args_support(cast(optax.GradientTransformation, inner))
 
     def update_fn(
         updates: optax.Updates,
@@ -126,7 +129,7 @@ def clipped(
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
         leaves, structure = jax.tree.flatten(updates)
-        groups = _groups(inner, updates, state, params, extra_args)
+        groups = _groups(optimizer, updates, state, params, extra_args)
         sums = [group.sum_squares(leaves) for group in groups]
         folded = {i for group in groups for i in group.places.values()}
         rest = [leaf for i, leaf in enumerate(leaves) if i not in folded]
@@ -146,14 +149,15 @@ def clipped(
             _key(group.grads(leaves)): tables
             for group, tables in zip(groups, sums, strict=True)
         }
-        return inner.update(
+        return optimizer.update(
             structure.unflatten(scaled),
             state,
             params,
             **extra_args | {"ember_clipping": Clipping(scale, by_group)},
         )
 
-    return optax.GradientTransformationExtraArgs(inner.init, update_fn)
+    transformation = optax.GradientTransformationExtraArgs(optimizer.init, update_fn)
+    return cast("Transformation[State]", transformation)
 
 
 def _groups(

@@ -20,7 +20,7 @@ from ember_optax._reduce import InShardMap, OnMesh, read_again
 from ember_optax._rule import ColumnMean, Rule, TableMoments
 
 if TYPE_CHECKING:
-    from ember_optax._types import ScaleByEmber
+    from ember_optax._types import Transformation
 
 RowState = Literal["replicated", "sharded"]
 
@@ -43,7 +43,7 @@ def scale_by_ember(
     row_state: RowState = "replicated",
     param_shardings: Any = None,
     axis_names: tuple[AxisName, AxisName] | None = None,
-) -> ScaleByEmber:
+) -> Transformation[EmberState]:
     r"""Rescales the gradients of token tables by a factored second moment.
 
     For a table with gradient :math:`G` of V rows (tokens) and D columns, at step t:
@@ -185,15 +185,14 @@ def scale_by_ember(
             )
             for path, grad in grads.items()
         ]
-        structure = jax.tree.structure(updates)
         count = cast(jax.Array, optax.safe_increment(state.count))
         return (
-            jax.tree.unflatten(structure, new_updates),
+            jax.tree.structure(updates).unflatten(new_updates),
             EmberState(count, keyed(moments), remaining),
         )
 
     transformation = optax.GradientTransformationExtraArgs(init_fn, update_fn)
-    return cast("ScaleByEmber", transformation)
+    return cast("Transformation[EmberState]", transformation)
 
 
 def ember(
@@ -208,7 +207,7 @@ def ember(
     row_state: RowState = "replicated",
     param_shardings: Any = None,
     axis_names: tuple[AxisName, AxisName] | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> Transformation[tuple[EmberState, optax.OptState, optax.OptState]]:
     r"""The Ember optimizer for token tables: embeddings and language-model heads.
 
       >>> import optax, ember_optax
@@ -285,7 +284,7 @@ def ember(
     """
     _checks.check_learning_rate(learning_rate)
     _checks.check_weight_decay(weight_decay)
-    return optax.chain(
+    transformation = optax.chain(
         scale_by_ember(
             b2,
             eps,
@@ -298,3 +297,4 @@ def ember(
         optax.add_decayed_weights(weight_decay, weight_decay_mask),
         optax.scale_by_learning_rate(learning_rate),
     )
+    return cast("Transformation", transformation)

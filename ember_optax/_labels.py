@@ -1,9 +1,11 @@
 """Which parameters of a model are token tables."""
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,9 @@ import optax
 
 from ember_optax import _label_checks, _label_roles, _label_words
 from ember_optax._paths import by_path, normalize
+
+if TYPE_CHECKING:
+    from ember_optax._types import Tree
 
 
 def label_token_tables(
@@ -25,7 +30,7 @@ def label_token_tables(
     head: str | None = None,
     missing: Literal["error", "body"] = "error",
     is_leaf: Callable[[Any], bool] | None = None,
-) -> Any:
+) -> Tree[str]:
     """Labels each parameter of a model as a token table or as part of the body.
 
     Token tables have one row or column for each token: input embeddings, LM heads

@@ -1,7 +1,9 @@
 """Stochastic rounding of parameters in half precision."""
 
+from __future__ import annotations
+
 import zlib
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,9 @@ import optax
 from ember_optax import _checks
 from ember_optax._paths import by_path
 
+if TYPE_CHECKING:
+    from ember_optax._types import Transformation
+
 
 class StochasticRoundingState(NamedTuple):
     """State of :func:`stochastic_rounding`."""
@@ -17,7 +22,7 @@ class StochasticRoundingState(NamedTuple):
     count: jax.Array  # int32[], steps taken
 
 
-def stochastic_rounding(seed: int) -> optax.GradientTransformationExtraArgs:
+def stochastic_rounding(seed: int) -> Transformation[StochasticRoundingState]:
     r"""Makes `optax.apply_updates` round half-precision parameters stochastically.
 
     Late in training, updates of a bfloat16 table are less than half a unit in its last
@@ -83,7 +88,8 @@ def stochastic_rounding(seed: int) -> optax.GradientTransformationExtraArgs:
         structure = jax.tree.structure(updates)
         return jax.tree.unflatten(structure, rounded), StochasticRoundingState(count)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    transformation = optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return cast("Transformation[StochasticRoundingState]", transformation)
 
 
 def _round(value: jax.Array, update: jax.Array, key: jax.Array) -> jax.Array:

@@ -1,6 +1,8 @@
 """Shardings of a whole optimizer state, for creating it where it belongs."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import jax
 import optax
@@ -14,6 +16,9 @@ from ember_optax._mesh import common_mesh, find_shardings
 from ember_optax._paths import by_path, to_key
 from ember_optax._states import StateLeaf, leaves_of, owner
 
+if TYPE_CHECKING:
+    from ember_optax._types import Tree
+
 
 def opt_state_shardings(
     tx: optax.GradientTransformation,
@@ -22,7 +27,7 @@ def opt_state_shardings(
     *,
     row_state: RowState = "replicated",
     vocab_axis: VocabAxis = None,
-) -> Any:
+) -> Tree[NamedSharding]:
     """Returns the sharding of every leaf of an optimizer state.
 
     What has the shape of its parameter, such as Adam's moments, is sharded like it, and

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import optax
@@ -25,6 +25,9 @@ from ember_optax._mesh import constrain
 from ember_optax._paths import by_path, from_key, quoted
 from ember_optax._states import StateLeaf, leaves_of
 
+if TYPE_CHECKING:
+    from ember_optax._types import Optimizer, State
+
 
 class Decays(NamedTuple):
     """Decays of the second moments before and after, which no state holds."""
@@ -35,13 +38,13 @@ class Decays(NamedTuple):
 
 def from_adam(
     adam_state: Any,
-    tx: optax.GradientTransformation,
+    tx: Optimizer[State],
     params: Any,
     *,
     adam_b2: ScalarOrSchedule = 0.999,
     ember_b2: ScalarOrSchedule = 0.999,
     vocab_axis: VocabAxis = None,
-) -> Any:
+) -> State:
     r"""Returns the state with which a run of Adam goes on with Ember on its tables.
 
     For every table that `tx` gives to Ember, Adam's second moment is folded,
@@ -105,13 +108,13 @@ def from_adam(
 
 def to_adam(
     ember_state: Any,
-    tx: optax.GradientTransformation,
+    tx: Optimizer[State],
     params: Any,
     *,
     adam_b2: ScalarOrSchedule = 0.999,
     ember_b2: ScalarOrSchedule = 0.999,
     vocab_axis: VocabAxis = None,
-) -> Any:
+) -> State:
     r"""Returns the state with which a run of Ember goes on with Adam on its tables.
 
     Adam's corrected second moment of a table is Ember's, and its first moment is zero:
@@ -152,12 +155,12 @@ def to_adam(
 
 def _convert(
     state: Any,
-    tx: optax.GradientTransformation,
+    tx: Optimizer[State],
     params: Any,
     kinds: tuple[type, type],
     decays: Decays,
     vocab_axis: VocabAxis,
-) -> Any:
+) -> State:
     """Returns the state of `tx` with all that `state` knows.
 
     Both directions are one: whatever part of `tx` wants the moments of a parameter gets
