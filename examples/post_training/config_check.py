@@ -42,6 +42,7 @@ _FINETUNING = {
     "checkpoint": optional(TEXT),
     "eval_every": COUNT,
     "eval_batches": COUNT,
+    "tensorboard": FLAG,
     "workdir": TEXT,
     "resume": FLAG,
     "overwrite": FLAG,
@@ -57,6 +58,7 @@ _GRPO = {
     "rl.generations": integer(2),
     "rl.temperature": POSITIVE,
     "rl.beta": NOT_NEGATIVE,
+    "tensorboard": FLAG,
     "workdir": TEXT,
     "overwrite": FLAG,
 }

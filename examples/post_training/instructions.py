@@ -69,6 +69,18 @@ def encode(tokenizer: Tokenizer, tasks: list[Task], length: int) -> Batch:
     return Batch(tokens, mask)
 
 
+def some(tokenizer: Tokenizer, tasks: Batch, n: int) -> list[Task]:
+    """Returns at most `n` of the tasks as text, from all over them."""
+    rows = np.linspace(0, len(tasks.tokens) - 1, n).astype(int)
+    found = []
+    for row in dict.fromkeys(rows.tolist()):
+        tokens, mask = tasks.tokens[row], tasks.mask[row]
+        start, stop = mask.argmax(), mask.argmax() + mask.sum() - 1  # without the end
+        texts = tokens[:start], tokens[start:stop]
+        found.append(Task(*(tokenizer.decode(text.tolist()) for text in texts)))
+    return found
+
+
 def batches(tasks: Batch, batch_size: int, seed: int) -> Iterator[Batch]:
     """Yields batches of tasks without end; every epoch has another order."""
     order = grain.MapDataset.range(len(tasks.tokens)).seed(seed)

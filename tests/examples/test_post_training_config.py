@@ -43,6 +43,7 @@ def test_the_configs_of_this_repository_are_right(finetuning, grpo):
         ("finetuning.clip_norm", 0.0),
         ("tasks", ""),
         ("eval_every", 0),
+        ("tensorboard", "runs"),
         ("overwrite", None),
     ],
 )
@@ -63,6 +64,7 @@ def test_wrong_values_for_finetuning(finetuning, name, value):
         ("rl.temperature", 0.0),
         ("rl.beta", -1.0),
         ("supervised.body.learning_rate", -1.0),
+        ("tensorboard", None),
     ],
 )
 def test_wrong_values_for_grpo(grpo, name, value):
