@@ -98,7 +98,8 @@ def _run(
     for name, arm in arms.items():
         finetuned = nnx.clone(model)
         runs[name] = finetune(arm, finetuned, tasks, workdir / name)
-        written[name] = answers(config, finetuned, tokenizer, shown)
+        if shown:
+            written[name] = answers(config, finetuned, tokenizer, shown)
     plot = workdir / "loss.png"
     metrics.plot(plot, runs)
     print(f"\n{'tables':<12}{'first loss':>14}{'last loss':>14}{'table state':>20}")
@@ -106,7 +107,9 @@ def _run(
         losses = [r["validation_loss"] for r in records if "validation_loss" in r]
         state = f"{table_state_bytes(arms[name].finetuning, params):,} bytes"
         print(f"{name:<12}{losses[0]:>14.4f}{losses[-1]:>14.4f}{state:>20}")
-    print(f"\nValidation tasks, and the likeliest answers:\n\n{_table(shown, written)}")
+    if shown:
+        print("\nValidation tasks, with the likeliest answers:\n")
+        print(_table(shown, written))
     print(f"\nValidation loss on answers, in nats per token. Loss plot: {plot}")
     return runs
 

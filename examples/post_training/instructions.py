@@ -70,10 +70,11 @@ def encode(tokenizer: Tokenizer, tasks: list[Task], length: int) -> Batch:
 
 
 def some(tokenizer: Tokenizer, tasks: Batch, n: int) -> list[Task]:
-    """Returns at most `n` of the tasks as text, from all over them."""
-    rows = np.linspace(0, len(tasks.tokens) - 1, n).astype(int)
+    """Returns at most `n` of the tasks with a prompt as text, from all over them."""
+    rows = np.flatnonzero(~tasks.mask[:, 0])
+    places = np.linspace(0, max(0, len(rows) - 1), min(n, len(rows))).astype(int)
     found = []
-    for row in dict.fromkeys(rows.tolist()):
+    for row in rows[places]:
         tokens, mask = tasks.tokens[row], tasks.mask[row]
         start, stop = mask.argmax(), mask.argmax() + mask.sum() - 1  # without the end
         texts = tokens[:start], tokens[start:stop]

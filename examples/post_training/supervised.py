@@ -75,7 +75,7 @@ class ShownLosses(MetricsLogger):
         super().log(metrics_prefix, metric_name, scalar_value, mode, step)
         if metric_name == "loss" and mode == "eval":
             self._show({"step": step, "validation_loss": float(scalar_value)})
-        elif metric_name == "loss":  # of the step after so many
+        elif metric_name == "loss":  # tunix says how many steps came before
             self._show({"step": step + 1, "loss": float(scalar_value)})
 
 

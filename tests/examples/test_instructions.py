@@ -54,7 +54,9 @@ def test_some_tasks_are_text_again():
     assert instructions.some(tokenizer, batch, 20) == tasks
     empty = [instructions.Task("", "a"), instructions.Task("# b\n", "")]
     batch = instructions.encode(tokenizer, empty, 48)
-    assert instructions.some(tokenizer, batch, 2) == empty
+    assert instructions.some(tokenizer, batch, 2) == empty[1:]
+    batch = instructions.encode(tokenizer, empty[:1], 48)
+    assert instructions.some(tokenizer, batch, 2) == []
 
 
 def test_an_epoch_has_every_task_once():
