@@ -1,6 +1,7 @@
 r"""Full finetuning with tunix's PeftTrainer: token tables on Ember, the body on AdamW.
 
-    python -m examples.finetune --config=configs/finetune_small.py
+    python -m examples.finetune --config=configs/finetune_small.py \
+        --config.tasks=tasks.jsonl --config.workdir=runs/mine --compare
 
 Flags that matter, as they are in configs/finetune_small.py, which has all of them:
 

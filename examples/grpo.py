@@ -1,6 +1,7 @@
 r"""Reinforcement learning with tunix's GRPOLearner: token tables on Ember or AdamW.
 
-    python -m examples.grpo --config=configs/grpo_small.py
+    python -m examples.grpo --config=configs/grpo_small.py \
+        --config.rl.batch_size=64 --config.workdir=runs/mine
 
 The task is to sort numbers; the reward is the share of places that are right. A short
 supervised phase comes first.
@@ -199,8 +200,9 @@ def reinforce(
     with tensorboard(directory if config.tensorboard else None, step=0) as show:
 
         def show_reward(step: Any) -> None:
-            values, _ = step.metrics["rewards/score/mean"]
-            show({"step": step.global_steps + 1, "reward": float(np.mean(values))})
+            if found := step.metrics.get("rewards/score/mean"):  # none after the last
+                reward = float(np.mean(found[0]))
+                show({"step": step.global_steps + 1, "reward": reward})
 
         cluster.with_external_metrics_logger(show_reward)
         learner.train(batches())

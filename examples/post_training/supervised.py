@@ -73,10 +73,9 @@ class ShownLosses(MetricsLogger):
         step: int,
     ) -> None:
         super().log(metrics_prefix, metric_name, scalar_value, mode, step)
-        if metric_name == "loss" and mode == "eval":
-            self._show({"step": step, "validation_loss": float(scalar_value)})
-        elif metric_name == "loss":  # tunix says how many steps came before
-            self._show({"step": step + 1, "loss": float(scalar_value)})
+        if metric_name == "loss":
+            name = "validation_loss" if mode == "eval" else "loss"
+            self._show({"step": step, name: float(scalar_value)})
 
 
 def fit(

@@ -93,6 +93,12 @@ def test_values_that_contradict_each_other(finetuning):
         config_check.check_finetuning(finetuning)
 
 
+def test_a_file_of_tasks_that_is_missing_is_named_before_anything_runs(finetuning):
+    finetuning.tasks = "typo.jsonl"
+    with pytest.raises(FileNotFoundError, match=r"^tasks 'typo\.jsonl' names no file"):
+        config_check.check_finetuning(finetuning)
+
+
 def test_only_what_the_program_has_made_is_deleted_and_only_when_told(tmp_path):
     (tmp_path / "ember_4" / "actor").mkdir(parents=True)
     (tmp_path / "thesis.txt").write_text("precious")
