@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     config.finetuning = phase(
         steps=200,
         batch_size=8,
-        table_learning_rates={"ember": (1e-2, 1e-2), "adam": (1e-2, 1e-2)},
+        table_learning_rates={"ember": (1e-2, 1e-2), "adam": (3e-3, 1e-2)},
         body_learning_rate=1e-3,
     )
     config.eval_every = 50  # steps

@@ -33,8 +33,8 @@ def get_config() -> ConfigDict:
     config.rl = phase(
         steps=300,
         batch_size=16,  # prompts
-        table_learning_rates={"ember": (1e-3, 1e-3), "adam": (1e-3, 1e-3)},
-        body_learning_rate=1e-3,
+        table_learning_rates={"ember": (1e-3, 3e-3), "adam": (1e-3, 3e-3)},
+        body_learning_rate=3e-3,  # 1e-3 with 4 prompts
     )
     config.rl.generations = 8  # answers to each prompt, compared with each other
     config.rl.temperature = 1.0

@@ -1,37 +1,46 @@
 """Ember against AdamW after pretraining: which runs there are, and how they compare.
 
-The learning rate of the body is the one that is best for both arms in all cases
-together; that of the tables is then the best for each arm in each case. Both searches
-use one seed. The best learning rates run again with seeds that no search has seen.
+In each case the learning rate of the body is the one that is best for both arms
+together; the pair of those of embedding and head is then the best for each arm. All
+searches use one seed. The best rates run again with seeds that no search has seen, and
+so does Ember with a constant b2 at Ember's best pair.
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.common import store
-from benchmarks.common.search import HALVES, best_rate, search
+from benchmarks.common.intervals import Interval, difference
+from benchmarks.common.search import (
+    HALVES,
+    Pair,
+    best_pair,
+    best_rate,
+    search,
+    search_pair,
+)
 from benchmarks.common.store import Run, Settings
+from examples.lm import Config
 
 RESULTS = Path(__file__).parent
 
 ARMS = ("ember", "adam")  # optimizers of the tables
+CONSTANT = {"arm": "ember", "b2": 0.999}  # in place of Adafactor's decay
 SEARCHED = 0  # the seed of the searches
 SEEDS = (1, 2, 3, 4, 5)
 BODY_RATES = (3e-4, 1e-3, 3e-3)
-TABLE_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 
 
 class Benchmark(NamedTuple):
-    """A comparison of both arms."""
+    """A comparison of both arms in one or several cases."""
 
     name: str  # of its file of runs, and of the module that does them
     score: str  # the result of a run that is compared
     is_reward: bool  # higher is better; otherwise the score is a loss
     cases: Sequence[Settings]  # in which the arms are compared
-    table_rate: float  # learning rate of the tables while that of the body is searched
+    start: Pair  # where searches of the rates of embedding and head begin
 
     @property
     def path(self) -> Path:
@@ -42,10 +51,10 @@ class Benchmark(NamedTuple):
         return -run[self.score] if self.is_reward else run[self.score]
 
 
-FINETUNE = Benchmark("finetune", "validation_loss", False, [{}], 1e-2)
+FINETUNE = Benchmark("finetune", "validation_loss", False, [{}], (1e-2, 1e-2))
 PROMPTS = (4, 16, 64)  # in a step
 GRPO = Benchmark(
-    "grpo", "last_reward", True, [{"batch_size": n} for n in PROMPTS], 1e-3
+    "grpo", "last_reward", True, [{"batch_size": n} for n in PROMPTS], (1e-3, 1e-3)
 )
 
 
@@ -53,54 +62,95 @@ class Arm(NamedTuple):
     """One arm in one case."""
 
     name: str
-    case: Settings
-    swept: dict[float, Run]  # by learning rate of the tables
-    best: float  # of these learning rates
+    searched: dict[Pair, Run]  # by the learning rates of embedding and head
+    best: Pair
     repeated: list[Run]  # at the best, with other seeds
 
 
 class Comparison(NamedTuple):
-    swept: dict[float, float]  # sum of all losses by learning rate of the body
+    """Both arms in one case."""
+
+    case: Settings
+    bodies: dict[float, float]  # mean loss of both arms by learning rate of the body
     body_rate: float  # the best of these
-    arms: list[Arm]  # case by case
+    arms: dict[str, Arm]
+    constant: list[Run]  # Ember with a constant b2, at Ember's best pair
 
 
-def compare(benchmark: Benchmark, run_of: Callable[[Settings], Run]) -> Comparison:
-    """Returns a comparison.
+def compare(
+    benchmark: Benchmark, case: Settings, run_of: Callable[[Settings], Run]
+) -> Comparison:
+    """Returns the comparison of both arms in a case.
 
     Args:
       benchmark: which one.
+      case: one of its cases.
       run_of: returns the run with some settings.
     """
-    loss, cases = benchmark.loss, benchmark.cases
+    loss = benchmark.loss
 
-    def get(arm: str, case: Settings, table: float, body: float, seed: int) -> Run:
-        rates = {"learning_rate": table, "body_learning_rate": body}
-        return run_of({"arm": arm, **case, **rates, "seed": seed})
+    def get(arm: Settings, pair: Pair, body: float, seed: int) -> Run:
+        embed, head = pair
+        rates = {
+            "embed_learning_rate": embed,
+            "head_learning_rate": head,
+            "body_learning_rate": body,
+        }
+        return run_of({**arm, **case, **rates, "seed": seed})
 
-    def loss_of_all(body: float) -> float:
-        found = itertools.product(ARMS, cases, [benchmark.table_rate], [body])
-        return sum(loss(get(*settings, SEARCHED)) for settings in found)
+    def loss_of_both(body: float) -> float:
+        runs = [get({"arm": x}, benchmark.start, body, SEARCHED) for x in ARMS]
+        return sum(map(loss, runs)) / len(runs)
 
-    bodies = search(lambda rates: [*map(loss_of_all, rates)], BODY_RATES, HALVES)
+    bodies = search(lambda rates: [*map(loss_of_both, rates)], BODY_RATES, HALVES)
     body = best_rate(bodies)
 
-    def tune(arm: str, case: Settings) -> Arm:
-        def losses_at(rates: Sequence[float]) -> list[float]:
-            return [loss(get(arm, case, rate, body, SEARCHED)) for rate in rates]
+    def tune(name: str) -> Arm:
+        arm = {"arm": name}
 
-        losses = search(losses_at, TABLE_RATES, HALVES)
-        swept = {rate: get(arm, case, rate, body, SEARCHED) for rate in losses}
-        best = best_rate(losses)
-        repeated = [get(arm, case, best, body, seed) for seed in SEEDS]
-        return Arm(arm, case, swept, best, repeated)
+        def losses_at(pairs: Sequence[Pair]) -> list[float]:
+            return [loss(get(arm, pair, body, SEARCHED)) for pair in pairs]
 
-    arms = [tune(arm, case) for case, arm in itertools.product(cases, ARMS)]
-    return Comparison(bodies, body, arms)
+        losses = search_pair(losses_at, benchmark.start, HALVES, strides=(1,))
+        searched = {pair: get(arm, pair, body, SEARCHED) for pair in losses}
+        best = best_pair(losses)
+        repeated = [get(arm, best, body, seed) for seed in SEEDS]
+        return Arm(name, searched, best, repeated)
+
+    arms = {name: tune(name) for name in ARMS}
+    best = arms["ember"].best
+    constant = [get(CONSTANT, best, body, seed) for seed in SEEDS]
+    return Comparison(case, bodies, body, arms, constant)
 
 
-def finish(benchmark: Benchmark, execute: Callable[[Settings], Run]) -> Comparison:
-    """Returns a comparison, after doing all runs of it that are not on file.
+def advantage(
+    benchmark: Benchmark, comparisons: Sequence[Comparison]
+) -> list[Interval]:
+    """Returns the loss of Ember minus that of AdamW, paired by seed, for each case.
+
+    A loss is a negative reward. All intervals of a benchmark are right together with
+    95%.
+    """
+    losses = [
+        [[benchmark.loss(run) for run in c.arms[arm].repeated] for arm in ARMS]
+        for c in comparisons
+    ]
+    return [difference(ember, adam, len(losses)) for ember, adam in losses]
+
+
+def set_tables(tables: Config, settings: Settings) -> None:
+    """Sets the optimizer of the tables; Ember without b2 has Adafactor's decay."""
+    tables.tuned.ember.pop("b2")
+    tables.update(
+        optimizer=settings["arm"],
+        embed_learning_rate=settings["embed_learning_rate"],
+        head_learning_rate=settings["head_learning_rate"],
+        b2=settings.get("b2"),
+    )
+
+
+def finish(benchmark: Benchmark, execute: Callable[[Settings], Run]) -> None:
+    """Does all runs of a benchmark that are not on file.
 
     Args:
       benchmark: which one.
@@ -111,11 +161,12 @@ def finish(benchmark: Benchmark, execute: Callable[[Settings], Run]) -> Comparis
         execution = functools.partial(execute, settings)
         return store.run_once(benchmark.path, settings, execution, "google-tunix")
 
-    return compare(benchmark, run_of)
+    for case in benchmark.cases:
+        compare(benchmark, case, run_of)
 
 
-def on_file(benchmark: Benchmark) -> Comparison:
-    """Returns a comparison whose runs are all finished.
+def on_file(benchmark: Benchmark) -> list[Comparison]:
+    """Returns the comparisons of a benchmark whose runs are all finished, by case.
 
     Raises:
       LookupError: a run is missing.
@@ -132,4 +183,4 @@ def on_file(benchmark: Benchmark) -> Comparison:
             f" {benchmark.name}`."
         )
 
-    return compare(benchmark, run_of)
+    return [compare(benchmark, case, run_of) for case in benchmark.cases]

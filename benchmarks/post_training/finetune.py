@@ -10,6 +10,7 @@ from flax import nnx
 from tunix.models.qwen3.model import Qwen3
 
 from benchmarks.common.store import Run, Settings
+from benchmarks.post_training.comparison import set_tables
 from configs.finetune_small import get_config
 from examples import finetune
 from examples.lm import Config
@@ -26,10 +27,7 @@ def execute(settings: Settings) -> Run:
     """Finetunes one model and returns its results."""
     config, arm = _config(settings["seed"]), settings["arm"]
     phase = config.finetuning
-    rate = settings["learning_rate"]
-    phase.tables.update(
-        optimizer=arm, embed_learning_rate=rate, head_learning_rate=rate
-    )
+    set_tables(phase.tables, settings)
     phase.body.learning_rate = settings["body_learning_rate"]
     model = nnx.clone(pretrained(settings["seed"]))
     params = nnx.state(model, nnx.Param)

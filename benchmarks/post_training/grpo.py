@@ -6,6 +6,7 @@ import statistics
 from flax import nnx
 
 from benchmarks.common.store import Run, Settings
+from benchmarks.post_training.comparison import set_tables
 from configs.grpo_small import get_config
 from examples import grpo
 from examples.lm import Config
@@ -25,10 +26,7 @@ def execute(settings: Settings) -> Run:
     config = _config(settings["seed"])
     phase = config.rl
     phase.batch_size = settings["batch_size"]
-    rate = settings["learning_rate"]
-    phase.tables.update(
-        optimizer=settings["arm"], embed_learning_rate=rate, head_learning_rate=rate
-    )
+    set_tables(phase.tables, settings)
     phase.body.learning_rate = settings["body_learning_rate"]
     model, before = supervised(settings["seed"])
     result = grpo.reinforce(config, model)

@@ -1,65 +1,99 @@
 """Tables and figure of docs/post_training.md."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
 from benchmarks.common.figures import color, plt, save
+from benchmarks.common.intervals import difference
+from benchmarks.common.search import HALVES
 from benchmarks.common.store import Run
 from benchmarks.common.tables import markdown
 from benchmarks.post_training.comparison import (
+    ARMS,
     FINETUNE,
     GRPO,
     RESULTS,
     SEEDS,
     Arm,
+    Benchmark,
     Comparison,
+    advantage,
     on_file,
 )
 from examples.lm.metrics import smooth
 
-NAMES = {"ember": "Ember", "adam": "AdamW"}
+NAMES = {"ember": "Ember, Adafactor decay", "adam": "AdamW"}
 
 
 def parts() -> dict[str, str]:
     """Returns the generated parts of pages by name."""
     found = {}
     for benchmark in (FINETUNE, GRPO):
-        comparison = on_file(benchmark)
+        comparisons = on_file(benchmark)
         name = f"post_training.{benchmark.name}"
-        found[f"{name}_rates"] = rates(comparison, benchmark.score)
-        found[f"{name}_seeds"] = seeds(comparison, benchmark.score)
+        found[f"{name}_rates"] = rates(comparisons, benchmark.score)
+        found[f"{name}_seeds"] = seeds(benchmark, comparisons)
     return found
 
 
-def rates(comparison: Comparison, score: str) -> str:
-    """Returns a table with a row for each arm and a column for each learning rate."""
-    columns = sorted({rate for arm in comparison.arms for rate in arm.swept})
+def rates(comparisons: Sequence[Comparison], score: str) -> str:
+    """Returns a table of the best pair of each arm and of its neighbors."""
     rows = []
-    for arm in comparison.arms:
-        scores = {rate: f"{run[score]:.3f}" for rate, run in arm.swept.items()}
-        rows.append([*_first(arm).values(), *(scores.get(r, "") for r in columns)])
-    head = [*_first(comparison.arms[0]), *(f"{rate:g}" for rate in columns)]
-    return markdown(head, rows, left=len(head) - len(columns))
-
-
-def seeds(comparison: Comparison, score: str) -> str:
-    """Returns a table of the best learning rate of each arm, by seed."""
-    rows = []
-    for arm in comparison.arms:
-        scores = [run[score] for run in arm.repeated]
+    for comparison, arm in _arms(comparisons):
+        embed, head = map(HALVES.index, arm.best)
+        pairs = {
+            "best": (embed, head),
+            "embedding / 3": (embed - 1, head),
+            "embedding x 3": (embed + 1, head),
+            "head / 3": (embed, head - 1),
+            "head x 3": (embed, head + 1),
+        }
+        scores = {
+            title: arm.searched[HALVES.rate(i), HALVES.rate(j)][score]
+            for title, (i, j) in pairs.items()
+        }
         cells = [
-            f"{arm.best:g}",
-            ", ".join(f"{x:.3f}" for x in scores),
-            f"{statistics.mean(scores):.3f} ± {statistics.stdev(scores):.3f}",
-            f"{arm.repeated[0]['table_state_bytes']:,}",
+            f"{comparison.body_rate:g}",
+            *(f"{rate:g}" for rate in arm.best),
+            *(f"{x:.3f}" for x in scores.values()),
         ]
-        rows.append([*_first(arm).values(), *cells])
-    head = ["learning rate", f"seeds {SEEDS[0]} to {SEEDS[-1]}", "mean"]
-    head = [*_first(comparison.arms[0]), *head, "bytes of table state"]
-    return markdown(head, rows, left=len(head) - 4)
+        first = _first(comparison, arm)
+        head_line = [*first, "body", "embedding", "head", *scores]
+        rows.append([*first.values(), *cells])
+    return markdown(head_line, rows, left=len(first))
+
+
+def seeds(benchmark: Benchmark, comparisons: Sequence[Comparison]) -> str:
+    """Returns a table of each arm at its best learning rates, by seed."""
+    rows = []
+    for comparison, planned in zip(
+        comparisons, advantage(benchmark, comparisons), strict=True
+    ):
+        ember, adam = (comparison.arms[name].repeated for name in ARMS)
+        constant = comparison.constant
+        gap = difference([*map(benchmark.loss, constant)], [*map(benchmark.loss, adam)])
+        prompts = comparison.case.get("batch_size")
+        for name, runs, found in (
+            (NAMES["ember"], ember, f"{planned}, {planned.verdict}"),
+            ("Ember, b2 0.999", constant, str(gap)),
+            (NAMES["adam"], adam, ""),
+        ):
+            scores = [run[benchmark.score] for run in runs]
+            cells = [
+                name,
+                ", ".join(f"{x:.3f}" for x in scores),
+                f"{statistics.mean(scores):.3f} ± {statistics.stdev(scores):.3f}",
+                found,
+                f"{runs[0]['table_state_bytes']:,}",
+            ]
+            rows.append([str(prompts), *cells] if prompts else cells)
+    lost = "reward lost to AdamW" if benchmark.is_reward else "loss minus AdamW's"
+    head = ["tables", f"seeds {SEEDS[0]} to {SEEDS[-1]}", "mean", lost]
+    head = (["prompts"] if benchmark.is_reward else []) + head
+    return markdown([*head, "bytes of table state"], rows, left=len(head) - 3)
 
 
 def draw() -> None:
@@ -67,19 +101,18 @@ def draw() -> None:
     figure, panels = plt.subplots(
         ncols=1 + len(GRPO.cases), figsize=(13, 3.4), layout="constrained"
     )
-    for arm in on_file(FINETUNE).arms:
+    for _, arm in _arms(on_file(FINETUNE)):
         for run in arm.repeated:
             # The loss before the first step would hide all others.
             logged = [r for r in run["losses"] if r["step"]]
             losses = [r["validation_loss"] for r in logged]
             _line(panels[0], run, [r["step"] for r in logged], losses)
     panels[0].set(title="finetuning", xlabel="step", ylabel="validation loss")
-    arms = on_file(GRPO).arms
-    for axes, case in zip(panels[1:], GRPO.cases, strict=True):
-        for run in (run for arm in arms if arm.case == case for run in arm.repeated):
+    for axes, comparison in zip(panels[1:], on_file(GRPO), strict=True):
+        for run in (run for _, arm in _arms([comparison]) for run in arm.repeated):
             steps = range(1, len(run["rewards"]) + 1)
             _line(axes, run, steps, smooth(run["rewards"], 0.95))
-        title = f"GRPO, {case['batch_size']} prompts a step"
+        title = f"GRPO, {comparison.case['batch_size']} prompts a step"
         axes.set(title=title, xlabel="step", ylabel="reward", ylim=(0.4, 0.9))
     for axes in panels:
         axes.grid(alpha=0.3)
@@ -93,8 +126,14 @@ def _line(axes: Axes, run: Run, x: Sequence[float], y: ArrayLike) -> None:
     axes.plot(x, y, color=color(arm), label=label, alpha=0.7)
 
 
-def _first(arm: Arm) -> dict[str, str]:
+def _arms(comparisons: Sequence[Comparison]) -> Iterator[tuple[Comparison, Arm]]:
+    for comparison in comparisons:
+        for arm in comparison.arms.values():
+            yield comparison, arm
+
+
+def _first(comparison: Comparison, arm: Arm) -> dict[str, str]:
     """Returns the first cells of a row, by column."""
-    prompts = arm.case.get("batch_size")
+    prompts = comparison.case.get("batch_size")
     first = {"prompts": str(prompts)} if prompts else {}
     return first | {"tables": NAMES[arm.name]}

@@ -4,9 +4,14 @@ from collections import Counter
 
 from benchmarks.common import store
 from benchmarks.common.intervals import MARGIN, Interval
-from benchmarks.common.intervals import difference as paired
 from benchmarks.geometry import report as geometry
-from benchmarks.post_training.comparison import FINETUNE, GRPO, Benchmark, on_file
+from benchmarks.post_training.comparison import (
+    FINETUNE,
+    GRPO,
+    Benchmark,
+    advantage,
+    on_file,
+)
 from benchmarks.study import shared
 from benchmarks.study.families import CANDIDATE, ELSEWHERE, Family, families
 from benchmarks.study.rows import Row, Study, difference
@@ -52,7 +57,7 @@ def decay(family: Family) -> list[str]:
 
 
 def larger(family: Family) -> list[str]:
-    claim = "ours: the same in a model seven times larger"
+    claim = "ours: the same in a model eleven times larger"
     return _of_family(claim, family, STAGE.format("large"))
 
 
@@ -161,14 +166,12 @@ def column_means(study: Study) -> list[str]:
 
 def post_trained(claim: str, benchmark: Benchmark) -> list[str]:
     """Ember against AdamW after pretraining, in each case."""
-    arms = on_file(benchmark).arms
+    comparisons = on_file(benchmark)
     texts, verdicts = [], []
-    for ember, adam in zip(arms[::2], arms[1::2], strict=True):
-        found = paired(
-            [*map(benchmark.loss, ember.repeated)],
-            [*map(benchmark.loss, adam.repeated)],
-        )
-        prompts = ember.case.get("batch_size")
+    for case, found in zip(
+        benchmark.cases, advantage(benchmark, comparisons), strict=True
+    ):
+        prompts = case.get("batch_size")
         where = f" with {prompts} prompts a step" if prompts else ""
         texts.append(f"{found}{where}")
         verdicts.append(VERDICTS[found.verdict] + where)

@@ -157,32 +157,39 @@ def by_setting(study: Study) -> Figure | None:
 def pareto(study: Study) -> Figure | None:
     """Loss against bytes of state of the tables, in the main setting."""
     rows = [row for row in study.rows("arms") if math.isfinite(row.mean)]
+    # Without the arm that is a point on top of another: a softmax sees no mean.
+    rows = [row for row in rows if row.settings.head_arm != "ember_centered"]
     if len(rows) < 2:
         return None
     rows.sort(key=lambda row: row.mean)
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     gap = 0.05 * (rows[-1].mean - rows[0].mean)  # between labels of a column
-    below: dict[int, float] = {}  # the last of them
+    below: dict[float, float] = {}  # the last of them, by where the column is
     for row in rows:
         shade = color(row.title)
         half = interval_of_mean(row).high - row.mean
         axis.errorbar(row.state_bytes, row.mean, half, fmt="o", color=shade, capsize=2)
-        place = int(math.log10(row.state_bytes + 100))
+        place = next(x for x in (3e2, 6e4, 2e7) if row.state_bytes < x)
         y = below[place] = max(row.mean, below.get(place, 0) + gap)
         label = axis.annotate(
             f"{row.title}  {row.mean:.3f}",
             (row.state_bytes, row.mean),
-            (1.5 * row.state_bytes + 200, y),
+            (place, y),
             fontsize=8,
             color=shade,
             va="center",
-            arrowprops={"arrowstyle": "-", "color": OTHER, "lw": 0.5},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": OTHER,
+                "lw": 0.5,
+                "relpos": (0, 0.5),
+            },
         )
         label.set_in_layout(False)
     axis.set_xscale("symlog", linthresh=1e3)
     ticks = {0: "0", 1e4: "10 kB", 1e5: "100 kB", 1e6: "1 MB", 1e7: "10 MB"}
     axis.set_xticks(list(ticks), list(ticks.values()))
-    axis.set_xlim(-100, 3e8)
+    axis.set_xlim(-100, 5e9)
     axis.set_ylim(top=max(below.values()) + gap)
     axis.set_xlabel("optimizer state of both token tables")
     axis.set_ylabel("validation loss, five seeds, 95% interval")
@@ -206,7 +213,7 @@ def rare_tokens(study: Study) -> Figure | None:
             label=f"{row.title} (ends at {row.mean:.3f})",
         )
     axis.axhline(0, color="black", linewidth=0.8)
-    axis.set_xticks(range(len(rare.CLASSES)), rare.CLASSES)
+    axis.set_xticks(range(len(rare.CLASSES)), rare.CLASSES, fontsize=8)
     axis.set_xlabel("occurrences of a token in the run so far")
     axis.set_ylabel("log(predicted / actual)")
     axis.legend(fontsize=8)
@@ -226,7 +233,7 @@ def rounded(study: Study) -> Figure | None:
     for axes, rows in zip(panels[0], found, strict=True):
         for x in rows:
             kind = x.row.settings.rounding
-            aside = 0.8 if kind == "stochastic" else 0  # of the same size as nearest
+            aside = 0.4 if kind == "stochastic" else 0  # of the same size as nearest
             half = interval_of_mean(x.row).high - x.row.mean
             axes.errorbar(
                 *(x.row.bytes_a_parameter + aside, x.row.mean, half),

@@ -27,7 +27,7 @@ Stages; each first does the earlier runs that it needs:
     decay   weight decay of the tables
     rare    predicted against actual frequencies of tokens
     rounding  tables in bfloat16, rounded to the nearest or stochastically
-    large   a model seven times larger
+    large   a model eleven times larger
     plane   a coarse grid over both learning rates, for Ember and for Adam
     off     rates that are off by a factor
     rule    rates by rules for width, batch and length

@@ -50,7 +50,7 @@ def record_of(one_run: Settings, value: float) -> dict:
         "validation_loss": value,
         "table_state_bytes": 1000,
         "seconds": 1.0,
-        "machine": {"processor": "a processor"},
+        "machine": {"device": "cpu", "processor": "a processor"},
         "versions": {"jax": "1", "optax": "2"},
     }
 

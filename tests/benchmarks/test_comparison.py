@@ -7,9 +7,16 @@ import pytest
 from benchmarks.common import provenance
 from benchmarks.common.search import HALVES, best_rate, search
 from benchmarks.post_training import comparison
-from benchmarks.post_training.comparison import FINETUNE, GRPO, finish, on_file
+from benchmarks.post_training.comparison import (
+    FINETUNE,
+    GRPO,
+    advantage,
+    finish,
+    on_file,
+)
 
-BEST = {"ember": 3e-2, "adam": 1e-3}  # of the tables; that of the body is 1e-2
+# Of embedding and head; that of the body is 1e-2.
+BEST = {"ember": (3e-2, 1e-2), "adam": (1e-2, 3e-3)}
 
 
 @pytest.fixture(autouse=True)
@@ -19,9 +26,17 @@ def own_results(monkeypatch, tmp_path):
 
 
 def execute(settings):
-    off = math.log10(settings["learning_rate"] / BEST[settings["arm"]])
-    off_body = math.log10(settings["body_learning_rate"] / 1e-2)
-    return {"validation_loss": 3 + off**2 + off_body**2 + 0.01 * settings["seed"]}
+    rates = settings["embed_learning_rate"], settings["head_learning_rate"]
+    offs = [
+        math.log10(rate / best)
+        for rate, best in zip(
+            (*rates, settings["body_learning_rate"]),
+            (*BEST[settings["arm"]], 1e-2),
+            strict=True,
+        )
+    ]
+    loss = 3 + sum(off**2 for off in offs) + 0.01 * settings["seed"]
+    return {"validation_loss": loss + 0.1 * (settings["arm"] == "adam")}
 
 
 def test_a_search_goes_on_at_its_edges():
@@ -33,18 +48,25 @@ def test_a_search_goes_on_at_its_edges():
     assert best_rate(found) == 1e-5
 
 
-def test_arms_have_one_rate_of_the_body_and_their_own_of_the_tables():
-    found = finish(FINETUNE, execute)
+def test_arms_have_one_rate_of_the_body_and_their_own_of_both_tables():
+    finish(FINETUNE, execute)
+    (found,) = on_file(FINETUNE)
     assert found.body_rate == 1e-2
-    assert {arm.name: arm.best for arm in found.arms} == BEST
-    for arm in found.arms:
+    assert {name: arm.best for name, arm in found.arms.items()} == BEST
+    for arm in found.arms.values():
         repeated = [run["settings"] for run in arm.repeated]
         assert [run["seed"] for run in repeated] == list(comparison.SEEDS)
-        assert {run["learning_rate"] for run in repeated} == {arm.best}
+        pairs = {(r["embed_learning_rate"], r["head_learning_rate"]) for r in repeated}
+        assert pairs == {arm.best}
         assert {run["body_learning_rate"] for run in repeated} == {1e-2}
     assert comparison.SEARCHED not in comparison.SEEDS
-    again = finish(FINETUNE, lambda run: pytest.fail(f"{run} is on file"))
-    assert again == found == on_file(FINETUNE)
+    for run in found.constant:
+        assert run["settings"]["b2"] == 0.999
+        assert run["settings"]["embed_learning_rate"] == BEST["ember"][0]
+    finish(FINETUNE, lambda run: pytest.fail(f"{run} is on file"))
+    (gap,) = advantage(FINETUNE, [found])
+    assert gap.mean == pytest.approx(-0.1)
+    assert gap.verdict == "better"
 
 
 def test_a_reward_is_to_be_high():

@@ -1,5 +1,6 @@
 """What is checked in every trainer can fail."""
 
+import tomllib
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import ember_optax
-from benchmarks.trainers import checks
+from benchmarks.trainers import checks, environment
 from benchmarks.trainers.checks import Trained
 
 PARAMS = {"embed": jnp.ones((16, 4)), "mlp": {"kernel": jnp.ones((4, 8))}}
@@ -84,3 +85,12 @@ def test_wrong_labels_and_models_that_are_not_built_are_told_apart() -> None:
     assert found["with_vocab_size"] == ["unnamed"]
     assert found["wrong"].keys() == {"wrong"}
     assert found["not_built"] == {"broken": "TypeError: no such layer"}
+
+
+def test_the_oldest_environment_has_the_lower_bounds() -> None:
+    project = tomllib.loads((environment.ROOT / "pyproject.toml").read_text())
+    table = tomllib.loads(environment.TABLE.read_text())
+    bounds = {x.replace(">=", "==") for x in project["project"]["dependencies"]}
+    assert len(bounds) == 2
+    assert bounds <= set(table["oldest"]["packages"])
+    assert project["project"]["requires-python"] == f">={table['oldest']['python']}"

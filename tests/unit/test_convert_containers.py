@@ -78,6 +78,10 @@ def test_linen_boxes() -> None:
     train(tx, params, 1, state)
 
 
+# Flax called it so up to 0.12.6.
+as_pure = nnx.as_pure if hasattr(nnx, "as_pure") else nnx.pure
+
+
 class Model(nnx.Module):
     def __init__(self) -> None:
         self.embed = nnx.Embed(12, 5, rngs=nnx.Rngs(0))
@@ -92,18 +96,18 @@ def test_nnx_optimizer() -> None:
 
     tx = with_ember()
     new = nnx.Optimizer(model, tx, wrt=nnx.Param)
-    params, adam_state = nnx.as_pure((nnx.state(model, nnx.Param), old.opt_state))
+    params, adam_state = as_pure((nnx.state(model, nnx.Param), old.opt_state))
     state = ember_optax.from_adam(adam_state, tx, params)
     nnx.update(new.opt_state, nnx.state(state))
 
-    part = ember_part(nnx.as_pure(new.opt_state))
-    (adam,) = parts(nnx.as_pure(old.opt_state), optax.ScaleByAdamState)
+    part = ember_part(as_pure(new.opt_state))
+    (adam,) = parts(as_pure(old.opt_state), optax.ScaleByAdamState)
     nu = np.asarray(adam.nu["embed"]["embedding"])
     np.testing.assert_allclose(
         part.tables["embed:embedding"].row, nu.mean(1), rtol=1e-6
     )
     new.update(model, make_grads(STEPS, nnx.state(model, nnx.Param)))
-    assert ember_part(nnx.as_pure(new.opt_state)).count == STEPS + 1
+    assert ember_part(as_pure(new.opt_state)).count == STEPS + 1
 
 
 def test_under_jit_and_eval_shape() -> None:

@@ -106,7 +106,7 @@ MESH = auto_mesh(2, 4)
             "but for 'head', 'wte'",
             "with the structure of the parameters",
         ),
-        ({"embed": P("x")}, "has P('x',) for", "NamedSharding(mesh, spec)"),
+        ({"embed": P("x")}, f"has {P('x')} for", "NamedSharding(mesh, spec)"),
         ({"embed": "x"}, "has x for", "NamedSharding(mesh, spec)"),
         (
             {"embed": NamedSharding(MESH, P("x", None, None))},
@@ -115,12 +115,12 @@ MESH = auto_mesh(2, 4)
         ),
         (
             {"embed": NamedSharding(MESH, P("y"))},
-            "P('y',)",
+            str(P("y")),
             "same size: pad the parameter, or shard another axis",
         ),
         (
             {"embed": NamedSharding(MESH, P(None, ("x", "y")))},
-            "P(None, ('x', 'y'))",
+            str(P(None, ("x", "y"))),
             "same size: pad the parameter, or shard another axis",
         ),
     ],
