@@ -2,7 +2,7 @@
 
 # pyright: reportMissingImports=false
 
-from typing import Any
+from typing import Any, cast
 
 from flax import nnx
 from tokenizers import Tokenizer
@@ -28,7 +28,7 @@ class TextTokenizer:
         return self.eos_id()
 
     def eos_id(self) -> int:
-        return self._tokenizer.token_to_id(END_OF_TEXT)
+        return cast(int, self._tokenizer.token_to_id(END_OF_TEXT))
 
     def bos_id(self) -> int:
         return 0  # which tunix takes for none
