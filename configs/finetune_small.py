@@ -49,6 +49,7 @@ def get_config() -> ConfigDict:
     )
     config.eval_every = 50  # steps
     config.eval_batches = 16
+    config.tensorboard = False  # metrics in workdir/*/tensorboard
 
     # Of the run. In the directory of an earlier one, choose: resume that, or delete it.
     config.workdir = "runs/finetune_small"

@@ -40,6 +40,8 @@ def get_config() -> ConfigDict:
     config.rl.temperature = 1.0
     config.rl.beta = 0.0  # weight of the divergence from the supervised model
 
+    config.tensorboard = False  # metrics in workdir/*/tensorboard
+
     # Of the run. To be in the directory of an earlier one, delete that.
     config.workdir = "runs/grpo_small"
     config.overwrite = False

@@ -1,6 +1,7 @@
 r"""Full finetuning with tunix's PeftTrainer: token tables on Ember, the body on AdamW.
 
-    python -m examples.finetune --config=configs/finetune_small.py
+    python -m examples.finetune --config=configs/finetune_small.py \
+        --config.tasks=tasks.jsonl --config.workdir=runs/mine --compare
 
 Flags that matter, as they are in configs/finetune_small.py, which has all of them:
 
@@ -14,6 +15,7 @@ Flags that matter, as they are in configs/finetune_small.py, which has all of th
     --config.workdir=runs/finetune_small
     --config.resume=False            go on from the last checkpoints in workdir
     --config.overwrite=False         delete the run that is in workdir
+    --config.tensorboard=False       metrics for TensorBoard too
 
 Needs tunix: pip install --editable . --group post-training
 """
@@ -27,6 +29,7 @@ from typing import NamedTuple
 from absl import flags, logging
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
+from tokenizers import Tokenizer
 
 try:
     from tunix.models.qwen3.model import Qwen3
@@ -40,8 +43,11 @@ import ember_optax
 from examples.lm import Config, command, corpus, data, metrics, run_dir
 from examples.lm.errors import MissingFile
 from examples.lm.optimizer import TABLES, reset_tables, table_state_bytes
-from examples.post_training import config_check, instructions, supervised
+from examples.post_training import config_check, generation, instructions, supervised
+from examples.post_training.instructions import Task
 from examples.post_training.model import make_model
+
+SHOWN = 3  # tasks with the answers of each arm
 
 
 class Tasks(NamedTuple):
@@ -87,9 +93,14 @@ def _run(
     arms = {config.finetuning.tables.optimizer: config}
     if compare:
         arms["adam"] = with_adam_tables(config)
-    runs = {}
+    tokenizer = data.load_tokenizer(**config.data)
+    shown = instructions.some(tokenizer, tasks.validation, SHOWN)
+    runs, written = {}, {}
     for name, arm in arms.items():
-        runs[name] = finetune(arm, nnx.clone(model), tasks, workdir / name)
+        finetuned = nnx.clone(model)
+        runs[name] = finetune(arm, finetuned, tasks, workdir / name)
+        if shown:
+            written[name] = answers(config, finetuned, tokenizer, shown)
     plot = workdir / "loss.png"
     metrics.plot(plot, runs)
     print(f"\n{'tables':<12}{'first loss':>14}{'last loss':>14}{'table state':>20}")
@@ -97,8 +108,42 @@ def _run(
         losses = [r["validation_loss"] for r in records if "validation_loss" in r]
         state = f"{table_state_bytes(arms[name].finetuning, params):,} bytes"
         print(f"{name:<12}{losses[0]:>14.4f}{losses[-1]:>14.4f}{state:>20}")
+    if shown:
+        print("\nValidation tasks, with the likeliest answers:\n")
+        print(_table(shown, written))
     print(f"\nValidation loss on answers, in nats per token. Loss plot: {plot}")
     return runs
+
+
+def answers(
+    config: Config, model: Qwen3, tokenizer: Tokenizer, tasks: list[Task]
+) -> list[str]:
+    """Returns what a model writes for the prompts of some tasks."""
+    prompts = [task.prompt for task in tasks]
+    longest = max(len(tokenizer.encode(prompt).ids) for prompt in prompts)
+    return generation.answers(
+        model,
+        config.model,
+        generation.TextTokenizer(tokenizer),
+        prompts,
+        config.sequence_length - longest,  # positions that were trained
+    )
+
+
+def _table(tasks: list[Task], written: dict[str, list[str]]) -> str:
+    """Returns tasks as text: prompt, answer, and what each arm has written."""
+    width = max(map(len, ("prompt", *written))) + 2
+    blocks = []
+    for i, task in enumerate(tasks):
+        texts = {"prompt": task.prompt, "answer": task.answer}
+        texts |= {name: found[i] for name, found in written.items()}
+        indent = "\n" + " " * width
+        lines = (
+            f"{name:<{width}}{text.strip()}".replace("\n", indent)
+            for name, text in texts.items()
+        )
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
 
 
 def pretrained(config: Config, directory: Path) -> Qwen3:
@@ -123,6 +168,7 @@ def pretrained(config: Config, directory: Path) -> Qwen3:
         trainer,
         map(supervised.all_of, batches),
         [supervised.all_of(tokens) for tokens in held_out],
+        directory if config.tensorboard else None,
     )
     return model
 
@@ -155,7 +201,10 @@ def finetune(
         model, phase, config.eval_every, directory, phase.tables.optimizer
     )
     return supervised.fit(
-        trainer, batches, list(itertools.islice(held_out, min(n, config.eval_batches)))
+        trainer,
+        batches,
+        list(itertools.islice(held_out, min(n, config.eval_batches))),
+        directory if config.tensorboard else None,
     )
 
 

@@ -1,6 +1,7 @@
 r"""Reinforcement learning with tunix's GRPOLearner: token tables on Ember or AdamW.
 
-    python -m examples.grpo --config=configs/grpo_small.py
+    python -m examples.grpo --config=configs/grpo_small.py \
+        --config.rl.batch_size=64 --config.workdir=runs/mine
 
 The task is to sort numbers; the reward is the share of places that are right. A short
 supervised phase comes first.
@@ -19,6 +20,7 @@ Flags that matter, as they are in configs/grpo_small.py, which has all of them:
     --config.seed=0
     --config.workdir=runs/grpo_small
     --config.overwrite=False          delete the run that is in workdir
+    --config.tensorboard=False        metrics for TensorBoard too
 
 Needs tunix: pip install --editable . --group post-training
 """
@@ -28,7 +30,7 @@ Needs tunix: pip install --editable . --group post-training
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -38,7 +40,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 try:
-    from tunix.generate.sampler import CacheConfig, Sampler
     from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
     from tunix.rl.rl_cluster import ClusterConfig, RLCluster, RLTrainingConfig, Role
     from tunix.rl.rollout.base_rollout import RolloutConfig
@@ -49,15 +50,17 @@ except ModuleNotFoundError as error:
 
 import ember_optax
 from examples.lm import Config, command, run_dir
-from examples.lm.metrics import plt, smooth
+from examples.lm.metrics import plt, smooth, tensorboard
 from examples.lm.optimizer import (
     TABLES,
     make_optimizer,
     reset_tables,
     table_state_bytes,
 )
-from examples.post_training import config_check, sorting, supervised
+from examples.post_training import config_check, generation, sorting, supervised
 from examples.post_training.model import make_model
+
+SHOWN = 3  # prompts with the answers of each arm
 
 
 class Result(NamedTuple):
@@ -67,6 +70,7 @@ class Result(NamedTuple):
     held_out: float  # mean reward on other prompts at the end, with likeliest tokens
     solved: float  # share of these prompts with all numbers in place
     seconds: float
+    answers: list[str]  # to these prompts
 
 
 def main() -> None:
@@ -85,7 +89,7 @@ def run(config: Config, compare: bool = False) -> dict[tuple[str, int], Result]:
     config_check.check_grpo(config)
     workdir = Path(config.workdir)
     with run_dir.locked(workdir):
-        names = [*(f"{name}_*" for name in TABLES), "reward.png"]
+        names = ["supervised", *(f"{name}_*" for name in TABLES), "reward.png"]
         run_dir.delete_earlier(workdir, names, config.overwrite)
         return _run(config, compare, workdir)
 
@@ -94,7 +98,8 @@ def _run(config: Config, compare: bool, workdir: Path) -> dict[tuple[str, int], 
     model = supervise(config)
     params = nnx.state(model, nnx.Param)
     print(ember_optax.summarize(params), end="\n\n", flush=True)
-    before, solved_before = evaluate(config, model)
+    answers_before = answers(config, model)
+    before, solved_before = score(config, answers_before)
 
     arms = [(config.rl.tables.optimizer, config.rl.batch_size)]
     if compare:
@@ -116,8 +121,22 @@ def _run(config: Config, compare: bool, workdir: Path) -> dict[tuple[str, int], 
         cells = f"{final(result.rewards):.3f}", f"{result.held_out:.3f}"
         cells += f"{result.solved:.0%}", f"{state:,} bytes", f"{result.seconds:.0f} s"
         print(line(name, batch_size, *cells))
+    written = {("(before)", ""): answers_before}
+    written |= {(name, str(n)): result.answers for (name, n), result in results.items()}
+    print(f"\n{_table(held_out_prompts(config)[:SHOWN], written)}")
     print(f"\nReward plot: {figure}")
     return results
+
+
+def _table(prompts: list[str], written: dict[tuple[str, str], list[str]]) -> str:
+    """Returns prompts as text, with their answers and those of each arm."""
+    right = [" ".join(sorting.answer(prompt)) for prompt in prompts]
+    rows = {("tables", "batch"): prompts, ("(right)", ""): right} | written
+    width = max(map(len, prompts)) + 4
+    return "\n".join(
+        f"{name:<8}{n:>6}" + "".join(f"{text:>{width}}" for text in texts[:SHOWN])
+        for (name, n), texts in rows.items()
+    )
 
 
 def supervise(config: Config) -> nnx.Module:
@@ -130,7 +149,8 @@ def supervise(config: Config) -> nnx.Module:
         model, config.supervised, config.supervised.steps, description="supervised"
     )
     held_out = [sorting.supervised_batch(tokenizer, held_out_prompts(config))]
-    supervised.fit(trainer, batches, held_out)
+    board = Path(config.workdir, "supervised") if config.tensorboard else None
+    supervised.fit(trainer, batches, held_out, board)
     return model
 
 
@@ -177,23 +197,35 @@ def reinforce(
             yield {"prompts": np.array(prompts)}
 
     start = time.perf_counter()
-    learner.train(batches())
+    with tensorboard(directory if config.tensorboard else None, step=0) as show:
+
+        def show_reward(step: Any) -> None:
+            if found := step.metrics.get("rewards/score/mean"):  # none after the last
+                reward = float(np.mean(found[0]))
+                show({"step": step.global_steps + 1, "reward": reward})
+
+        cluster.with_external_metrics_logger(show_reward)
+        learner.train(batches())
     seconds = time.perf_counter() - start
     rewards = supervised.history(cluster.actor_trainer, "rewards", "score/mean")
-    held_out = evaluate(config, cluster.actor_trainer.model)
-    return Result(rewards, *held_out, seconds)
+    found = answers(config, cluster.actor_trainer.model)
+    return Result(rewards, *score(config, found), seconds, found[:SHOWN])
 
 
 def evaluate(config: Config, model: nnx.Module) -> tuple[float, float]:
     """Returns mean reward and share of prompts solved, with the likeliest tokens."""
-    shape = {k: config.model[k] for k in ("num_layers", "num_kv_heads", "head_dim")}
-    size = 2 * config.length + 1
-    sampler = Sampler(
-        model, sorting.Tokenizer(config.numbers), CacheConfig(cache_size=size, **shape)
-    )
-    prompts = held_out_prompts(config)
-    output = sampler(prompts, config.length, max_prompt_length=config.length + 1)
-    rewards = sorting.reward(prompts, output.text)
+    return score(config, answers(config, model))
+
+
+def answers(config: Config, model: nnx.Module) -> list[str]:
+    """Returns the answers to the held-out prompts."""
+    tokenizer, prompts = sorting.Tokenizer(config.numbers), held_out_prompts(config)
+    return generation.answers(model, config.model, tokenizer, prompts, config.length)
+
+
+def score(config: Config, answers: list[str]) -> tuple[float, float]:
+    """Returns mean reward and share of prompts solved."""
+    rewards = sorting.reward(held_out_prompts(config), answers)
     return float(np.mean(rewards)), float(np.mean([r == 1 for r in rewards]))
 
 

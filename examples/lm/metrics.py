@@ -3,9 +3,8 @@
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -34,7 +33,7 @@ class MetricsLog:
         """
         self.records: list[Record] = []
         self._path = path
-        self._board: Any = None
+        self._show: Callable[[Record], None] = _show_nowhere
         if not is_primary():
             return
         if step and path.exists():
@@ -48,26 +47,47 @@ class MetricsLog:
     @contextlib.contextmanager
     def in_tensorboard(self, wanted: bool) -> Iterator[None]:
         """Shows what is written meanwhile in TensorBoard as well, if that is wanted."""
-        if not wanted or not is_primary():
+        run = self._path.parent if wanted else None
+        step = int(last(self.records, "step") or 0)
+        with tensorboard(run, step) as self._show:
             yield
-            return
-        from tensorboardX import SummaryWriter  # slow to import
-
-        directory = self._path.parent / "tensorboard"
-        # An earlier run may have got further than its last checkpoint.
-        next_step = int(last(self.records, "step") or 0) + 1
-        with SummaryWriter(str(directory), purge_step=next_step) as self._board:
-            yield
-        self._board = None
+        self._show = _show_nowhere
 
     def write(self, **record: float) -> None:
         self.records.append(record)
         if is_primary():
             with self._path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
-        if self._board:
+        self._show(record)
+
+
+@contextlib.contextmanager
+def tensorboard(run: Path | None, step: int) -> Iterator[Callable[[Record], None]]:
+    """Yields a function that shows a record in TensorBoard.
+
+    Only that of the primary process does so.
+
+    Args:
+      run: directory of the run; None if there is to be no TensorBoard.
+      step: at which the run begins.
+    """
+    if run is None or not is_primary():
+        yield _show_nowhere
+        return
+    from tensorboardX import SummaryWriter  # slow to import
+
+    # An earlier run may have got further than its last checkpoint.
+    with SummaryWriter(str(run / "tensorboard"), purge_step=step + 1) as board:
+
+        def show(record: Record) -> None:
             for name in record.keys() - {"step", "seconds"}:
-                self._board.add_scalar(name, record[name], int(record["step"]))
+                board.add_scalar(name, record[name], int(record["step"]))
+
+        yield show
+
+
+def _show_nowhere(record: Record) -> None:
+    del record
 
 
 def read(path: Path) -> list[Record]:

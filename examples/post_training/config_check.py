@@ -1,5 +1,6 @@
 """Whether configs of the programs on tunix make sense, before anything runs."""
 
+from pathlib import Path
 from typing import Any
 
 from examples.lm import Config, corpus
@@ -20,7 +21,7 @@ from examples.lm.config_check import (
     optimizer_mistakes,
     optional,
 )
-from examples.lm.errors import UserError
+from examples.lm.errors import MissingFile, UserError
 
 
 def _phase(name: str) -> dict[str, Rule]:
@@ -42,6 +43,7 @@ _FINETUNING = {
     "checkpoint": optional(TEXT),
     "eval_every": COUNT,
     "eval_batches": COUNT,
+    "tensorboard": FLAG,
     "workdir": TEXT,
     "resume": FLAG,
     "overwrite": FLAG,
@@ -57,6 +59,7 @@ _GRPO = {
     "rl.generations": integer(2),
     "rl.temperature": POSITIVE,
     "rl.beta": NOT_NEGATIVE,
+    "tensorboard": FLAG,
     "workdir": TEXT,
     "overwrite": FLAG,
 }
@@ -74,6 +77,11 @@ def check_finetuning(config: Config, compare: bool = False) -> None:
         raise UserError(
             "config.resume goes on with a run and config.overwrite deletes it: give"
             " only one of them."
+        )
+    if config.tasks and not Path(config.tasks).is_file():
+        raise MissingFile(
+            f"tasks {config.tasks!r} names no file. Check the spelling, or leave it out"
+            " for tasks made of the text."
         )
     corpus.find_files(config.data.path)
     check_writable("data.cache_dir", config.data.cache_dir)

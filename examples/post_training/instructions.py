@@ -69,6 +69,19 @@ def encode(tokenizer: Tokenizer, tasks: list[Task], length: int) -> Batch:
     return Batch(tokens, mask)
 
 
+def some(tokenizer: Tokenizer, tasks: Batch, n: int) -> list[Task]:
+    """Returns at most `n` of the tasks with a prompt as text, from all over them."""
+    rows = np.flatnonzero(~tasks.mask[:, 0])
+    places = np.linspace(0, max(0, len(rows) - 1), min(n, len(rows))).astype(int)
+    found = []
+    for row in rows[places]:
+        tokens, mask = tasks.tokens[row], tasks.mask[row]
+        start, stop = mask.argmax(), mask.argmax() + mask.sum() - 1  # without the end
+        texts = tokens[:start], tokens[start:stop]
+        found.append(Task(*(tokenizer.decode(text.tolist()) for text in texts)))
+    return found
+
+
 def batches(tasks: Batch, batch_size: int, seed: int) -> Iterator[Batch]:
     """Yields batches of tasks without end; every epoch has another order."""
     order = grain.MapDataset.range(len(tasks.tokens)).seed(seed)

@@ -2,7 +2,7 @@
 
 # pyright: reportMissingImports=false
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +11,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 from tunix.sft import peft_trainer
+from tunix.sft.metrics_logger import MetricsLogger
 from tunix.sft.utils import build_positions_from_mask, make_causal_attn_mask
 
 from examples.lm import Config
-from examples.lm.metrics import Record
+from examples.lm.metrics import Record, tensorboard
 from examples.lm.optimizer import make_optimizer
 
 
@@ -56,12 +57,45 @@ def make_trainer(
     ).with_gen_model_input_fn(_model_input)
 
 
+class ShownLosses(MetricsLogger):
+    """What tunix logs its metrics to; losses are shown as they come."""
+
+    def __init__(self, show: Callable[[Record], None]):
+        super().__init__()
+        self._show = show
+
+    def log(
+        self,
+        metrics_prefix: str,
+        metric_name: str,
+        scalar_value: Any,
+        mode: str,
+        step: int,
+    ) -> None:
+        super().log(metrics_prefix, metric_name, scalar_value, mode, step)
+        if metric_name == "loss":
+            name = "validation_loss" if mode == "eval" else "loss"
+            self._show({"step": step, name: float(scalar_value)})
+
+
 def fit(
-    trainer: peft_trainer.PeftTrainer, batches: Iterable[Batch], held_out: list[Batch]
+    trainer: peft_trainer.PeftTrainer,
+    batches: Iterable[Batch],
+    held_out: list[Batch],
+    board: Path | None = None,
 ) -> list[Record]:
-    """Trains to the end and returns the losses by step, in nats per token."""
+    """Trains to the end and returns the losses by step, in nats per token.
+
+    Args:
+      trainer: of `make_trainer`.
+      batches: to train on.
+      held_out: to evaluate on.
+      board: the directory in which TensorBoard is to find the losses, if it is.
+    """
     start, every = trainer.train_steps, trainer.config.eval_every_n_steps
-    trainer.train(batches, held_out)
+    with tensorboard(board, start) as show:
+        trainer.metrics_logger = ShownLosses(show)
+        trainer.train(batches, held_out)
     # tunix evaluates before the first step too, and then at multiples of `every`.
     multiples = range(start - start % every + every, trainer.train_steps + 1, every)
     evaluated = [start, *multiples]

@@ -46,6 +46,19 @@ def test_only_the_answer_and_its_end_have_a_loss():
         instructions.encode(tokenizer, tasks, 3)
 
 
+def test_some_tasks_are_text_again():
+    tasks = [instructions.Task(f"# {n}\n", f"def f{n}():") for n in range(9)]
+    tokenizer = vocabulary.train_tokenizer(["".join(map("".join, tasks))], 300)
+    batch = instructions.encode(tokenizer, tasks, 48)
+    assert instructions.some(tokenizer, batch, 3) == [tasks[0], tasks[4], tasks[8]]
+    assert instructions.some(tokenizer, batch, 20) == tasks
+    empty = [instructions.Task("", "a"), instructions.Task("# b\n", "")]
+    batch = instructions.encode(tokenizer, empty, 48)
+    assert instructions.some(tokenizer, batch, 2) == empty[1:]
+    batch = instructions.encode(tokenizer, empty[:1], 48)
+    assert instructions.some(tokenizer, batch, 2) == []
+
+
 def test_an_epoch_has_every_task_once():
     tasks = instructions.Batch(np.arange(6)[:, None], np.ones((6, 1), bool))
     batches = instructions.batches(tasks, 2, seed=0)

@@ -1,5 +1,6 @@
 """That tunix takes the transformation as it is: labels, state and checkpoints."""
 
+import re
 import warnings
 
 import flax
@@ -18,6 +19,7 @@ with warnings.catch_warnings():
     from examples import finetune, grpo
     from examples.post_training import sorting, supervised
     from examples.post_training.model import make_model
+    from tests.examples.test_metrics import scalars
 
 flax.config.update(SHARDS, shards)
 
@@ -149,6 +151,7 @@ def test_an_interrupted_run_goes_on_from_tunix_checkpoint(rl, tmp_path):
 
 
 def test_finetuning_compares_both_arms(finetuning, capsys, tmp_path):
+    finetuning.tensorboard = True
     runs = finetune.run(finetuning, compare=True)
     assert list(runs) == ["ember", "adam"]
     before = [records[4]["validation_loss"] for records in runs.values()]
@@ -157,6 +160,17 @@ def test_finetuning_compares_both_arms(finetuning, capsys, tmp_path):
     assert "embedder/input_embedding  embed  300 x 16" in printed
     assert f"Loss plot: {tmp_path / 'run' / 'loss.png'}" in printed
     assert (tmp_path / "run" / "loss.png").stat().st_size
+    sample = r"prompt  # Does \d+ times as much\.\nanswer  def f\d+\(x\):\nember   .*\n"
+    assert len(re.findall(sample, printed)) == 3
+    for name, records in {"pretrained": None, **runs}.items():
+        (file,) = (tmp_path / "run" / name / "tensorboard").iterdir()
+        shown = scalars(file)
+        assert [step for tag, step, _ in shown if tag == "loss"] == [1, 2, 3, 4]
+        assert [s for tag, s, _ in shown if tag == "validation_loss"] == [0, 2, 4]
+        if records:
+            logged = [(r["step"], r["loss"]) for r in records if "loss" in r]
+            seen = [(step, loss) for tag, step, loss in shown if tag == "loss"]
+            np.testing.assert_allclose(seen, logged, rtol=1e-6)
 
 
 def test_finetuning_starts_from_the_checkpoint_of_the_user(finetuning, tmp_path):
@@ -172,6 +186,7 @@ def test_finetuning_starts_from_the_checkpoint_of_the_user(finetuning, tmp_path)
 
 
 def test_grpo_compares_both_arms(rl, capsys, tmp_path):
+    rl.tensorboard = True
     results = grpo.run(rl, compare=True)
     assert list(results) == [("ember", 2), ("adam", 2)]
     for result in results.values():
@@ -180,6 +195,15 @@ def test_grpo_compares_both_arms(rl, capsys, tmp_path):
     printed = capsys.readouterr().out
     assert f"Reward plot: {tmp_path / 'run' / 'reward.png'}" in printed
     assert (tmp_path / "run" / "reward.png").stat().st_size
+    prompts = grpo.held_out_prompts(rl)[:3]
+    lines = [line.split() for line in printed.splitlines()]
+    assert ["tables", "batch", *" ".join(prompts).split()] in lines
+    for (name, _), result in results.items():
+        assert [name, "2", *" ".join(result.answers).split()] in lines
+        (file,) = (tmp_path / "run" / f"{name}_2" / "tensorboard").iterdir()
+        tags, steps, rewards = zip(*scalars(file), strict=True)
+        assert (tags, steps) == (("reward",) * 3, (1, 2, 3))
+        np.testing.assert_allclose(rewards, result.rewards, rtol=1e-6)
     # The state of Ember is in the learner's own checkpoint, and has moved.
     restored = sorting_trainer(rl, tmp_path / "run" / "ember_2" / "actor")
     assert restored.train_steps == 3

@@ -43,6 +43,7 @@ def test_the_configs_of_this_repository_are_right(finetuning, grpo):
         ("finetuning.clip_norm", 0.0),
         ("tasks", ""),
         ("eval_every", 0),
+        ("tensorboard", "runs"),
         ("overwrite", None),
     ],
 )
@@ -63,6 +64,7 @@ def test_wrong_values_for_finetuning(finetuning, name, value):
         ("rl.temperature", 0.0),
         ("rl.beta", -1.0),
         ("supervised.body.learning_rate", -1.0),
+        ("tensorboard", None),
     ],
 )
 def test_wrong_values_for_grpo(grpo, name, value):
@@ -88,6 +90,12 @@ def test_values_that_contradict_each_other(finetuning):
         config_check.check_finetuning(finetuning)
     finetuning.finetuning.update(steps=3, warmup_fraction=0.9)
     with pytest.raises(UserError, match=r"config\.finetuning\.warmup_fraction is 0\.9"):
+        config_check.check_finetuning(finetuning)
+
+
+def test_a_file_of_tasks_that_is_missing_is_named_before_anything_runs(finetuning):
+    finetuning.tasks = "typo.jsonl"
+    with pytest.raises(FileNotFoundError, match=r"^tasks 'typo\.jsonl' names no file"):
         config_check.check_finetuning(finetuning)
 
 
