@@ -258,11 +258,17 @@ def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, str]) -> None:
 def _drop_other_reads() -> None:
     """Ends the reads that Orbax left waiting when one of them failed.
 
-    Python would else report each of them, with a traceback, at some later time.
+    Python would else report each of them, with a traceback: those that are not asked
+    for any more now, those under way when they end, which may be much later.
     """
-    hook, asyncio = sys.unraisablehook, logging.getLogger("asyncio")
-    sys.unraisablehook, asyncio.disabled = lambda _: None, True
+    report, asyncio = sys.unraisablehook, logging.getLogger("asyncio")
+
+    def report_others(problem: Any) -> None:
+        if str(problem.exc_value) != "Event loop is closed":
+            report(problem)
+
+    asyncio.disabled, sys.unraisablehook = True, lambda _: None
     try:
         gc.collect()
     finally:
-        sys.unraisablehook, asyncio.disabled = hook, False
+        asyncio.disabled, sys.unraisablehook = False, report_others

@@ -1,5 +1,6 @@
 """Runs that are killed, stopped, damaged or out of disk, and go on all the same."""
 
+import asyncio
 import os
 import random
 import re
@@ -200,6 +201,29 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
     assert len(list(checkpoint(config, 6).parent.glob("damaged-6-*"))) == 1
     train(config, resume=True)
     assert "damaged" not in capsys.readouterr().out
+
+
+def test_reads_that_end_after_another_failed_are_not_reported(
+    config, trained, monkeypatch
+):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda x: reported.append(x.exc_value))
+    truncate(checkpoint(config, 6))
+    train(config, resume=True)
+    closed = asyncio.new_event_loop()
+    closed.close()
+
+    class Ends:
+        def __init__(self, end):
+            self.end = end
+
+        def __del__(self):
+            self.end()
+
+    Ends(lambda: closed.call_soon_threadsafe(print))  # as one of TensorStore
+    assert not reported
+    Ends(lambda: 1 / 0)
+    assert len(reported) == 1
 
 
 def test_the_same_step_damaged_twice(config, trained):
