@@ -119,14 +119,12 @@ def answers(
     config: Config, model: Qwen3, tokenizer: Tokenizer, tasks: list[Task]
 ) -> list[str]:
     """Returns what a model writes for the prompts of some tasks."""
-    prompts = [task.prompt for task in tasks]
-    longest = max(len(tokenizer.encode(prompt).ids) for prompt in prompts)
     return generation.answers(
         model,
         config.model,
         generation.TextTokenizer(tokenizer),
-        prompts,
-        config.sequence_length - longest,  # positions that were trained
+        [task.prompt for task in tasks],
+        config.sequence_length,
     )
 
 

@@ -220,7 +220,8 @@ def evaluate(config: Config, model: nnx.Module) -> tuple[float, float]:
 def answers(config: Config, model: nnx.Module) -> list[str]:
     """Returns the answers to the held-out prompts."""
     tokenizer, prompts = sorting.Tokenizer(config.numbers), held_out_prompts(config)
-    return generation.answers(model, config.model, tokenizer, prompts, config.length)
+    length = 2 * config.length + 1  # numbers, a sign, and the numbers in order
+    return generation.answers(model, config.model, tokenizer, prompts, length)
 
 
 def score(config: Config, answers: list[str]) -> tuple[float, float]:

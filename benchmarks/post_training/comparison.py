@@ -50,6 +50,9 @@ class Benchmark(NamedTuple):
     def loss(self, run: Run) -> float:
         return -run[self.score] if self.is_reward else run[self.score]
 
+    def losses(self, runs: Sequence[Run]) -> list[float]:
+        return [self.loss(run) for run in runs]
+
 
 FINETUNE = Benchmark("finetune", "validation_loss", False, [{}], (1e-2, 1e-2))
 PROMPTS = (4, 16, 64)  # in a step
@@ -132,8 +135,7 @@ def advantage(
     95%.
     """
     losses = [
-        [[benchmark.loss(run) for run in c.arms[arm].repeated] for arm in ARMS]
-        for c in comparisons
+        [benchmark.losses(c.arms[arm].repeated) for arm in ARMS] for c in comparisons
     ]
     return [difference(ember, adam, len(losses)) for ember, adam in losses]
 

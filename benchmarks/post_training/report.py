@@ -1,7 +1,7 @@
 """Tables and figure of docs/post_training.md."""
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
@@ -17,7 +17,6 @@ from benchmarks.post_training.comparison import (
     GRPO,
     RESULTS,
     SEEDS,
-    Arm,
     Benchmark,
     Comparison,
     advantage,
@@ -25,6 +24,13 @@ from benchmarks.post_training.comparison import (
 )
 from examples.lm.metrics import smooth
 
+NEIGHBORS = {
+    "best": (0, 0),
+    "embedding / 3": (-1, 0),
+    "embedding x 3": (1, 0),
+    "head / 3": (0, -1),
+    "head x 3": (0, 1),
+}
 NAMES = {"ember": "Ember, Adafactor decay", "adam": "AdamW"}
 
 
@@ -42,27 +48,20 @@ def parts() -> dict[str, str]:
 def rates(comparisons: Sequence[Comparison], score: str) -> str:
     """Returns a table of the best pair of each arm and of its neighbors."""
     rows = []
-    for comparison, arm in _arms(comparisons):
-        embed, head = map(HALVES.index, arm.best)
-        pairs = {
-            "best": (embed, head),
-            "embedding / 3": (embed - 1, head),
-            "embedding x 3": (embed + 1, head),
-            "head / 3": (embed, head - 1),
-            "head x 3": (embed, head + 1),
-        }
-        scores = {
-            title: arm.searched[HALVES.rate(i), HALVES.rate(j)][score]
-            for title, (i, j) in pairs.items()
-        }
-        cells = [
-            f"{comparison.body_rate:g}",
-            *(f"{rate:g}" for rate in arm.best),
-            *(f"{x:.3f}" for x in scores.values()),
-        ]
-        first = _first(comparison, arm)
-        head_line = [*first, "body", "embedding", "head", *scores]
-        rows.append([*first.values(), *cells])
+    for comparison in comparisons:
+        for arm in comparison.arms.values():
+            embed, head = map(HALVES.index, arm.best)
+            scores = [
+                arm.searched[HALVES.rate(embed + i), HALVES.rate(head + j)][score]
+                for i, j in NEIGHBORS.values()
+            ]
+            cells = [
+                *(f"{rate:g}" for rate in (comparison.body_rate, *arm.best)),
+                *(f"{x:.3f}" for x in scores),
+            ]
+            rows.append([*_prompts(comparison), NAMES[arm.name], *cells])
+    first = _first(comparisons)
+    head_line = [*first, "body", "embedding", "head", *NEIGHBORS]
     return markdown(head_line, rows, left=len(first))
 
 
@@ -74,8 +73,7 @@ def seeds(benchmark: Benchmark, comparisons: Sequence[Comparison]) -> str:
     ):
         ember, adam = (comparison.arms[name].repeated for name in ARMS)
         constant = comparison.constant
-        gap = difference([*map(benchmark.loss, constant)], [*map(benchmark.loss, adam)])
-        prompts = comparison.case.get("batch_size")
+        gap = difference(benchmark.losses(constant), benchmark.losses(adam))
         for name, runs, found in (
             (NAMES["ember"], ember, f"{planned}, {planned.verdict}"),
             ("Ember, b2 0.999", constant, str(gap)),
@@ -83,17 +81,16 @@ def seeds(benchmark: Benchmark, comparisons: Sequence[Comparison]) -> str:
         ):
             scores = [run[benchmark.score] for run in runs]
             cells = [
-                name,
                 ", ".join(f"{x:.3f}" for x in scores),
                 f"{statistics.mean(scores):.3f} ± {statistics.stdev(scores):.3f}",
                 found,
                 f"{runs[0]['table_state_bytes']:,}",
             ]
-            rows.append([str(prompts), *cells] if prompts else cells)
+            rows.append([*_prompts(comparison), name, *cells])
     lost = "reward lost to AdamW" if benchmark.is_reward else "loss minus AdamW's"
-    head = ["tables", f"seeds {SEEDS[0]} to {SEEDS[-1]}", "mean", lost]
-    head = (["prompts"] if benchmark.is_reward else []) + head
-    return markdown([*head, "bytes of table state"], rows, left=len(head) - 3)
+    first = _first(comparisons)
+    head = [*first, f"seeds {SEEDS[0]} to {SEEDS[-1]}", "mean", lost]
+    return markdown([*head, "bytes of table state"], rows, left=len(first))
 
 
 def draw() -> None:
@@ -101,15 +98,14 @@ def draw() -> None:
     figure, panels = plt.subplots(
         ncols=1 + len(GRPO.cases), figsize=(13, 3.4), layout="constrained"
     )
-    for _, arm in _arms(on_file(FINETUNE)):
-        for run in arm.repeated:
-            # The loss before the first step would hide all others.
-            logged = [r for r in run["losses"] if r["step"]]
-            losses = [r["validation_loss"] for r in logged]
-            _line(panels[0], run, [r["step"] for r in logged], losses)
+    for run in _repeated(*on_file(FINETUNE)):
+        # The loss before the first step would hide all others.
+        logged = [r for r in run["losses"] if r["step"]]
+        losses = [r["validation_loss"] for r in logged]
+        _line(panels[0], run, [r["step"] for r in logged], losses)
     panels[0].set(title="finetuning", xlabel="step", ylabel="validation loss")
     for axes, comparison in zip(panels[1:], on_file(GRPO), strict=True):
-        for run in (run for _, arm in _arms([comparison]) for run in arm.repeated):
+        for run in _repeated(comparison):
             steps = range(1, len(run["rewards"]) + 1)
             _line(axes, run, steps, smooth(run["rewards"], 0.95))
         title = f"GRPO, {comparison.case['batch_size']} prompts a step"
@@ -126,14 +122,15 @@ def _line(axes: Axes, run: Run, x: Sequence[float], y: ArrayLike) -> None:
     axes.plot(x, y, color=color(arm), label=label, alpha=0.7)
 
 
-def _arms(comparisons: Sequence[Comparison]) -> Iterator[tuple[Comparison, Arm]]:
-    for comparison in comparisons:
-        for arm in comparison.arms.values():
-            yield comparison, arm
+def _repeated(comparison: Comparison) -> list[Run]:
+    return [run for arm in comparison.arms.values() for run in arm.repeated]
 
 
-def _first(comparison: Comparison, arm: Arm) -> dict[str, str]:
-    """Returns the first cells of a row, by column."""
-    prompts = comparison.case.get("batch_size")
-    first = {"prompts": str(prompts)} if prompts else {}
-    return first | {"tables": NAMES[arm.name]}
+def _first(comparisons: Sequence[Comparison]) -> list[str]:
+    """Returns the titles of the columns that say what a row is."""
+    return [*(["prompts"] if _prompts(comparisons[0]) else []), "tables"]
+
+
+def _prompts(comparison: Comparison) -> list[str]:
+    """Returns the cell of a case, if there are several."""
+    return [str(n) for n in comparison.case.values()]

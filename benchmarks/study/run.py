@@ -33,8 +33,8 @@ Stages; each first does the earlier runs that it needs:
     rule    rates by rules for width, batch and length
     shared_*  the first study, with one rate for both tables
 
-One more runs only when named, since it needs a GPU and your own text of a hundred
-million tokens or more:
+One more runs only when named, since it needs a GPU and your own text of ten million
+tokens or more:
 
     python -m benchmarks.study.run scale --text='texts/*.txt' --results=mine.jsonl
 

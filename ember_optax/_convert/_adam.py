@@ -10,6 +10,11 @@ import optax
 from ember_optax import _decay, _rule
 from ember_optax._axes import VocabAxis, axis_of_state, check_vocab_axis
 from ember_optax._checks import check_hyperparameters
+from ember_optax._convert._checks import (
+    check_kind,
+    check_same_parameters,
+    check_shape,
+)
 from ember_optax._convert._kept import Kept
 from ember_optax._convert._parts import (
     PARTS,
@@ -22,7 +27,7 @@ from ember_optax._convert._parts import (
 from ember_optax._decay import Remaining, ScalarOrSchedule
 from ember_optax._ember import EmberState
 from ember_optax._mesh import constrain
-from ember_optax._paths import by_path, from_key, quoted
+from ember_optax._paths import by_path, from_key
 from ember_optax._states import StateLeaf, leaves_of
 
 if TYPE_CHECKING:
@@ -175,9 +180,9 @@ def _convert(
     old = moments_by_path(state, old_leaves)
     new = moments_by_path(template, new_leaves)
     source, target = kinds
-    _check_kind("given state", old, source)
-    _check_kind("state of tx", new, target)
-    _check_same_parameters(old, new)
+    check_kind("given state", old, source)
+    check_kind("state of tx", new, target)
+    check_same_parameters(old, new)
     adams = [x for x in old_leaves if isinstance(x.value, optax.ScaleByAdamState)]
     idle = {x.place: x.value for x in adams if not jax.tree.leaves(x.value.nu)}
     kept = Kept(old_leaves, {path: found.count for path, found in old.items()})
@@ -241,7 +246,7 @@ def _to_adam_part(
     def convert(path: str, mu: jax.Array, nu: jax.Array) -> tuple[jax.Array, jax.Array]:
         found = old[path]
         if isinstance(found, Dense):
-            _check_shape(path, found.nu, nu)
+            check_shape(path, found.nu, nu)
             return found.mu.astype(mu.dtype), found.nu.astype(nu.dtype)
         axis = axis_of_state(path, nu.shape, found.moments, vocab_axis)
         dtype = found.moments.row.dtype
@@ -259,45 +264,3 @@ def _to_adam_part(
         jax.tree.unflatten(jax.tree.structure(part.mu), mu),
         jax.tree.unflatten(jax.tree.structure(part.nu), nu),
     )
-
-
-def _check_kind(where: str, moments: ByPath, kind: type) -> None:
-    if not any(isinstance(found, kind) for found in moments.values()):
-        owners = {Dense: "Adam", Factored: "Ember"}
-        other = next(iter({Dense, Factored} - {kind}))
-        raise ValueError(
-            f"The {where} has the moments of {_some(moments)}, all of them of"
-            f" {owners[other]}, but some of {owners[kind]} are needed: from_adam goes"
-            " from Adam to Ember, to_adam from Ember to Adam."
-        )
-
-
-def _check_same_parameters(old: ByPath, new: ByPath) -> None:
-    if missing := new.keys() - old.keys():
-        raise ValueError(
-            f"tx trains {_some(missing)} with Adam or Ember, but the given state has"
-            f" the moments of {_some(old)} only. Give the state, the optimizer and the"
-            " parameters of one model."
-        )
-    if unused := old.keys() - new.keys():
-        raise ValueError(
-            f"The given state has moments of {_some(unused)}, but tx trains only"
-            f" {_some(new)} with Adam or Ember. Train all that Adam or Ember have"
-            " trained with one of them, or start anew with tx.init."
-        )
-
-
-def _check_shape(path: str, found: jax.Array, expected: jax.Array) -> None:
-    if found.shape != expected.shape:
-        raise ValueError(
-            f"The given state has moments of {quoted(path)} with the shape"
-            f" {found.shape}, but the parameter has {expected.shape}. Give the state"
-            " and the parameters of one model."
-        )
-
-
-def _some(paths: Any) -> str:
-    """Lists the first few."""
-    listed = sorted(map(quoted, paths))
-    more = [f"{len(listed) - 5} more"] if len(listed) > 5 else []
-    return ", ".join(listed[:5] + more)

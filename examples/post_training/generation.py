@@ -35,7 +35,7 @@ class TextTokenizer:
 
 
 def answers(
-    model: nnx.Module, config: Config, tokenizer: Any, prompts: list[str], n_tokens: int
+    model: nnx.Module, config: Config, tokenizer: Any, prompts: list[str], length: int
 ) -> list[str]:
     """Returns what a model answers with the likeliest tokens.
 
@@ -44,12 +44,12 @@ def answers(
       config: of the model.
       tokenizer: as tunix wants it.
       prompts: what to answer.
-      n_tokens: the most that an answer has.
+      length: the most tokens of the longest prompt and its answer together.
     """
     shape = {k: config[k] for k in ("num_layers", "num_kv_heads", "head_dim")}
     longest = max(len(tokenizer.encode(prompt)) for prompt in prompts)
-    cache = CacheConfig(cache_size=longest + n_tokens, **shape)
+    cache = CacheConfig(cache_size=length, **shape)
     output = Sampler(model, tokenizer, cache)(
-        prompts, n_tokens, max_prompt_length=longest
+        prompts, length - longest, max_prompt_length=longest
     )
     return output.text
