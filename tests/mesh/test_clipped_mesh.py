@@ -15,8 +15,8 @@ import ember_optax
 from examples.lm.hlo import collectives
 from tests.compiling import all_reduce
 
-# XLA:CPU stores the squares of a part of 16 x 128, as if it were not worth a fusion. The
-# smallest part of a table here is 32 x 512.
+# XLA:CPU stores the squares of a part of 16 x 128, as if it were not worth a fusion.
+# The smallest part of a table here is 32 x 512.
 SHAPES = {"embed": (2048, 64), "lm_head": (64, 2048), "mlp": (32, 64), "norm": (32,)}
 SPECS = {"embed": P("x"), "lm_head": P("y", "x"), "mlp": P("x", "y"), "norm": P()}
 MODES = pytest.mark.parametrize("mode", [AxisType.Auto, AxisType.Explicit], ids=str)
