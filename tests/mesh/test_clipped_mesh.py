@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import ember_optax
 from examples.lm.hlo import collectives
-from tests.compiling import all_reduce
+from tests.compiling import all_reduce, holds_no_squares
 
 # XLA:CPU stores the squares of a part of 16 x 128, as if it were not worth a fusion.
 # The smallest part of a table here is 32 x 512.
@@ -106,10 +106,7 @@ def test_the_norm_of_tables_needs_no_collective_of_its_own(mode: AxisType) -> No
     assert sorted(collectives(compile_clipped(mode).as_text())) == sorted(expected)
 
 
-@pytest.mark.skipif(
-    jax.__version_info__ < (0, 10, 2),
-    reason="XLA:CPU stores the squares of every gradient before jax 0.10.2",
-)
+@holds_no_squares
 @MODES
 def test_nothing_as_large_as_a_device_s_part_of_a_table_is_stored(
     mode: AxisType,
