@@ -4,12 +4,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import ember_optax
 from benchmarks.collectives.run import compile_step, sharded_state
 from examples.lm.hlo import Collective
+
+# For bounds on temporaries: the compiler decides on what it stores, and nothing else
+# that tests hold depends on it.
+holds_no_squares = pytest.mark.skipif(
+    jax.__version_info__ < (0, 10, 2),
+    reason="XLA:CPU stores the squares of every gradient before jax 0.10.2",
+)
 
 
 def all_reduce(n: int) -> Collective:

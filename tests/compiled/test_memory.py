@@ -132,13 +132,14 @@ def test_clipping_is_for_nothing(name: str, dtype: Any) -> None:
     assert peak <= floor + state + 0.01 * bytes_of(params)
 
 
-@pytest.mark.parametrize(("dtype", "expected"), [(jnp.float32, 8), (jnp.bfloat16, 17)])
-def test_clipping_by_optax_stores_a_table(dtype: Any, expected: int) -> None:
+# In bfloat16 it is 17 with jax 0.10.2, and 12 with jax 0.12.
+@pytest.mark.parametrize(("dtype", "least"), [(jnp.float32, 8), (jnp.bfloat16, 12)])
+def test_clipping_by_optax_stores_a_table(dtype: Any, least: int) -> None:
     # So the numbers above are not what XLA would do anyway.
     params = make_params("plain", dtype)
     chain = optax.chain(optax.clip_by_global_norm(1.0), OPTIMIZERS["plain"])
     compiled = compile_step(chain, params)
-    assert traffic(compiled, params) == pytest.approx(expected, rel=0.01)
+    assert traffic(compiled, params) >= least
     assert compiled.memory_analysis().temp_size_in_bytes >= bytes_of(params)
 
 
@@ -147,9 +148,11 @@ def test_clipping_by_optax_stores_a_table(dtype: Any, expected: int) -> None:
     [
         (False, jnp.float32, 0),
         (True, jnp.float32, 0),
-        (True, jnp.bfloat16, 0),
         # XLA:CPU multiplies in float32. Ember reads the rounded product again, which is
-        # therefore stored beside the other; SGD does not.
+        # therefore stored beside the other; SGD does not. Tied, the same holds for the
+        # sum of both gradients with jax 0.12, which takes 4 tables in all for it and
+        # jax 0.10.2 takes 7.
+        (True, jnp.bfloat16, 1),
         (False, jnp.bfloat16, 1),
     ],
 )

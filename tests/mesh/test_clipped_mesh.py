@@ -13,9 +13,11 @@ from jax.sharding import PartitionSpec as P
 
 import ember_optax
 from examples.lm.hlo import collectives
-from tests.compiling import all_reduce
+from tests.compiling import all_reduce, holds_no_squares
 
-SHAPES = {"embed": (512, 32), "lm_head": (32, 512), "mlp": (32, 64), "norm": (32,)}
+# XLA:CPU stores the squares of a part of 16 x 128, as if it were not worth a fusion.
+# The smallest part of a table here is 32 x 512.
+SHAPES = {"embed": (2048, 64), "lm_head": (64, 2048), "mlp": (32, 64), "norm": (32,)}
 SPECS = {"embed": P("x"), "lm_head": P("y", "x"), "mlp": P("x", "y"), "norm": P()}
 MODES = pytest.mark.parametrize("mode", [AxisType.Auto, AxisType.Explicit], ids=str)
 
@@ -88,15 +90,28 @@ def test_values_are_those_of_one_device(mode: AxisType, row_state: Any) -> None:
     chex.assert_trees_all_close(found, (params, state), rtol=2e-5, atol=1e-7)
 
 
-@MODES
-def test_the_norm_of_tables_needs_no_collective_of_its_own(mode: AxisType) -> None:
+def compile_clipped(mode: AxisType) -> Any:
     mesh = make_mesh(mode)
     with jax.set_mesh(mesh):
-        compiled = compile_on(mesh, ember_optax.clipped(make_inner(mesh), 1.0))
-    sums = sum(SHAPES["embed"] + SHAPES["lm_head"])
+        return compile_on(mesh, ember_optax.clipped(make_inner(mesh), 1.0))
+
+
+SUMS = sum(SHAPES["embed"] + SHAPES["lm_head"])
+
+
+@MODES
+def test_the_norm_of_tables_needs_no_collective_of_its_own(mode: AxisType) -> None:
     # That of the body is added up over one axis of the mesh and then over the other.
-    expected = [all_reduce(sums), all_reduce(1), all_reduce(1)]
-    assert sorted(collectives(compiled.as_text())) == sorted(expected)
-    # The sums, before and after: less than a device's part of one gradient.
-    temporaries = compiled.memory_analysis().temp_size_in_bytes
-    assert temporaries < 2 * 4 * sums + 1e3 < 4 * 512 * 32 / 4
+    expected = [all_reduce(SUMS), all_reduce(1), all_reduce(1)]
+    assert sorted(collectives(compile_clipped(mode).as_text())) == sorted(expected)
+
+
+@holds_no_squares
+@MODES
+def test_nothing_as_large_as_a_device_s_part_of_a_table_is_stored(
+    mode: AxisType,
+) -> None:
+    # The sums of all devices, before and after they are added up.
+    bound = 2 * 4 * SUMS + 1e3
+    assert bound < 4 * np.prod(SHAPES["lm_head"]) / 8  # the smaller part
+    assert compile_clipped(mode).memory_analysis().temp_size_in_bytes < bound

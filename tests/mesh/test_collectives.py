@@ -8,7 +8,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from examples.lm.hlo import collectives
-from tests.compiling import all_reduce, compile_ember
+from tests.compiling import all_reduce, compile_ember, holds_no_squares
 
 SHAPES = [(1024, 64), (2048, 64), (64, 1024), (512, 128)]
 LAYOUTS = {
@@ -55,6 +55,7 @@ def test_sharded_rows_need_no_collective_of_their_own(
     assert collectives(compiled.as_text()) == [all_reduce(64 + 64)]
 
 
+@holds_no_squares
 @pytest.mark.parametrize("row_state", ["replicated", "sharded"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_no_temporary_of_the_size_of_a_shard(layout: str, row_state: Any) -> None:

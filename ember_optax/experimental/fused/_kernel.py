@@ -120,8 +120,10 @@ def kernel_step(
         table,
         grad,
     )
-    varying = jax.typeof(table).manual_axis_type
-    like = partial(jax.ShapeDtypeStruct, manual_axis_type=varying)
+    kind = jax.typeof(table)
+    # What varies over a mesh inside jax.shard_map; JAX 0.9 calls it vma.
+    varying = "manual_axis_type" if hasattr(kind, "manual_axis_type") else "vma"
+    like = partial(jax.ShapeDtypeStruct, **{varying: getattr(kind, varying)})
     outputs = (
         like((1, n_rows), row.dtype),
         like((n_halves, 1, n_columns), row.dtype),
