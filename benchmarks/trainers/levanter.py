@@ -1,6 +1,7 @@
 """Levanter's Trainer on real text, FSDP over four devices."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,10 @@ import equinox as eqx
 import haliax as hax  # pyright: ignore[reportMissingImports]
 import jax
 import jax.numpy as jnp
+import numpy as np
+from levanter.adaptor import (  # pyright: ignore[reportMissingImports]
+    LoraAdaptorConfig,
+)
 from levanter.checkpoint import (  # pyright: ignore[reportMissingImports]
     CheckpointerConfig,
 )
@@ -20,6 +25,9 @@ from levanter.models.lm_model import (  # pyright: ignore[reportMissingImports]
     LmExample,
 )
 from levanter.optim.config import AdamConfig  # pyright: ignore[reportMissingImports]
+from levanter.optim.skipstep import (  # pyright: ignore[reportMissingImports]
+    SkipStepConfig,
+)
 from levanter.tracker import NoopConfig  # pyright: ignore[reportMissingImports]
 from levanter.trainer import (  # pyright: ignore[reportMissingImports]
     Trainer,
@@ -55,26 +63,51 @@ OPTIMIZERS = {
         embed_rate=LEARNING_RATE,
         head_rate=LEARNING_RATE,
     ),
+    "ember_skip": plug_in.EmberConfig(  # all steps are bad after the first two
+        learning_rate=LEARNING_RATE,
+        skip_bad_steps=SkipStepConfig(rolling_interval_length=4, sigma_factor=-1e9),
+    ),
 }
+LORA = LoraAdaptorConfig(target_modules=["q_proj", "gate_proj"], r=2)
+
+
+def tiny() -> Any:
+    return TINY.build(VOCAB, key=jax.random.PRNGKey(0))
+
+
+def with_factors() -> Any:
+    return LORA.apply(tiny(), key=jax.random.PRNGKey(2))
+
+
+def all_but_embedding(model: Any) -> Any:
+    """Returns what Levanter calls a filter: what is trained."""
+    everything = hax.tree_util.tree_map(lambda _: True, model)
+    return eqx.tree_at(lambda tree: tree.embeddings, everything, False)
 
 
 def train(
-    name: str, workdir: Path, is_trainable: Any = True, from_adam: Path | None = None
+    name: str,
+    workdir: Path,
+    make: Callable[[], Any] = tiny,
+    trained: Callable[[Any], Any] | None = None,
+    batches: np.ndarray | None = None,
+    from_adam: Path | None = None,
 ) -> checks.Trained:
     """Trains; with `from_adam`, on from the last checkpoint of that folder."""
     losses: dict[int, float] = {}  # the last step calls hooks twice
+    batches = text.batches() if batches is None else batches
     with trainer(name, workdir) as loop:
         if from_adam is None:
-            state = initial(loop, is_trainable)
+            state = initial(loop, make, trained)
         else:
             with trainer("adamw", from_adam) as old:
-                state = initial(old, is_trainable)
+                state = initial(old, make, trained)
             beta2 = OPTIMIZERS["adamw"].beta2
             state = plug_in.switch(state, loop.optimizer, beta2)
         loop.add_hook(
             lambda info: losses.update({info.step: float(info.loss)}), every=1
         )
-        data = (example(loop, tokens) for tokens in text.batches()[int(state.step) :])
+        data = (example(loop, tokens) for tokens in batches[int(state.step) :])
         state = loop.train(state, data).state
     return checks.Trained(list(losses.values()), state.model, state.opt_state)
 
@@ -102,11 +135,15 @@ def trainer(name: str, workdir: Path) -> Trainer:
     )
 
 
-def initial(loop: Trainer, is_trainable: Any) -> Any:
+def initial(
+    loop: Trainer,
+    make: Callable[[], Any],
+    trained: Callable[[Any], Any] | None,
+) -> Any:
     return loop.initial_state(
         jax.random.PRNGKey(1),
-        model_init=lambda: TINY.build(VOCAB, key=jax.random.PRNGKey(0)),
-        is_trainable=is_trainable,
+        model_init=make,
+        is_trainable=trained(eqx.filter_eval_shape(make)) if trained else True,
     )
 
 
@@ -120,6 +157,8 @@ def example(loop: Trainer, tokens: Any) -> Any:
 
 
 def run(workdir: Path) -> dict[str, Any]:
+    # Half of all runs compile what one before has compiled.
+    jax.config.update("jax_compilation_cache_dir", str(workdir / "cache"))
     result = checks.compare(train, drop_after, workdir, text.VOCAB_SIZE)
     drop_after(workdir / "adamw")
     losses = {
@@ -131,10 +170,26 @@ def run(workdir: Path) -> dict[str, Any]:
         result["losses"]["adamw"], losses["ember_low"]
     )
     result["switch"]["ember_fresh_rates"] = losses["ember"]
-    return result | {
-        "also": ["AdamW to Ember"],
-        "families": checks.check_families(build, MODELS),
-    }
+    check_parts(workdir)
+    also = ["AdamW to Ember", "LoRA alone: AdamW", "frozen embedding", "skipped steps"]
+    return result | {"also": also, "families": checks.check_families(build, MODELS)}
+
+
+def check_parts(workdir: Path) -> None:
+    """Raises unless LoRA, a frozen table and skipped steps do what they should."""
+    factors = train("ember", workdir / "lora", with_factors, LORA.trainable_filter)
+    checks.check_falls("factors of LoRA", factors.losses)
+    checks.check_only_adamw(factors.opt_state)
+
+    frozen = train("ember", workdir / "frozen", trained=all_but_embedding)
+    checks.check_falls("a frozen embedding", frozen.losses)
+    if [k for k in checks.statistics(frozen.opt_state) if "lm_head" not in k]:
+        raise AssertionError(f"A frozen table has a state: {frozen.opt_state}.")
+
+    same = np.repeat(text.batches()[:1], STEPS, axis=0)
+    skipped = train("ember_skip", workdir / "skip", batches=same).losses
+    if not skipped[0] > skipped[2] or set(skipped[2:]) != {skipped[2]}:
+        raise AssertionError(f"Skipped steps change the model: {skipped}.")
 
 
 def build(name: str) -> tuple[Any, int]:

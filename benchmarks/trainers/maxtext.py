@@ -115,7 +115,7 @@ def switch(workdir: Path, kept: list[float]) -> dict[str, list[float]]:
     """Goes on with Ember from AdamW's checkpoint, and returns the losses beside."""
     drop_after(workdir)
     use("adamw")
-    maxtext_switch.switch("switched", tiny(workdir))
+    maxtext_switch.switch(plug_in, "switched", tiny(workdir))
     losses = train("ember", workdir, run_name="switched").losses
     return checks.check_switch(kept, losses)
 

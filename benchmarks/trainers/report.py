@@ -14,6 +14,9 @@ TITLES = {
     "maxtext": "MaxText",
     "levanter": "Levanter",
     "tunix": "tunix",
+    "easydel": "EasyDeL",
+    "kauldron": "Kauldron",
+    "big_vision": "big_vision",
 }
 SWITCHES = {
     "adamw": "keeps AdamW",
@@ -26,11 +29,12 @@ WATCH = {
     "maxtext": "spike skipping and the trainable mask go around Ember too",
     "levanter": "labels are for whole NamedArrays; lower rates after a change",
     "tunix": "it cannot restart a sharded model with any `multi_transform`",
+    "easydel": "`weight_decay=0.0`, or it decays tables too",
 }
 NOT_RUN = {
-    "EasyDeL": "no plug-in yet",
-    "Kauldron": "no plug-in yet",
-    "big_vision": "no plug-in yet; it is in no package registry",
+    "easydel": "the plug-in is written, its run has not ended here yet",
+    "kauldron": "no plug-in yet",
+    "big_vision": "no plug-in: no registry has it, nor has it a build file to pin",
 }
 
 
@@ -57,7 +61,12 @@ def table(runs: list[Run]) -> str:
         ]
         for run in runs
     ]
-    rows += [[name, "", "not run", "", "", reason] for name, reason in NOT_RUN.items()]
+    ran = {run["trainer"] for run in runs}
+    rows += [
+        [TITLES[name], "", "not run", "", "", reason]
+        for name, reason in NOT_RUN.items()
+        if name not in ran
+    ]
     head = ["trainer", "version", "what ran", "state, AdamW", "Ember", "watch for"]
     return markdown(head, rows)
 

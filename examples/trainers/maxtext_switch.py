@@ -3,12 +3,15 @@
     python maxtext_switch.py NEW_RUN path/to/config.yml run_name=old learning_rate=3e-4
     python ember_maxtext.py path/to/config.yml run_name=NEW_RUN learning_rate=3e-4
 
+Copy two files into one folder: this one, and `maxtext.py` as `ember_maxtext.py`.
+
 Reads the last checkpoint of the old run, folds the second moments of the token tables
 into Ember's and writes a checkpoint of the new run. All else is kept to the bit.
 """
 
 import sys
 from functools import partial
+from typing import Any
 
 import jax
 from flax import nnx
@@ -21,16 +24,21 @@ from maxtext.trainers.pre_train import train  # pyright: ignore[reportMissingImp
 from maxtext.utils import train_utils  # pyright: ignore[reportMissingImports]
 
 import ember_optax
-from examples.trainers import maxtext as ember_maxtext  # wherever your copy is
 
 
-def switch(new_run: str, argv: list[str]) -> None:
-    """Converts the last checkpoint of the run that `argv` describes."""
-    optimizers.get_optimizer = ember_maxtext.get_builtin
+def switch(launcher: Any, new_run: str, argv: list[str]) -> None:
+    """Converts the last checkpoint of the run that `argv` describes.
+
+    Args:
+      launcher: the module `ember_maxtext`.
+      new_run: name of the run that goes on with Ember.
+      argv: arguments of the old run, as MaxText takes them.
+    """
+    optimizers.get_optimizer = launcher.get_builtin
     config, recorder = train.initialize(argv)
     _, _, _, _, mesh, _, data, *_, old = train_utils.setup_train_loop(config, recorder)
 
-    optimizers.get_optimizer = ember_maxtext.get_optimizer
+    optimizers.get_optimizer = launcher.get_optimizer
     new_config, _ = train.initialize([*argv, f"run_name={new_run}"])
     _, tx = train_utils.create_training_optimizer(new_config, old.model, mesh)
     with jax.set_mesh(mesh):
@@ -56,4 +64,6 @@ def switch(new_run: str, argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    switch(sys.argv[1], ["", *sys.argv[2:]])
+    import ember_maxtext  # pyright: ignore[reportMissingImports]
+
+    switch(ember_maxtext, sys.argv[1], ["", *sys.argv[2:]])

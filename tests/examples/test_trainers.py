@@ -33,5 +33,17 @@ def test_at_most_sixty_lines_of_code(path: Path) -> None:
     assert lines_of_code(path.read_text()) <= 60
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_copy_needs_nothing_else_from_here(path: Path) -> None:
+    imported: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            imported.add(node.module or "")
+    assert not {name.split(".")[0] for name in imported} & {"examples", "benchmarks"}
+
+
 def test_lines_are_counted() -> None:
     assert lines_of_code('"""Two\nlines."""\n\n# a comment\nx = 1\ny = (\n  2)\n') == 3
