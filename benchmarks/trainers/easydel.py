@@ -52,6 +52,15 @@ MODELS = """
     seed_oss smollm3 stablelm xerxes
 """.split()
 
+LAYERS = {"num_hidden_layers": 2}
+SETTINGS = {
+    # The number of layers of these is not free.
+    **dict.fromkeys("dbrx gpt2 gptj mpt".split(), {}),
+    "minimax": {**LAYERS, "head_dim": 128},
+    # As in its weights; otherwise it has a second head, which nothing reads.
+    "openelm": {"share_input_output_layers": True},
+}
+
 
 class Recorder(ed.Trainer):
     """Keeps the loss of each step."""
@@ -128,10 +137,11 @@ def lora() -> Any:
 
 
 def build(name: str) -> tuple[Any, int]:
-    """Returns the shapes of a model with two layers."""
+    """Returns the shapes of a model."""
     registered = registry.task_registry[TaskType.CAUSAL_LM][name]
+    settings = SETTINGS.get(name, LAYERS)
     made = registered.module.lazy_init(
-        config=registered.config(num_hidden_layers=2, vocab_size=VOCAB_SIZE),
+        config=registered.config(vocab_size=VOCAB_SIZE, **settings),
         dtype=jnp.float32,
         param_dtype=jnp.float32,
         rngs=nnx.Rngs(0),

@@ -30,10 +30,9 @@ WATCH = {
     "levanter": "labels are for whole NamedArrays; lower rates after a change",
     "tunix": "it cannot restart a sharded model with any `multi_transform`",
     "easydel": "`weight_decay=0.0`, or it decays tables too",
+    "kauldron": "replicate Ember's state by `sharding=`",
 }
 NOT_RUN = {
-    "easydel": "the plug-in is written, its run has not ended here yet",
-    "kauldron": "no plug-in yet",
     "big_vision": "no plug-in: no registry has it, nor has it a build file to pin",
 }
 
