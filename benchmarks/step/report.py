@@ -108,7 +108,12 @@ def summary(
     """Returns the table of README.md: one step behind clipping, tables in float32."""
     on_tpu = tpu["v5p"]["50304x768"]["float32"]
     on_gpu = gpu["50304x768"]["float32"]
-    head = ["optimizer of the table", "its state", "TPU v5p: bytes accessed", "time"]
+    head = [
+        "optimizer of the table",
+        "its state",
+        "TPU v5p: bytes accessed",
+        "estimated time",
+    ]
     head += ["H100: bytes accessed", "temporaries"]
     head += [f"2 CPU cores: time, {dtype}" for dtype in DTYPES]
     rows = []
