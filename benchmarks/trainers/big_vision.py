@@ -90,7 +90,8 @@ class DataSource(core.DataSource):
     """
 
     def get_tfdata(self, ordered: bool, **_: Any) -> tf.data.Dataset:
-        tokens = text.batches()[:SAVED].reshape(-1, text.TIME + 1)
+        with jax.transfer_guard("allow"):  # not so in big_vision's loop
+            tokens = text.batches()[:SAVED].reshape(-1, text.TIME + 1)
         size = (len(tokens), SIDE, SIDE, 3)
         images = np.random.default_rng(0).integers(256, size=size, dtype=np.uint8)
         ones = np.ones_like(tokens)
@@ -147,12 +148,15 @@ def loop() -> Any:
 
 def train(name: str, workdir: Path) -> checks.Trained:
     main = loop().main
+    utils.chrono = utils.Chrono()  # or it goes on from the run before
     flags.FLAGS(["train", f"--config={__file__}:{name}", f"--workdir={workdir}"])
     with jax.transfer_guard("disallow"):
         main([])
+    # The loop writes its last step twice, and `step` too late to be right.
     lines = (workdir / "big_vision_metrics.txt").read_text().splitlines()
-    losses = [json.loads(line)["training_loss"] for line in lines]
-    return checks.Trained(losses, Evaluator.state["params"], Evaluator.state["opt"])
+    losses = {x["progress"]: x["training_loss"] for x in map(json.loads, lines)}
+    state = Evaluator.state
+    return checks.Trained(list(losses.values()), state["params"], state["opt"])
 
 
 def drop_after(workdir: Path) -> None:
@@ -163,4 +167,83 @@ def drop_after(workdir: Path) -> None:
 
 def run(workdir: Path) -> dict[str, Any]:
     result = checks.compare(train, drop_after, workdir, text.VOCAB_SIZE)
-    return result
+    frozen = train("frozen", workdir / "frozen")
+    checks.check_falls("a frozen table", frozen.losses)
+    checks.check_only_adamw(frozen.opt_state)
+    check_clipping()
+    check_decay()
+    also = ["frozen table", "`max_norm` as `grad_clip_norm`"]
+    return result | {"also": also, "families": checks.check_families(build, MODELS)}
+
+
+def check_clipping() -> None:
+    """Raises unless `max_norm` does what big_vision's own clipping does."""
+    config = get_config("ember")
+    config.schedule = [("img/.*", None), *config.schedule]
+    inside = updates(config, [0.01, 100.0])
+    config.optax.max_norm = 1e9
+    not_clipped = updates(config, [0.01, 100.0])
+    config.grad_clip_norm = 1.0
+    in_front = updates(config, [0.01, 100.0])
+    assert not np.allclose(inside[TABLE], not_clipped[TABLE], rtol=1e-2)
+    for path, update in inside.items():
+        np.testing.assert_allclose(update, in_front[path], rtol=1e-5)
+        assert np.any(update != 0) == (not path.startswith("img")), path
+
+
+def check_decay() -> None:
+    """Raises unless `wd` reaches a kernel of the image tower and not the table."""
+    without_gradients = updates(get_config("ember"), [0.0, 0.0])
+    assert np.all(without_gradients["img/head/kernel"] < 0)
+    assert np.all(without_gradients[TABLE] == 0)
+
+
+def updates(
+    config: ml_collections.ConfigDict, scales: list[float]
+) -> dict[str, np.ndarray]:
+    """Returns the last updates of one parameter each of tower, table and body."""
+    rng = np.random.default_rng(0)
+    shapes = {"img/head/kernel": (8, 4), TABLE: (32, 4), "llm/layers/linear": (4, 8)}
+    params = utils.recover_tree(shapes, map(jnp.ones, shapes.values()))
+    tx, _ = bv_optax.make(config, params, sched_kw={"total_steps": STEPS})
+    state, found = tx.init(params), params
+    for scale in scales:
+        grads = jax.tree.map(
+            lambda x: jnp.asarray(scale * rng.normal(size=x.shape), x.dtype), params
+        )
+        found, state = tx.update(grads, state, params)
+    named, _ = utils.tree_flatten_with_names(found)
+    return {name: np.asarray(update) for name, update in named}
+
+
+def build(name: str) -> tuple[Any, int]:
+    """Returns the shapes of one of big_vision's models, in its own size."""
+    image, tokens = np.zeros((1, 256, 256, 3)), np.zeros((1, 8), np.int32)
+    inputs: tuple[Any, ...] = (image, tokens)
+    vocab_size = 32_000
+    if name.startswith("gemma"):
+        vocab_size = 256_000 + 1024 + 128
+        options = {
+            "img": {"variant": "So400m/14", "pool_type": "none", "scan": True},
+            "llm": {"variant": name, "vocab_size": vocab_size},
+        }
+        path, inputs = "paligemma.paligemma", (image, tokens, tokens)
+    elif name.startswith("jetformer"):
+        path = "jetformer.jetformer"
+        options = {"width": 1024, "depth": 24, "mlp_dim": 4096, "num_heads": 16}
+        options |= {"num_kv_heads": 1, "head_dim": 64, "vocab_size": vocab_size}
+        options |= {"bos_id": 1, "boi_id": 2, "untie_output_vocab": "untied" in name}
+        inputs = (tokens, np.zeros((1, 16, 32)), np.ones(1, bool))
+    else:
+        path, options = {
+            "two_towers": (
+                "image_text.two_towers",
+                {"image": {"variant": "B/16"}, "text": {"variant": "B"}},
+            ),
+            "cappa": ("cappa.cappa", {}),
+            "uvim": ("uvim.vtt", {"patches": {"size": (16, 16)}}),
+        }[name]
+    module = importlib.import_module(f"big_vision.models.proj.{path}")
+    model = module.Model(**ml_collections.FrozenConfigDict(options))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    return shapes["params"], vocab_size
