@@ -30,6 +30,9 @@ from benchmarks.trainers import checks, environment, text
 from benchmarks.trainers.checks import HEAD_RATE, LEARNING_RATE, SAVED, STEPS
 from examples.trainers import big_vision as plug_in  # noqa: F401
 
+# It has no versions: the commit.
+PINNED = tomllib.loads(environment.TABLE.read_text())["big_vision"]
+VERSION = PINNED["checkout"]["commit"][:12]
 TABLE = "llm/embedder/input_embedding"
 SIDE = 16
 MODELS = """
@@ -232,7 +235,8 @@ def build(name: str) -> tuple[Any, int]:
         path = "jetformer.jetformer"
         options = {"width": 1024, "depth": 24, "mlp_dim": 4096, "num_heads": 16}
         options |= {"num_kv_heads": 1, "head_dim": 64, "vocab_size": vocab_size}
-        options |= {"bos_id": 1, "boi_id": 2, "untie_output_vocab": "untied" in name}
+        options |= {"bos_id": 1, "boi_id": 2, "nolabel_id": 3}
+        options["untie_output_vocab"] = "untied" in name
         inputs = (tokens, np.zeros((1, 16, 32)), np.ones(1, bool))
     else:
         path, options = {
