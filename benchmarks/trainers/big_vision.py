@@ -19,12 +19,14 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 import tensorflow as tf
 from absl import flags
 from big_vision import optax as bv_optax
 from big_vision import utils
 from big_vision.datasets import core
 from big_vision.models.ppp import gemma
+from jax.experimental import multihost_utils
 
 from benchmarks.trainers import checks, environment, text
 from benchmarks.trainers.checks import HEAD_RATE, LEARNING_RATE, SAVED, STEPS
@@ -55,10 +57,8 @@ def get_config(run: str) -> ml_collections.ConfigDict:
         "batch_size": text.BATCH,
         "pp": 'value_range(-1, 1)|keep("image", "text", "mask_ar", "mask_loss")',
     }
-    c.evals = {
-        "keep": {"type": "ember_keep", "pred": "logits", "log_steps": STEPS},
-    }
-    c.evals["keep"].skip_first = True
+    keep = {"type": "ember_keep", "pred": "logits"}
+    c.evals = {"keep": keep | {"log_steps": STEPS, "skip_first": True}}
 
     c.model_name = "proj.paligemma.paligemma"
     c.model = {
@@ -129,7 +129,7 @@ def loop() -> Any:
     here = sys.modules[__name__]
     sys.modules["big_vision.datasets.ember_windows"] = here
     sys.modules["big_vision.evaluators.ember_keep"] = here
-    sized = gemma.get_config
+    sized = gemma.get_config  # its smallest has two billion parameters
 
     def get_config(variant: str) -> ml_collections.ConfigDict:
         if variant != "tiny":
@@ -141,9 +141,8 @@ def loop() -> Any:
         return config
 
     gemma.get_config = get_config
-    # The last line of the loop is a barrier between processes, made of a sharding that
-    # jax has no more. There is one process.
-    utils.sync = lambda: None
+    # Its barrier at the end is made of a sharding that jax has no more.
+    utils.sync = functools.partial(multihost_utils.sync_global_devices, "end")
     found = importlib.import_module("big_vision.trainers.proj.paligemma.train")
     jax.config.update("jax_transfer_guard", "allow")  # outside the loop
     return found
@@ -209,12 +208,10 @@ def updates(
     shapes = {"img/head/kernel": (8, 4), TABLE: (32, 4), "llm/layers/linear": (4, 8)}
     params = utils.recover_tree(shapes, map(jnp.ones, shapes.values()))
     tx, _ = bv_optax.make(config, params, sched_kw={"total_steps": STEPS})
+    grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), params)
     state, found = tx.init(params), params
     for scale in scales:
-        grads = jax.tree.map(
-            lambda x: jnp.asarray(scale * rng.normal(size=x.shape), x.dtype), params
-        )
-        found, state = tx.update(grads, state, params)
+        found, state = tx.update(optax.tree.scale(scale, grads), state, params)
     named, _ = utils.tree_flatten_with_names(found)
     return {name: np.asarray(update) for name, update in named}
 

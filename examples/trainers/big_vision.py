@@ -14,12 +14,12 @@
 Copy it under another name than `big_vision.py`, which would hide the package.
 
 - Clipping: `max_norm`, of all that is trained. `c.grad_clip_norm` gives the same
-  updates to rounding, but reads each table's gradient once more.
-- Weight decay: `c.wd` with `c.wd_mults`, which reaches `.*/kernel` if left out. Gemma's
-  table has another name; a head called `kernel` has not, so leave that out there.
+  updates to rounding, but on a TPU reads each table's gradient once more.
+- Weight decay: `c.wd` reaches `.*/kernel`, so not Gemma's table. Where a head is called
+  so, say in `c.wd_mults` what to decay.
 - Frozen parameters: no schedule, `c.schedule = [("llm/embedder/.*", None), ...]`. They
   have no state and are not in the norm.
-- big_vision has no LoRA.
+- big_vision trains no LoRA factors.
 """
 
 from functools import partial
@@ -47,9 +47,7 @@ def scale_by_adam_and_ember(
             "table": ember_optax.scale_by_ember(ember_optax.adafactor_decay()),
             "body": optax.scale_by_adam(**adam),
         },
-        partial(
-            ember_optax.label_token_tables, vocab_size=vocab_size, missing="body"
-        ),
+        partial(ember_optax.label_token_tables, vocab_size=vocab_size, missing="body"),
     )
     return ember_optax.clipped(routed, max_norm)
 
