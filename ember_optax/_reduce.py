@@ -43,7 +43,7 @@ class Reducer(Protocol):
         """Gives the statistics the same sharding before and after a step.
 
         Args:
-          statistics: `TableMoments` by path.
+          statistics: `TableMoments` or `Sums` by path.
           tables: the tables or their gradients.
           axes: the axis of each that holds the tokens.
         """
@@ -88,7 +88,8 @@ class OnMesh(NamedTuple):
     ) -> dict[str, Sums]:
         layout = self._layout(grads)
         if layout is None:
-            return _sum_all(grads, axes, dtype)
+            # Once: both the statistics and their roots need the sums.
+            return self.constrain(_sum_all(grads, axes, dtype), grads, axes)
         return _sum_on_mesh(grads, axes, dtype, layout, self.rows_sharded)
 
     def constrain(

@@ -108,8 +108,14 @@ def summary(
     """Returns the table of README.md: one step behind clipping, tables in float32."""
     on_tpu = tpu["v5p"]["50304x768"]["float32"]
     on_gpu = gpu["50304x768"]["float32"]
-    head = ["tables", "state, float32", "TPU v5p: bytes accessed", "estimated time"]
-    head += ["H100: bytes accessed", "temporaries", "2 CPU cores: time", "bfloat16"]
+    head = [
+        "optimizer of the table",
+        "its state",
+        "TPU v5p: bytes accessed",
+        "estimated time",
+    ]
+    head += ["H100: bytes accessed", "temporaries"]
+    head += [f"2 CPU cores: time, {dtype}" for dtype in DTYPES]
     rows = []
     for name in ("SGD", "Ember", "Lion", "Adam", "Adafactor"):
         behind = on_tpu[name]["clipped"]

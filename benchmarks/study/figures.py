@@ -147,8 +147,8 @@ def by_setting(study: Study) -> Figure | None:
     axis.set_xlabel("← Ember with Adafactor's decay is better        worse →")
     axis.set_title(
         "Validation loss minus that of the better Adam (blue) and of Ember with b2"
-        " 0.999 (red),\nfive paired seeds; intervals of a color are right together with"
-        " 95%; open: they include 0",
+        " 0.999 (red),\nfive paired seeds; simultaneous 95% intervals for each color;"
+        " hollow: the interval includes 0",
         fontsize=9,
     )
     return figure

@@ -83,9 +83,9 @@ def page(study: Study, links: Mapping[str, str]) -> str:
         "## The comparisons that count",
         paragraphs(
             """They were chosen before the runs, in
-            [PLAN.md](../benchmarks/study/PLAN.md). The intervals of each table are wide
-            enough to be right together with 95%. The candidate is Ember with
-            Adafactor's decay, 1 - t^-0.8."""
+            [PLAN.md](../benchmarks/study/PLAN.md). The intervals of each table are
+            simultaneous: all of them hold together with 95%. The candidate is Ember
+            with Adafactor's decay, 1 - t^-0.8."""
         ),
         figure("by_setting"),
     ]

@@ -55,7 +55,7 @@ MODELS = """
 LAYERS = {"num_hidden_layers": 2}
 SETTINGS = {
     # The number of layers of these is not free.
-    **dict.fromkeys("dbrx gpt2 gptj mpt".split(), {}),
+    **{name: {} for name in "dbrx gpt2 gptj mpt".split()},
     "minimax": {**LAYERS, "head_dim": 128},
     # As in its weights; otherwise it has a second head, which nothing reads.
     "openelm": {"share_input_output_layers": True},
