@@ -143,7 +143,8 @@ bench-gpu-compiler: $(GPU_COMPILER)/.ready  ## Measure bytes and memory of a ste
 # Each in an environment of its own, with the versions of environments.toml there.
 ENVIRONMENT := $(PYTHON) benchmarks/trainers/environment.py
 OWN_LOOPS := trainer-nnx_loop trainer-linen_loop
-OTHERS := trainer-maxtext trainer-levanter trainer-tunix trainer-easydel trainer-kauldron
+OTHERS := trainer-maxtext trainer-levanter trainer-tunix trainer-easydel trainer-kauldron \
+  trainer-big_vision
 
 .PHONY: $(OWN_LOOPS) $(OTHERS)
 

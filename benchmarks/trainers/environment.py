@@ -36,7 +36,20 @@ def main(name: str) -> None:
     else:  # also with versions below the library's bounds, to see whether it works
         run(*pip, *wanted["packages"])
         run(*pip, "--no-deps", "--editable", str(ROOT))
+    if "checkout" in wanted:
+        check_out(folder, **wanted["checkout"])
     ready.write_text(key)
+
+
+def check_out(folder: Path, url: str, commit: str) -> None:
+    """Puts a repository that cannot be installed on the environment's path."""
+    source = folder / "src"
+    git = ["git", "-C", str(source)]
+    run("git", "init", "--quiet", str(source))
+    run(*git, "fetch", "--quiet", "--depth=1", url, commit)
+    run(*git, "checkout", "--quiet", "--force", "FETCH_HEAD")
+    for packages in folder.glob("lib/python*/site-packages"):
+        (packages / "checkout.pth").write_text(f"{source}\n")
 
 
 def find_python(version: str) -> str:

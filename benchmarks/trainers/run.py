@@ -54,7 +54,7 @@ def main(name: str, only_labels: bool = False) -> None:
             result = trainer.run(Path(directory))
     record: dict[str, Any] = {
         "trainer": name,
-        "version": version(trainer.PACKAGE),
+        "version": getattr(trainer, "VERSION", None) or version(trainer.PACKAGE),
     } | result
     record["devices"] = DEVICES
     if not only_labels:

@@ -1,6 +1,8 @@
 """What is checked in every trainer can fail."""
 
+import subprocess
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -85,6 +87,28 @@ def test_wrong_labels_and_models_that_are_not_built_are_told_apart() -> None:
     assert found["with_vocab_size"] == ["unnamed"]
     assert found["wrong"].keys() == {"wrong"}
     assert found["not_built"] == {"broken": "TypeError: no such layer"}
+
+
+def test_a_checkout_is_at_its_commit_and_on_the_path(tmp_path: Path) -> None:
+    def git(*command: str) -> str:
+        run = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+        done = subprocess.run([*run, *command], check=True, capture_output=True)
+        return done.stdout.decode().strip()
+
+    git("init", "--quiet")
+    packages = tmp_path / "venv" / "lib" / "python3.12" / "site-packages"
+    packages.mkdir(parents=True)
+    commits = []
+    for content in ("first", "second"):
+        (tmp_path / "module.py").write_text(content)
+        git("add", "module.py")
+        git("commit", "--quiet", "--message", content)
+        commits.append(git("rev-parse", "HEAD"))
+    source = tmp_path / "venv" / "src"
+    for content, commit in zip(("first", "second"), commits, strict=True):
+        environment.check_out(tmp_path / "venv", tmp_path.as_uri(), commit)
+        assert (source / "module.py").read_text() == content
+    assert (packages / "checkout.pth").read_text() == f"{source}\n"
 
 
 def test_the_oldest_environment_has_the_lower_bounds() -> None:
