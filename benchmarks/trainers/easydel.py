@@ -1,6 +1,7 @@
 """EasyDeL's Trainer on real text, 2-way FSDP and 2-way tensor parallelism."""
 
-# pyright: reportMissingImports=false
+# pyright takes this file for the package.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 import shutil
 from pathlib import Path

@@ -1,6 +1,7 @@
 """Kauldron's Trainer with a tiny Gemma 3 on real text, FSDP over four devices."""
 
-# pyright: reportMissingImports=false
+# pyright takes this file for the package.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 import dataclasses
 import functools

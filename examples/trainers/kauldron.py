@@ -61,8 +61,10 @@ def replicate(opt_state: Any) -> Any:
     def is_ember(node: Any) -> bool:
         return isinstance(node, ember_optax.EmberState)
 
+    # pyright takes this file for the package.
+    replicated = kd.sharding.REPLICATED  # pyright: ignore
     return jax.tree.map(
-        lambda node: kd.sharding.REPLICATED if is_ember(node) else None,
+        lambda node: replicated if is_ember(node) else None,
         opt_state,
         is_leaf=is_ember,
     )
