@@ -57,6 +57,8 @@ LAYERS = {"num_hidden_layers": 2}
 SETTINGS = {
     # The number of layers of these is not free.
     **{name: {} for name in "dbrx gpt2 gptj mpt".split()},
+    # Its per-layer embeddings have a size of their own.
+    "gemma4_text": {**LAYERS, "vocab_size_per_layer_input": VOCAB_SIZE},
     "minimax": {**LAYERS, "head_dim": 128},
     # As in its weights; otherwise it has a second head, which nothing reads.
     "openelm": {"share_input_output_layers": True},
