@@ -4,6 +4,7 @@ They are written in the background and count once they are complete. They may be
 another mesh and by another number of processes.
 """
 
+import asyncio
 import contextlib
 import errno
 import gc
@@ -12,6 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -175,17 +177,17 @@ def restore(
     """
     damaged: dict[int, str] = {}
     for step in sorted(manager.all_steps(), reverse=True):
-        try:
-            path = manager.directory / str(step)
-            checkpoint = read(path, target, config)
-            check_text(checkpoint.text, text, str(path))
-        except Unusable:
-            raise
-        except Exception as error:  # Orbax has no type of its own for damage
-            reason = str(error.__cause__ or error) or repr(error)
-            damaged[step] = reason.splitlines()[0]
+        path = manager.directory / str(step)
+        with _other_reads_ended():
+            try:
+                checkpoint = read(path, target, config)
+                check_text(checkpoint.text, text, str(path))
+            except Unusable:
+                raise
+            except Exception as error:  # Orbax has no type of its own for damage
+                reason = str(error.__cause__ or error) or repr(error)
+                damaged[step] = reason.splitlines()[0]
         if step in damaged:
-            _drop_other_reads()
             continue
         _set_aside(manager, damaged)
         batches.set_state(checkpoint.position)
@@ -255,20 +257,33 @@ def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, str]) -> None:
     manager.reload()
 
 
-def _drop_other_reads() -> None:
-    """Ends the reads that Orbax left waiting when one of them failed.
+@contextlib.contextmanager
+def _other_reads_ended() -> Iterator[None]:
+    """Ends the reads that Orbax leaves when one of them fails.
 
-    Python would else report each of them, with a traceback: those that are not asked
-    for any more now, those under way when they end, which may be much later.
+    Python would else report each of them, with a traceback, at some later time: those
+    that wait once they are collected, those under way once they end.
     """
-    report, asyncio = sys.unraisablehook, logging.getLogger("asyncio")
+    report, log = sys.unraisablehook, logging.getLogger("asyncio")
 
     def report_others(problem: Any) -> None:
         if str(problem.exc_value) != "Event loop is closed":
             report(problem)
 
-    asyncio.disabled, sys.unraisablehook = True, lambda _: None
+    sys.unraisablehook = report_others
     try:
-        gc.collect()
+        yield
     finally:
-        asyncio.disabled, sys.unraisablehook = False, report_others
+        sys.unraisablehook, log.disabled = lambda _: None, True
+        deadline = time.monotonic() + 30
+        while _has_left_reads() and time.monotonic() < deadline:
+            gc.collect()
+            time.sleep(0.01)
+        sys.unraisablehook, log.disabled = report, False
+
+
+def _has_left_reads() -> bool:
+    return any(
+        type(x) is asyncio.Task and not x.done() and x.get_loop().is_closed()
+        for x in gc.get_objects()
+    )
