@@ -143,8 +143,15 @@ def statistics(opt_state: Any) -> dict[str, dict[str, jax.Array]]:
 
 def check_only_adamw(opt_state: Any) -> None:
     """Raises if a table is left to Ember where none is trained."""
-    if found := statistics(opt_state):
-        raise AssertionError(f"Ember has {sorted(found)}, but no table is trained.")
+    check_tables(opt_state)
+
+
+def check_tables(opt_state: Any, *paths: str) -> None:
+    """Raises unless Ember has the state of these tables and of no others."""
+    found = [key.replace(":", "/") for key in statistics(opt_state)]
+    if set(found) != set(paths):
+        trained = ", ".join(paths) or "no table"
+        raise AssertionError(f"Ember has {sorted(found)}, but {trained} is trained.")
 
 
 def check_labels(params: Any, vocab_size: int, *, by_name: bool) -> None:
