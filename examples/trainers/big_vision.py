@@ -5,7 +5,7 @@
     c.optax_name = "big_vision.scale_by_adam_and_ember"
     c.optax = dict(max_norm=1.0)
     c.grad_clip_norm = None
-    c.lr_mults = [("llm/embedder/.*", 10.0)]  # rate of the table, times c.lr
+    c.lr_mults = [("llm/embedder/.*", 1.0)]  # rate of the table, times c.lr
     c.sharding_strategy = [
         ("opt/.*/table/.*", "replicate"),  # Ember's state
         (".*", 'fsdp(axis="data")'),
@@ -44,7 +44,7 @@ def scale_by_adam_and_ember(
     """
     routed = optax.multi_transform(
         {
-            "table": ember_optax.scale_by_ember(ember_optax.adafactor_decay()),
+            "table": ember_optax.scale_by_ember(b2=0.999),
             "body": optax.scale_by_adam(**adam),
         },
         partial(ember_optax.label_token_tables, vocab_size=vocab_size, missing="body"),

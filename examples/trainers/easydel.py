@@ -5,7 +5,7 @@
     TrainingArguments(
         optimizer="ember",
         weight_decay=0.0,
-        extra_optimizer_kwargs={"embed": 10.0, "head": 10.0},
+        extra_optimizer_kwargs={"embed": 1.0, "head": 1.0},
         ...,
     )
 
@@ -48,8 +48,8 @@ class EmberConfig(AdamWConfig):
       frozen: a regular expression of paths that are not trained.
     """
 
-    embed: float = 10.0
-    head: float = 10.0
+    embed: float = 1.0
+    head: float = 1.0
     decay: float = 0.01
     max_norm: float = 1.0
     frozen: str | None = None
@@ -64,7 +64,7 @@ class EmberBuilder(OptimizerBuilder):
 
     def build(self, scheduler: optax.Schedule) -> optax.GradientTransformation:
         c = self.config
-        b2 = ember_optax.adafactor_decay()
+        b2 = 0.999
 
         def table(multiple: float) -> optax.GradientTransformation:
             return ember_optax.ember(lambda count: multiple * scheduler(count), b2)

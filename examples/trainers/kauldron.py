@@ -1,6 +1,6 @@
 """Ember in Kauldron, for Gemma: `optimizer=` and `sharding=` of `kd.train.Trainer`.
 
-    optimizer=ember_kauldron.make_optimizer(schedule, embed=10, head=10),
+    optimizer=ember_kauldron.make_optimizer(schedule, embed=1, head=1),
     sharding=kd.sharding.ShardingStrategy(
         params=kd.sharding.FSDPSharding(), opt_state=ember_kauldron.replicate
     ),
@@ -36,7 +36,7 @@ def make_optimizer(
       embed: that of per-layer embeddings, as a multiple of it.
       head: that of Gemma's tied table, likewise.
     """
-    b2 = ember_optax.adafactor_decay()
+    b2 = 0.999
 
     def table(multiple: float) -> optax.GradientTransformation:
         return ember_optax.ember(lambda count: multiple * schedule(count), b2)

@@ -36,7 +36,7 @@ def make_optimizer(
       head: that of the head, likewise; of a tied table this one.
       frozen: a regular expression of paths that are not trained.
     """
-    b2 = ember_optax.adafactor_decay()
+    b2 = 0.999
 
     def table(multiple: float) -> optax.GradientTransformation:
         return ember_optax.ember(lambda count: multiple * schedule(count), b2)
