@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ember_optax import _label_checks, _label_roles, _label_words
+from ember_optax._labels import _messages, _roles, _words
 from ember_optax._paths import by_path, normalize
 
 if TYPE_CHECKING:
@@ -110,13 +110,13 @@ def label_token_tables(
       ...     params, is_leaf=lambda node: isinstance(node, Wrapped))
       {'wte': 'table'}
     """
-    _label_checks.check_missing(missing)
-    _label_checks.check_roles(embed, head, body)
-    vocab_sizes = _label_checks.vocab_sizes(vocab_size)
+    _messages.check_missing(missing)
+    _messages.check_roles(embed, head, body)
+    vocab_sizes = _messages.vocab_sizes(vocab_size)
     leaves = by_path(params)
     masked = _masked(params)
-    included = _label_checks.matches("include", include, leaves, needed=not masked)
-    excluded = _label_checks.matches("exclude", exclude, leaves, needed=not masked)
+    included = _messages.matches("include", include, leaves, needed=not masked)
+    excluded = _messages.matches("exclude", exclude, leaves, needed=not masked)
 
     shapes = {path: leaf.shape for path, leaf in leaves.items() if _is_float(leaf)}
     candidates = {path: shapes[path] for path in shapes if _may_be(path, shapes[path])}
@@ -126,17 +126,17 @@ def label_token_tables(
     if vocab_sizes:
         tables = _by_shape(candidates, named, vocab_sizes, widths)
         missed = named - tables - included - excluded
-        _label_checks.check_whole({path: shapes[path] for path in missed}, vocab_sizes)
+        _messages.check_whole({path: shapes[path] for path in missed}, vocab_sizes)
     tables = tables | included
     known = {path: () for path in masked if _is_masked_table(path)}
     known |= {path: getattr(leaves[path], "shape", ()) for path in tables}
-    heads = _label_roles.heads(known, vocab_sizes)
+    heads = _roles.heads(known, vocab_sizes)
     tables = tables - excluded
 
     if leaves and not tables and not masked and missing == "error":
-        lora = [path for path in leaves if _label_words.is_lora(path)]
+        lora = [path for path in leaves if _words.is_lora(path)]
         raise ValueError(
-            _label_checks.no_table_message(leaves, vocab_sizes, widths, lora)
+            _messages.no_table_message(leaves, vocab_sizes, widths, lora)
         )
     if embed is None:
         embed = head = table
@@ -161,8 +161,8 @@ def _masked(params: Any) -> list[str]:
 
 
 def _is_masked_table(path: str) -> bool:
-    named = _label_words.is_table_name(path) or _label_words.is_bare_head_name(path)
-    return named and not _label_words.is_vetoed(path)
+    named = _words.is_table_name(path) or _words.is_bare_head_name(path)
+    return named and not _words.is_vetoed(path)
 
 
 def _is_float(leaf: Any) -> bool:
@@ -174,14 +174,14 @@ def _may_be(path: str, shape: tuple[int, ...]) -> bool:
     """Rules 2 and 3: whether a floating-point parameter could be a token table."""
     if not 2 <= len(shape) <= 3 or min(shape) < 2:
         return False
-    return not _label_words.is_vetoed(path)
+    return not _words.is_vetoed(path)
 
 
 def _named(candidates: dict[str, tuple[int, ...]]) -> set[str]:
     """Rule 5: the tables among the candidates, by name."""
-    named = {path for path in candidates if _label_words.is_table_name(path)}
+    named = {path for path in candidates if _words.is_table_name(path)}
     lengths = {max(candidates[path]) for path in named}
-    heads = {path for path in candidates if _label_words.is_bare_head_name(path)}
+    heads = {path for path in candidates if _words.is_bare_head_name(path)}
     return named | {path for path in heads if lengths & set(candidates[path])}
 
 
@@ -210,7 +210,7 @@ def _rows(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _is_padded(shape: tuple[int, ...], size: int) -> bool:
     """Whether an axis is the vocabulary, as it is or padded."""
-    multiple = _label_checks.PAD_MULTIPLE
+    multiple = _messages.PAD_MULTIPLE
     limit = min(multiple * math.ceil(size / multiple), size + size / 3)
     return any(size <= axis <= limit for axis in shape)
 
@@ -237,11 +237,11 @@ def _width(
     for path, shape in shapes.items():
         if path in named or size not in shape:
             continue
-        if _label_words.is_in_block(path) or shape.count(size) > 1:
+        if _words.is_in_block(path) or shape.count(size) > 1:
             return path
-        if len(shape) == 1 or _label_words.is_below_head(path):
+        if len(shape) == 1 or _words.is_below_head(path):
             continue
-        place = _label_words.enclosing_part(path), shape.index(size)
+        place = _words.enclosing_part(path), shape.index(size)
         if seen.setdefault(re.sub(r"_?\d+", "", path), place) != place:
             return path
     return None

@@ -1,6 +1,6 @@
 """Which token tables predict tokens, and which only read them."""
 
-from ember_optax import _label_words
+from ember_optax._labels import _words
 from ember_optax._axes import longest_axis
 
 
@@ -11,14 +11,14 @@ def heads(tables: dict[str, tuple[int, ...]], sizes: tuple[int, ...]) -> set[str
       tables: shapes of all tables by path, () for one of which only the name is known.
       sizes: sizes of the vocabularies, empty if not given.
     """
-    named = {path: _label_words.is_output(path) for path in tables}
+    named = {path: _words.is_output(path) for path in tables}
     found = {path for path, output in named.items() if output}
     unnamed = {path for path, output in named.items() if output is None}
     found |= {path for path in unnamed if _is_kernel(tables[path], sizes)}
     if not found and len(unnamed) < len(tables):
         # Linear layers of PyTorch and Equinox store [V, D] as embeddings do, but
         # embeddings are called so.
-        found = {path for path in unnamed if not _label_words.is_extra(path)}
+        found = {path for path in unnamed if not _words.is_extra(path)}
     return found or _tied(set(tables))
 
 
@@ -33,7 +33,7 @@ def _tied(embeddings: set[str]) -> set[str]:
     """Returns the main embedding of a model without a head, which it is as well."""
     if len(embeddings) == 1:
         return embeddings
-    main = {path for path in embeddings if not _label_words.is_extra(path)}
+    main = {path for path in embeddings if not _words.is_extra(path)}
     if len(main) > 1:
-        main = {path for path in main if _label_words.is_decoded(path)}
+        main = {path for path in main if _words.is_decoded(path)}
     return main
