@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import get_abstract_mesh
 
+from ember_optax._labels import _words
 from ember_optax._paths import quoted
 
 PAD_MULTIPLE = 256
@@ -82,7 +83,7 @@ def matches(
     return matched
 
 
-def check_whole(shapes: dict[str, tuple[int, ...]], sizes: tuple[int, ...]) -> None:
+def check_not_sharded(shapes: dict[str, tuple[int, ...]], sizes: tuple[int, ...]) -> None:
     """Raises ValueError if a table holds one shard of a vocabulary, in `shard_map`.
 
     Args:
@@ -101,11 +102,8 @@ def check_whole(shapes: dict[str, tuple[int, ...]], sizes: tuple[int, ...]) -> N
                 )
 
 
-def no_table_message(
-    leaves: dict[str, Any],
-    sizes: tuple[int, ...],
-    widths: dict[int, str],
-    lora_paths: list[str],
+def no_table(
+    leaves: dict[str, Any], sizes: tuple[int, ...], widths: dict[int, str]
 ) -> str:
     """Returns why no table may have been found, and the ways out.
 
@@ -129,6 +127,7 @@ def no_table_message(
         f" {_shape(leaves[path])}, so only parameters named like a table would count."
         for size, path in widths.items()
     ]
+    lora_paths = [path for path in leaves if _words.is_lora(path)]
     if sizes and jax.sharding.AxisType.Manual in get_abstract_mesh().axis_types:
         message.append(_SHARD_MAP)
     if lora_paths:
@@ -194,3 +193,12 @@ def check_roles(embed: str | None, head: str | None, body: str) -> None:
             f" {embed!r}, {head!r} and {body!r}. For one label of all tables, pass"
             " table= instead of embed= and head=."
         )
+
+
+def check_options(on_missing, embed, head, body):
+    check_roles(embed, head, body)
+    if on_missing not in ("raise", "ignore"):
+        raise ValueError(f'on_missing must be "raise" or "ignore"; got {on_missing!r}.')
+
+def forgotten_table(table, shape, similar, sizes):
+    return f"GUARD {table} {shape} {similar}"

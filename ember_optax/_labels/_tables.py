@@ -1,9 +1,10 @@
-"""Which parameters of a model are token tables."""
+"""The rules that find the token tables of a model."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +18,9 @@ from ember_optax._paths import by_path, normalize
 if TYPE_CHECKING:
     from ember_optax._types import Tree
 
+Shape = tuple[int, ...]
+Shapes = dict[str, Shape]
+
 
 def label_token_tables(
     params: Any,
@@ -28,68 +32,71 @@ def label_token_tables(
     body: str = "body",
     embed: str | None = None,
     head: str | None = None,
-    missing: Literal["error", "body"] = "error",
+    on_missing: Literal["raise", "ignore"] = "raise",
     is_leaf: Callable[[Any], bool] | None = None,
 ) -> Tree[str]:
     """Labels each parameter of a model as a token table or as part of the body.
 
-    Token tables have one row or column for each token: input embeddings, LM heads
-    (also as [D, V] kernels), value and per-layer embeddings, multi-token-prediction
-    and multi-codebook heads. The first rule that applies decides:
+    A token table has one row or column for each token: an input embedding, an LM head
+    (also as a [D, V] kernel), a value or per-layer embedding, a head that predicts
+    several tokens or codebooks. The first rule that applies decides:
 
-    1. `exclude` makes a parameter body, `include` a table.
-    2. Not floating point, not two or three axes, or an axis of size 1: body.
-    3. A name that says what else the rows are (positions, segments, patches, LoRA
-       factors, norms...), or a vision tower or vector quantizer around it: body.
-    4. With `vocab_size`, shape decides: an axis of that size is the vocabulary (of
-       three axes, the first and longest). The name must agree as well where the size
-       is also a width of the model (byte vocabularies), or where the axis is padded: to
-       at most the next multiple of 256, and by at most a third.
-    5. Without `vocab_size`, the exact name of the parameter or of its module. A bare
-       `head` or `output` must also be as long as a table with a clearer name.
+    1. `exclude` makes a parameter body, `include` makes it a table.
+    2. Body: not floating point, not two or three axes, or an axis of size 1.
+    3. Body: the name says that the rows are something else (positions, segments,
+       patches, LoRA factors, norms...), or it is in a vision tower or a quantizer.
+    4. With `vocab_size`, the shape decides: one axis has that size (of three axes, the
+       first and longest). The name must agree if the size is also a width of the model
+       (byte vocabularies), or if the axis is padded. Padding is up to the next multiple
+       of 256 and by at most a third.
+    5. Without `vocab_size`, the name of the parameter or of its module decides. A
+       parameter called just `head` or `output` must also be as long as a table with a
+       clearer name.
 
-    With `embed` and `head`, input tables and output tables get different labels. Value,
-    per-layer and n-gram embeddings are input tables; multi-token-prediction and
-    codebook heads are output tables. A table that is both is a head: the only table, or
-    the main embedding of a model without a head (of several, the decoder's). The name
-    decides. Where it says nothing, a [D, V] array is a head. If no head is found so,
-    arrays without a clear name are the heads of the embeddings that have one.
+    Pass `vocab_size` if you can, because names do not tell everything. If the name of a
+    parameter is unknown but its axes are those of a table, that is an error, unless
+    `vocab_size` is the exact size of the table or the parameter is inside an attention
+    or MLP block.
 
-    Give `vocab_size` where you can: heads called `Dense_0`, or a `head` on its own,
-    cannot be told by name, and the embedding then seems to be the only table.
+    `embed` and `head` give input and output tables different labels. Value, per-layer
+    and n-gram embeddings are input tables. A table that is both is a head: the only
+    table, or the main embedding of a model without a head (of several embeddings, the
+    decoder's). The name decides first, then the layout: a [D, V] array is a head. If
+    that finds no head, tables without a clear name are the heads of the embeddings that
+    have one.
 
-    Parts of a tree that are masked (`optax.MaskedNode`, inside `optax.masked` or
-    another `optax.multi_transform`) have no label, and a masked tree may lack tables.
+    Masked parts of a tree (`optax.MaskedNode`, inside `optax.masked` or another
+    `optax.multi_transform`) have no label, and a masked tree may lack tables.
 
     Args:
-      params: any pytree of arrays, or of anything with `shape` and `dtype`: dict,
-        FrozenDict, boxed linen variables, `nnx.State`, Equinox modules, lists. Inside
-        `jax.shard_map` shapes are local, so label the parameters outside.
-      vocab_size: number of tokens, or several where a model has several vocabularies;
-        the padded one where it is padded further than rule 4 allows.
+      params: pytree of arrays, or of anything with `shape` and `dtype`: dict,
+        FrozenDict, boxed linen variables, `nnx.State`, Equinox modules, lists. Label
+        parameters outside `jax.shard_map`, because shapes inside are local.
+      vocab_size: number of tokens, or several if the model has several vocabularies.
+        Pass the padded size if the padding exceeds rule 4.
       include: regular expressions, searched in the `/`-joined path, such as
-        `"bigram_embed/weight"`: parameters that are tables whatever the rules say.
-      exclude: likewise, parameters that are body. Wins over `include`.
+        `"bigram_embed/weight"`: these parameters are tables whatever the rules say.
+      exclude: regular expressions of parameters that are body. Wins over `include`.
       table: label of the tables.
       body: label of everything else.
-      embed: label of input tables, instead of `table`. Give `head` as well.
-      head: label of output tables. What is excluded or masked still counts: where the
-        head is frozen, the embedding keeps its role.
-      missing: what happens if an unmasked tree has no table. `"error"` raises;
-        `"body"` labels everything as body, which suits LoRA and frozen tables.
-      is_leaf: as in `jax.tree.map`, tells which nodes get one label instead of a tree
-        of labels. They are tables if an array inside is. For optimizers whose masks act
-        on whole wrappers, such as `lambda x: isinstance(x, haliax.NamedArray)`.
+      embed: label of input tables, instead of `table`. Requires `head`.
+      head: label of output tables. A head that is excluded or masked still counts, so
+        the embedding keeps its role while the head is frozen.
+      on_missing: `"raise"` raises if an unmasked tree has no table. `"ignore"` labels
+        everything as body, for LoRA and frozen tables.
+      is_leaf: as in `jax.tree.map`, selects nodes that get one label instead of a tree
+        of labels, for optimizers whose masks act on whole wrappers such as
+        `haliax.NamedArray`. A node is a table if an array inside it is one.
 
     Returns:
-      A tree like `params` with a label for each leaf. The function itself is the
-      `param_labels` of `optax.multi_transform`; customise it with `functools.partial`.
+      A tree like `params` with a label for each leaf. Pass the function itself as
+      `param_labels` of `optax.multi_transform`, with options by `functools.partial`.
 
     Raises:
-      ValueError: there are parameters, but no token table among them; an argument is
-        invalid; `embed` is given without `head` or the reverse, or two of `embed`,
-        `head` and `body` are equal; or, unless the tree is masked, a pattern matches no
-        parameter.
+      ValueError: no token table is found; a parameter may be a table but is not named
+        like one; a pattern matches no parameter of an unmasked tree; an argument is
+        invalid; only one of `embed` and `head` is given, or two of `embed`, `head` and
+        `body` are equal.
 
     Examples:
       >>> import collections, jax.numpy as jnp, pprint, ember_optax
@@ -110,34 +117,36 @@ def label_token_tables(
       ...     params, is_leaf=lambda node: isinstance(node, Wrapped))
       {'wte': 'table'}
     """
-    _messages.check_missing(missing)
-    _messages.check_roles(embed, head, body)
+    _messages.check_options(on_missing, embed, head, body)
     vocab_sizes = _messages.vocab_sizes(vocab_size)
     leaves = by_path(params)
-    masked = _masked(params)
+    masked = _masked_paths(params)
     included = _messages.matches("include", include, leaves, needed=not masked)
     excluded = _messages.matches("exclude", exclude, leaves, needed=not masked)
 
     shapes = {path: leaf.shape for path, leaf in leaves.items() if _is_float(leaf)}
-    candidates = {path: shapes[path] for path in shapes if _may_be(path, shapes[path])}
-    named = _named(candidates)
-    widths = _widths(vocab_sizes, shapes, named)
-    tables = named
+    candidates = {k: v for k, v in shapes.items() if _is_candidate(k, v)}
+    named = _find_by_name(candidates)
+    widths = _find_widths(vocab_sizes, shapes, named)
+    found = named
     if vocab_sizes:
-        tables = _by_shape(candidates, named, vocab_sizes, widths)
-        missed = named - tables - included - excluded
-        _messages.check_whole({path: shapes[path] for path in missed}, vocab_sizes)
-    tables = tables | included
-    known = {path: () for path in masked if _is_masked_table(path)}
-    known |= {path: getattr(leaves[path], "shape", ()) for path in tables}
-    heads = _roles.heads(known, vocab_sizes)
-    tables = tables - excluded
+        found = _find_by_shape(candidates, named, vocab_sizes, widths)
+        lost = named - found - included - excluded
+        _messages.check_not_sharded({path: shapes[path] for path in lost}, vocab_sizes)
+    found = found | included
+    tables = found - excluded
 
-    if leaves and not tables and not masked and missing == "error":
-        lora = [path for path in leaves if _words.is_lora(path)]
-        raise ValueError(
-            _messages.no_table_message(leaves, vocab_sizes, widths, lora)
-        )
+    if leaves and not tables and not masked and on_missing == "raise":
+        raise ValueError(_messages.no_table(leaves, vocab_sizes, widths))
+    unsure = {k: shapes[k] for k in tables & shapes.keys()}
+    if vocab_sizes:
+        unsure = {k: v for k, v in unsure.items() if not set(v) & set(vocab_sizes)}
+    rest = {k: v for k, v in candidates.items() if k not in found | excluded}
+    _check_none_forgotten(unsure, rest, vocab_sizes)
+
+    known = {path: () for path in masked if _is_masked_table(path)}
+    known |= {path: getattr(leaves[path], "shape", ()) for path in found}
+    heads = _roles.heads(known, vocab_sizes)
     if embed is None:
         embed = head = table
     nodes, structure = jax.tree.flatten(params, is_leaf=is_leaf)
@@ -150,9 +159,7 @@ def label_token_tables(
     return structure.unflatten(labels)
 
 
-def _masked(params: Any) -> list[str]:
-    """Returns the paths of what is masked."""
-
+def _masked_paths(params: Any) -> list[str]:
     def is_mask(node: Any) -> bool:
         return isinstance(node, optax.MaskedNode)
 
@@ -170,68 +177,62 @@ def _is_float(leaf: Any) -> bool:
     return dtype is not None and jnp.issubdtype(dtype, jnp.floating)
 
 
-def _may_be(path: str, shape: tuple[int, ...]) -> bool:
-    """Rules 2 and 3: whether a floating-point parameter could be a token table."""
-    if not 2 <= len(shape) <= 3 or min(shape) < 2:
-        return False
-    return not _words.is_vetoed(path)
+def _is_candidate(path: str, shape: Shape) -> bool:
+    """Applies rules 2 and 3 to a floating-point parameter."""
+    return 2 <= len(shape) <= 3 and min(shape) > 1 and not _words.is_vetoed(path)
 
 
-def _named(candidates: dict[str, tuple[int, ...]]) -> set[str]:
-    """Rule 5: the tables among the candidates, by name."""
+def _find_by_name(candidates: Shapes) -> set[str]:
+    """Applies rule 5."""
     named = {path for path in candidates if _words.is_table_name(path)}
     lengths = {max(candidates[path]) for path in named}
-    heads = {path for path in candidates if _words.is_bare_head_name(path)}
-    return named | {path for path in heads if lengths & set(candidates[path])}
+    bare_heads = filter(_words.is_bare_head_name, candidates)
+    return named | {path for path in bare_heads if lengths & set(candidates[path])}
 
 
-def _by_shape(
-    candidates: dict[str, tuple[int, ...]],
+def _find_by_shape(
+    candidates: Shapes,
     named: set[str],
     vocab_sizes: tuple[int, ...],
     widths: dict[int, str],
 ) -> set[str]:
-    """Rule 4: the tables among the candidates, given the sizes of vocabularies."""
+    """Applies rule 4."""
     decisive = set(vocab_sizes) - set(widths)
     return {
         path
         for path, shape in candidates.items()
-        if decisive & set(_rows(shape))
-        or (path in named and any(_is_padded(shape, size) for size in vocab_sizes))
+        if decisive & set(_vocab_axis_sizes(shape))
+        or (path in named and any(_has_padded_axis(shape, n) for n in vocab_sizes))
     }
 
 
-def _rows(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _vocab_axis_sizes(shape: Shape) -> Shape:
     """Returns the sizes of the axes that can be the vocabulary of an unnamed table."""
     if len(shape) == 2:
         return shape
     return shape[:1] if shape[0] > max(shape[1:]) else ()
 
 
-def _is_padded(shape: tuple[int, ...], size: int) -> bool:
-    """Whether an axis is the vocabulary, as it is or padded."""
+def _has_padded_axis(shape: Shape, size: int) -> bool:
     multiple = _messages.PAD_MULTIPLE
     limit = min(multiple * math.ceil(size / multiple), size + size / 3)
     return any(size <= axis <= limit for axis in shape)
 
 
-def _widths(
-    sizes: tuple[int, ...], shapes: dict[str, tuple[int, ...]], named: set[str]
+def _find_widths(
+    sizes: tuple[int, ...], shapes: Shapes, named: set[str]
 ) -> dict[int, str]:
     """Returns the sizes that are also widths, each with a parameter that shows it."""
-    found = {size: _width(size, shapes, named) for size in sizes}
-    return {size: path for size, path in found.items() if path is not None}
+    witnesses = {size: _find_width_witness(size, shapes, named) for size in sizes}
+    return {size: path for size, path in witnesses.items() if path is not None}
 
 
-def _width(
-    size: int, shapes: dict[str, tuple[int, ...]], named: set[str]
-) -> str | None:
+def _find_width_witness(size: int, shapes: Shapes, named: set[str]) -> str | None:
     """Returns the path of a parameter that shows the size to be a width of the model.
 
-    It is if it is the size of an axis in an attention, MLP or norm, of two axes of one
-    matrix, or of the same matrix in two layers. A list of matrices in one part of the
-    model may be a list of tables, except where what one puts out another takes in.
-    Several heads are no layers.
+    That is an axis in an attention, MLP or norm, two axes of one matrix, or the same
+    matrix in two layers. Matrices in one list may be tables, unless one outputs what
+    another reads. Repeated heads do not count as repeated layers.
     """
     seen: dict[str, tuple[str, int]] = {}
     for path, shape in shapes.items():
@@ -245,3 +246,31 @@ def _width(
         if seen.setdefault(re.sub(r"_?\d+", "", path), place) != place:
             return path
     return None
+
+
+def _check_none_forgotten(
+    tables: Shapes, rest: Shapes, vocab_sizes: tuple[int, ...]
+) -> None:
+    """Raises ValueError if a parameter may be a table that its name does not show.
+
+    Args:
+      tables: tables that only their name or `include` shows.
+      rest: candidates that would be labelled as body.
+      vocab_sizes: sizes of the vocabularies.
+    """
+    outside = {k: v for k, v in rest.items() if not _words.is_in_block(k)}
+    for table, shape in tables.items():
+        similar = {k: v for k, v in outside.items() if _same_axes(shape, v)}
+        if similar:
+            raise ValueError(
+                _messages.forgotten_table(table, shape, similar, vocab_sizes)
+            )
+
+
+def _same_axes(table: Shape, other: Shape) -> bool:
+    """Whether both have the vocabulary and one more axis in common, in any order.
+
+    A third axis (layers, codebooks) may differ.
+    """
+    common = Counter(table) & Counter(other)
+    return common.total() >= 2 and max(table) == max(other)

@@ -1,291 +1,208 @@
-"""What the name of a parameter says of its rows."""
+"""Names that tell token tables from other parameters.
+
+Names are compared word by word: `TokenEmbedder_0` and `token_embedder` both read as
+(token, embedder), and `posterior` does not contain `pos`. The lists are short on
+purpose. Without `vocab_size`, an unknown name is an error if a table has the same axes.
+"""
 
 import re
 
-# Names are compared word by word: `TokenEmbedder_0` and `token_embedder` both read as
-# (token, embedder), and `posterior` does not contain `pos`.
-
-_VETOES = {
-    "adapter": "a factor of another parameter",
-    "pos posembed posemb position positions positional wpe rope": "place in a sequence",
-    "rel relpos relative distance": "distance in a sequence",
-    "seg segment segments type types tokentype": "segment: `token_type_embeddings`",
-    "patch patches pixel pixels": "piece of an image",
-    "time timestep timesteps step steps sigma": "time or noise level",
-    "avg ema": "running average, a buffer of a codebook",
-    "cls register mask latent latents query queries prompt prefix": "learned vectors"
-    " that are no tokens of the text",
-    "class classes classifier label labels score pooler": "category of an example",
-    "speaker task action": "category of an example",
-    "bias biases": "one number for each token, or for each distance",
-    "norm layernorm rmsnorm batchnorm groupnorm gamma": "normalisation",
-    "scale scales zero zeros zeropoint": "quantisation or normalisation",
-}
-"""Words that rule a token table out, by what the rows stand for instead."""
-
-_VETO_WORDS = {word for words in _VETOES for word in words.split()}
-
-_NAMES_CHILD = set(
-    "pos position positions positional relative segment prompt prefix".split()
+_VETOES = set(
+    # place or distance in a sequence, segment, piece of an image, time
+    "pos posemb posembed position positions positional wpe rope rel relpos relative"
+    " segment segments seg type types patch patches pixel pixels time timestep"
+    # category, learned vectors that are not tokens of the text
+    " class classes classifier label labels y cls mask prompt prefix"
+    # normalisation, quantisation
+    " bias norm layernorm scale scales zero zeros".split()
 )
-"""A part named so also says what the rows of a bare `embedding` inside it are."""
+"""Words for rows that are not tokens, in the name of a parameter or just around it."""
 
-_TOWER = set("vision visual image images img video vit siglip pixel patch".split())
-"""A model part named so looks at images: nothing below it is a token table..."""
-
-_LANGUAGE = set("language lm llm text txt token tokens word words".split())
-"""...unless it, or a part inside it, speaks of language (`visual_bert/word_emb`)."""
-
-_INSIDE = set(
-    "lora dora router routing gating gate codebook codebooks quantize quantizer"
-    " quantizers vq rvq vqvae vqgan vqmodel".split()
+_EXCLUDED_PARENTS = set(
+    "router gate codebook codebooks quantize quantizer vq vqvae vqmodel"
+    " vision visual image img video vit siglip".split()
 )
-"""Inside a part named so nothing is a token table: LoRA factors, choice of experts,
-vector quantisers with their buffers..."""
+"""Routers, quantizers with their buffers, vision towers: no token table is inside..."""
 
-_WHOLE = set("model transformer lm llm".split())
-"""...unless the name is that of a whole model (`lora_model`)."""
+_LANGUAGE = set("language lm llm text token tokens word words".split())
+"""...unless such a word is in the same name or further inside (`visual_bert/word_emb`)."""
 
-_DIT = ("x_embedder", "y_embedder", "t_embedder")
-"""What diffusion transformers call the embedders of patches, labels and time."""
+_ARRAY = set("embedding embeddings embed weight weights w kernel table".split())
+"""Names that frameworks give to an array: the name of the module decides instead."""
 
-_ARRAY = set(
-    "embedding embeddings embed emb weight weights w kernel table param var".split()
+_EMBED = set("embed embeds embedder embedders embedding embeddings emb embd".split())
+"""Words for an input table."""
+
+_EMBED_QUALIFIERS = set(
+    "token tokens tok word words vocab char character byte text code codec"
+    " codebook value per ngram bigram trigram hash entity user item id in input out"
+    " output encoder depformer shared tied reverse src tgt"
+    " layer layers table tables linear var luts".split()
 )
-"""What frameworks call the array of a module: the module's name then decides."""
+"""Words that may stand next to them. Any other word makes the name unknown."""
 
-_EMBED = set(
-    "embed embeds embedder embedders embedding embeddings emb embs embd".split()
+_EMBED_NAMES = ("wte", "shared")
+"""Names of an input table without such a word: GPT-2's and T5's."""
+
+_HEAD_NAMES = set(
+    "lm_head lmhead lm_heads generator_lm_head mlm_head masked_lm_head mtp_head"
+    " mtp_heads codebook_head codebook_heads codebooks_head vocab_head lm_loss logits"
+    " to_logits logits_dense logitdense unembed unembedding unembedder vocab_proj"
+    " vocab_projection vocab_projector".split()
 )
-"""An input table: one of these words, and no others than these and the next."""
+"""Names of a language-model head, as `_snake_case` writes them."""
 
-_OBJECT = set(
-    "layer layers table tables matrix linear weight weights var lookup lut luts list"
-    " bag bags".split()
-)
-"""Qualifiers that do not tell what the rows are."""
+_HEAD_MATRICES = ("decoder", "linear")
+"""Names of the matrix of a head that has more parameters (`lm_head/decoder`)."""
 
-_EMBED_QUALIFIER = _OBJECT | set(
-    "token tokens tok word words subword vocab vocabulary char character byte text"
-    " image code codec codebook codebooks audio speech phoneme residue amino acid"
-    " nucleotide kmer ngram bigram trigram hash multi head per value values user item"
-    " entity id ids in input inputs out output source src target tgt encoder decoder"
-    " depformer shared tied reverse scaled".split()
-)
-"""What else may stand in the name of an input table."""
-
-_EMBED_BARE = ({"wte"}, {"shared"})
-"""Names of an input table that stand alone: GPT-2's and T5's."""
-
-_LINEAR_ARRAY = set("weight weights w".split())
-_SIDE = set("encoder decoder audio speech".split())
-_TOKEN = set("token tokens tok word words vocab".split())
-"""An embedding named by one of the sides needs a token too if it may be linear."""
-
-_HEAD = set("logit logits logitdense unembed unembedding unembedder lmhead".split())
-"""A language-model head: one of these words, or one of each of the next pairs."""
-
-_HEAD_NOUN = set("head heads loss".split())
-_HEAD_QUALIFIER = set(
-    "lm mlm mtp vocab vocabulary token tokens codebook codebooks".split()
-)
-_PROJECTION = set("proj projection projector".split())
-_PROJECTION_QUALIFIER = set("lm vocab vocabulary".split())
-_HEAD_FILLER = set("out output to decoder generator linear dense weight w".split())
-"""What else may stand in the name of a head."""
-
-_HEAD_INNER = ({"head"}, {"heads"}, {"decoder"}, {"linear"})
-"""What a head calls its matrix where it is more than that (`lm_head/decoder`)."""
-
-_BARE_HEAD = ({"head"}, {"output"}, {"output", "layer"}, {"output", "projection"})
+_BARE_HEAD_NAMES = ("head", "output", "output_layer", "output_projection")
 """Names of a head that other parts of a model have as well."""
 
-_OUT = (
-    _HEAD | _HEAD_NOUN | set("out output outputs softmax generator predictions".split())
+_OUTPUT = set(
+    "head heads loss logit logits logitdense lmhead unembed unembedding unembedder out"
+    " output outputs softmax generator predictions".split()
 )
-"""What a module that predicts tokens is called, or a part around it."""
+"""Words for a module that predicts tokens, or for a part around it."""
 
-_OUT_LINEAR = set("linear linears dense fc proj projection projector".split())
-"""Of a linear layer, which may also read one-hot tokens."""
+_LINEAR = set("linear linears dense fc proj projection projector".split())
+"""Words for a PyTorch layer that predicts tokens if its `weight` is a table."""
 
-_OUT_EMBED = set("out output tied reverse softmax linear".split())
-"""In the name of an embedding: it predicts tokens, or does both."""
+_OUTPUT_EMBED = set("out output tied reverse softmax linear".split())
+"""Words in the name of an embedding that predicts tokens as well."""
 
-_EXTRA = set(
-    "per value values multi gram ngram bigram trigram hash audio speech code codec"
-    " entity relation".split()
+_AUXILIARY = set(
+    "per value values ngram bigram trigram hash audio code codec entity relation".split()
 )
-"""An embedding beside the main one, which no head is tied to."""
+"""Words for an embedding that no head is tied to."""
 
-_DECODED = set("decoder tgt target shared".split())
-"""Of several embeddings, the one that a head is tied to is called or placed so."""
+_DECODER = set("decoder tgt target shared".split())
+"""Words for the embedding that a head is tied to, if there are several."""
 
 _BLOCK = set(
-    "attn attention att mlp ffn feedforward feed experts moe mixer ssm lstm gru ih hh"
-    " norm layernorm rmsnorm ln".split()
+    "attn attention mlp ffn feedforward feed experts moe mixer ssm lstm gru ih hh"
+    " norm layernorm ln".split()
 )
-"""Inside a part named so, the size of an axis is a width of the model."""
+"""Words for a part in which the size of an axis is a width of the model."""
 
-_WRAPPER = set(
-    "pytree module base_layer base_module modules_to_save original_module default"
-    " parametrizations original array".split()
+_WRAPPERS = set(
+    "pytree module base_layer modules_to_save original_module default array".split()
 )
-"""Segments of a path that only wrap what they hold: Equinox, PEFT, PyTorch, Haliax."""
+"""Segments that only wrap a parameter: Equinox, DDP, PEFT, Haliax."""
 
 
 def is_vetoed(path: str) -> bool:
-    """Whether the name says that the parameter is no token table."""
-    segments = _segments(path)
-    words = [_words(segment) for segment in segments]
-    in_tower = any(
-        w & _TOWER and not set().union(*words[i:]) & _LANGUAGE
-        for i, w in enumerate(words)
-    )
-    own = _own_segments(segments)
-    return (
-        in_tower
-        or any(_is_inside(w) for w in words)
-        or any(_words(s) & _VETO_WORDS or s in _DIT for s in own)
-    )
+    """Whether the name says that the parameter is not a token table."""
+    if is_lora(path):
+        return True
+    for depth, name in enumerate(reversed(_segments(path))):
+        words = _words(name)
+        if depth < 3 and words & _VETOES and not words & {"lm", "llm", "model"}:
+            return True
+        if words & _LANGUAGE:
+            return False
+        if words & _EXCLUDED_PARENTS and not (_is_embed(name) or _is_head(name)):
+            return True
+    return False
 
 
 def is_table_name(path: str) -> bool:
     """Whether the parameter, or the module that it is the array of, is named so."""
     *_, outer, module, leaf = ["", "", "", *_segments(path)]
-    words = _words(module)
-    if leaf in _LINEAR_ARRAY and words & _SIDE and not words & _TOKEN:
-        # Equinox and Haiku call the array of a linear layer so as well.
-        return words in _HEAD_INNER and _is_head(_words(outer))
     if leaf not in _ARRAY:
-        return _is_embed(_words(leaf)) or _is_head(_words(leaf))
-    if _is_head_of(words, _words(outer)):
+        return _is_embed(leaf) or _is_head(leaf)
+    if module in _HEAD_MATRICES:
+        return _is_head(outer)
+    if _snake_case(module) == "logits" and "head" in _words(outer):
+        return _is_head(outer)  # other heads have logits as well
+    if _is_head(module):
         return True
     if leaf == "kernel":
-        # The kernel of an `embedding` is a projection or a convolution.
-        return False
-    if _is_embed(words):
+        return False  # of an `embedding`, that is a projection or a convolution
+    if _is_embed(module):
         return True
-    # The array may carry the name itself, below a module that says nothing of it.
-    return _is_embed(_words(leaf)) and not words & (_EMBED | _BLOCK)
+    # The array may carry the name itself, below a module that says nothing about it.
+    return _is_embed(leaf) and not _words(module) & (_EMBED | _BLOCK)
 
 
 def is_bare_head_name(path: str) -> bool:
-    """Whether it is called as heads are, but as other parts of a model are too."""
+    """Whether the name is one that heads and other parts of a model have."""
     *_, module, leaf = ["", "", *_segments(path)]
     name = module if leaf in _ARRAY else leaf
-    return _words(name) in _BARE_HEAD and not is_in_block(path)
+    return _snake_case(name) in _BARE_HEAD_NAMES and not is_in_block(path)
 
 
 def is_output(path: str) -> bool | None:
-    """Whether the name of a table says that it predicts tokens, or that it reads them.
-
-    None where the name says neither.
-    """
+    """Whether the name of a table says that it predicts tokens; None if it does not say."""
     *parents, leaf = _segments(path) or [""]
-    named = [*parents[::-1], leaf] if leaf in _ARRAY else [leaf, *parents[::-1]]
-    if leaf == "weight" and _words(named[0]) == {"decoder"}:
-        return True  # beside the `encoder` of PyTorch's word-level models
-    for words in map(_words, named):
-        if words & _EMBED or words in _EMBED_BARE:
-            return bool(words & _OUT_EMBED)
-        if words & _OUT or (words & _OUT_LINEAR and leaf == "weight"):
+    names = [*parents[::-1], leaf] if leaf in _ARRAY else [leaf, *parents[::-1]]
+    if leaf == "weight" and names[0] == "decoder":
+        return True  # PyTorch's word-level models have `encoder` and `decoder`
+    for name in names:
+        words = _words(name)
+        if words & _EMBED or name in _EMBED_NAMES:
+            return bool(words & _OUTPUT_EMBED)
+        if words & _OUTPUT or (words & _LINEAR and leaf == "weight"):
             return True
     return None
 
 
-def is_extra(path: str) -> bool:
-    """Whether the name of an embedding says that it is not the main one."""
-    names = [_words(segment) for segment in _segments(path)]
-    return is_vetoed(path) or any(w & _EMBED and w & _EXTRA for w in names)
+def is_auxiliary(path: str) -> bool:
+    """Whether the name says that this is not the main embedding."""
+    names = map(_words, _segments(path))
+    return is_vetoed(path) or any(w & _EMBED and w & _AUXILIARY for w in names)
 
 
-def is_decoded(path: str) -> bool:
-    """Whether an embedding is on the side of a model that puts tokens out."""
-    return any(_words(segment) & _DECODED for segment in _segments(path))
+def is_in_decoder(path: str) -> bool:
+    return any(_words(name) & _DECODER for name in _segments(path))
 
 
 def is_in_block(path: str) -> bool:
     """Whether the parameter is part of an attention, MLP or norm."""
-    words = [_words(segment) for segment in _segments(path)]
-    return any(w & _BLOCK and not w & _HEAD for w in words)
+    names = map(_words, _segments(path))
+    return any(words & _BLOCK and "logits" not in words for words in names)
 
 
 def is_below_head(path: str) -> bool:
-    """Whether the parameter, or a part that it belongs to, is called a head."""
-    return any(_words(segment) & _HEAD_NOUN for segment in _segments(path))
+    return any(_words(name) & {"head", "heads", "loss"} for name in _segments(path))
 
 
 def is_lora(path: str) -> bool:
-    """Whether the parameter is a LoRA factor."""
-    return any(_words(segment) & {"lora", "dora"} for segment in _segments(path))
+    names = map(_words, _segments(path))
+    return any(w & {"lora", "dora"} and "model" not in w for w in names)
 
 
 def enclosing_part(path: str) -> str:
-    """Returns the path of the part that the module of this array is in.
+    """Returns the path of the part that contains the module of this array.
 
-    For `layers/0/up/kernel` that is the layer; for a list of modules (`heads/0/kernel`,
-    `Dense_0/kernel`) the part that has the list.
+    For `layers/0/up/kernel` that is `layers/0`. For a list of modules
+    (`heads/0/kernel`, `Dense_0/kernel`) it is the part that contains the list.
     """
-    path = "/".join(s for s in path.split("/") if s not in _WRAPPER)
+    path = "/".join(s for s in re.split("[/.]", path) if s not in _WRAPPERS)
     for suffix in (r"(/\d+)+", f"/({'|'.join(_ARRAY)})", r"(/\d+)+", r"/?[^/]*"):
         path = re.sub(f"{suffix}$", "", path, count=1)
     return path
 
 
-def _is_inside(words: set[str]) -> bool:
-    # A codebook's rows are no tokens, but `codebook_embed` and `codebook_head` are
-    # the tables of a model that reads and predicts its codes.
-    other = words & _WHOLE or _is_embed(words) or _is_head(words)
-    return bool(words & _INSIDE) and not other
+def _is_embed(name: str) -> bool:
+    words = _words(name)
+    known = bool(words & _EMBED) and words <= _EMBED | _EMBED_QUALIFIERS
+    return known or name in _EMBED_NAMES
 
 
-def _is_head_of(words: set[str], outer: set[str]) -> bool:
-    """Whether a module is a head, given the words of the part that it is in."""
-    if words in _HEAD_INNER:
-        return _is_head(outer) or outer == {"shared", "head"}
-    if words in ({"logit"}, {"logits"}) and outer & (_HEAD_NOUN | _VETO_WORDS):
-        return _is_head(outer)  # not the logits of some other head
-    return _is_head(words)
-
-
-def _is_embed(words: set[str]) -> bool:
-    if words in _EMBED_BARE:
-        return True
-    return bool(words & _EMBED) and words <= _EMBED | _EMBED_QUALIFIER
-
-
-def _is_head(words: set[str]) -> bool:
-    if words & {"out", "output"} and _is_embed(words):
-        return True
-    nouns = _HEAD_NOUN | _PROJECTION
-    named = (
-        words & _HEAD
-        or (words & _HEAD_NOUN and words & _HEAD_QUALIFIER)
-        or (words & _PROJECTION and words & _PROJECTION_QUALIFIER)
-    )
-    return bool(named) and words <= _HEAD | nouns | _HEAD_QUALIFIER | _HEAD_FILLER
+def _is_head(name: str) -> bool:
+    return _snake_case(name) in _HEAD_NAMES
 
 
 def _segments(path: str) -> list[str]:
-    """The segments of a path that are names: no list index, no wrapper."""
-    return [s for s in path.split("/") if not s.isdigit() and s not in _WRAPPER]
+    """Returns the segments of a path that are names: no list index, no wrapper."""
+    segments = re.split("[/.]", path)  # flat dictionaries have dotted keys
+    return [s for s in segments if not s.isdigit() and s not in _WRAPPERS]
 
 
-def _words(segment: str) -> set[str]:
-    return {w.lower() for w in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", segment)}
+def _snake_case(name: str) -> str:
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
+    return "_".join(words).lower()
 
 
-def _own_segments(segments: list[str]) -> list[str]:
-    """The leaf, the module that it is the array of, and embedding modules around."""
-    *parents, leaf = segments or [""]
-    own = [leaf]
-    for parent in reversed(parents):
-        words = _words(parent)
-        is_module = own == [leaf] and leaf in _ARRAY
-        names_child = words & _NAMES_CHILD and not words & (_LANGUAGE | _WHOLE)
-        if not (is_module or words & _EMBED or (own[-1] in _ARRAY and names_child)):
-            break
-        own.append(parent)
-        if words & _EMBED_QUALIFIER - _OBJECT and _is_embed(words):
-            break  # it says itself what it is, whatever it is part of
-    return own
+def _words(name: str) -> set[str]:
+    return set(_snake_case(name).split("_"))
