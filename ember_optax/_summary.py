@@ -1,4 +1,4 @@
-"""What is routed to Ember, and what that saves."""
+"""Summary of the token tables of a model and of the memory that Ember saves."""
 
 import dataclasses
 import math
@@ -87,7 +87,7 @@ def summarize(
     *,
     table: str | Sequence[str] = ("table", "embed", "head"),
 ) -> Summary:
-    """Tells which parameters are token tables, what they do and what their state takes.
+    """Summarizes the token tables of a model: roles, shapes, bytes of optimizer state.
 
     Args:
       params: any pytree of arrays or of `jax.ShapeDtypeStruct`, such as
@@ -114,33 +114,44 @@ def summarize(
       1 table            38,633,472 params  94% of all  204.3 kB     309.1 MB (1,513x)
     """
     tree = labels(params) if callable(labels) else labels
-    leaves = list(by_path(params).items())
-    found = jax.tree.leaves(jax.tree.broadcast(tree, params))
+    leaves = by_path(params)
+    each = jax.tree.leaves(jax.tree.broadcast(tree, params))
+    found = dict(zip(leaves, each, strict=True))
     wanted = {table} if isinstance(table, str) else set(table)
-    if found and wanted.isdisjoint(found):
+    if found and wanted.isdisjoint(found.values()):
         raise ValueError(
             f"No parameter has the label {' or '.join(sorted(map(repr, wanted)))}, but"
-            f" there are {', '.join(sorted(map(repr, set(found))))}: pass the label of"
-            " the tables as table=."
+            f" there are {', '.join(sorted(map(repr, set(found.values()))))}: pass the"
+            " label of the tables as table=."
         )
-    labelled = list(zip(leaves, found, strict=True))
-    tables = dict(leaf for leaf, label in labelled if label in wanted)
-    body = [leaf for (_, leaf), label in labelled if label not in wanted]
+    tables = {path: leaf for path, leaf in leaves.items() if found[path] in wanted}
+    body = {path: leaf for path, leaf in leaves.items() if path not in tables}
     axes = token_axes(tables, None)
-    roles = _roles(params, tables) | {
-        path: label for (path, _), label in labelled if label in ("embed", "head")
+    roles = _roles(params, tables, body) | {
+        path: label for path, label in found.items() if label in ("embed", "head")
     }
     return Summary(
         tuple(_summarize_table(k, roles[k], tables[k], axes[k]) for k in tables),
-        sum(math.prod(getattr(leaf, "shape", ())) for leaf in body),
+        sum(math.prod(getattr(leaf, "shape", ())) for leaf in body.values()),
     )
 
 
-def _roles(params: Any, tables: Iterable[str]) -> dict[str, str]:
-    """Returns the roles of the tables, seen beside those that are routed elsewhere."""
-    include = f"^({'|'.join(map(re.escape, tables))})$"
-    labels = label_token_tables(params, include=include, embed="embed", head="head")
+def _roles(params: Any, tables: Iterable[str], body: Iterable[str]) -> dict[str, str]:
+    """Returns the roles of the tables; a head that is in the body still counts."""
+    labels = label_token_tables(
+        params,
+        include=_exactly(tables),
+        exclude=_exactly(body),
+        embed="embed",
+        head="head",
+        on_missing="ignore",
+    )
     return dict(zip(by_path(params), jax.tree.leaves(labels), strict=True))
+
+
+def _exactly(paths: Iterable[str]) -> list[str]:
+    pattern = "|".join(map(re.escape, paths))
+    return [f"^({pattern})$"] if pattern else []
 
 
 def _summarize_table(path: str, role: str, leaf: Any, axis: int) -> TableSummary:

@@ -138,11 +138,11 @@ def label_token_tables(
 
     if leaves and not tables and not masked and on_missing == "raise":
         raise ValueError(_messages.no_table(leaves, vocab_sizes, widths))
-    unsure = {k: shapes[k] for k in tables & shapes.keys()}
-    if vocab_sizes:
-        unsure = {k: v for k, v in unsure.items() if not set(v) & set(vocab_sizes)}
-    rest = {k: v for k, v in candidates.items() if k not in found | excluded}
-    _check_none_forgotten(unsure, rest, vocab_sizes)
+    unsure = [
+        k for k in shapes if k in tables and not set(vocab_sizes) & set(shapes[k])
+    ]
+    rest = [k for k in candidates if k not in found | excluded]
+    _check_none_forgotten(unsure, rest, shapes, vocab_sizes)
 
     known = {path: () for path in masked if _is_masked_table(path)}
     known |= {path: getattr(leaves[path], "shape", ()) for path in found}
@@ -249,28 +249,29 @@ def _find_width_witness(size: int, shapes: Shapes, named: set[str]) -> str | Non
 
 
 def _check_none_forgotten(
-    tables: Shapes, rest: Shapes, vocab_sizes: tuple[int, ...]
+    tables: list[str], rest: list[str], shapes: Shapes, vocab_sizes: tuple[int, ...]
 ) -> None:
-    """Raises ValueError if a parameter may be a table that its name does not show.
+    """Raises ValueError if a parameter may be a table, although its name is unknown.
 
     Args:
-      tables: tables that only their name or `include` shows.
+      tables: tables whose size `vocab_sizes` does not confirm.
       rest: candidates that would be labelled as body.
+      shapes: shapes by path.
       vocab_sizes: sizes of the vocabularies.
     """
-    outside = {k: v for k, v in rest.items() if not _words.is_in_block(k)}
-    for table, shape in tables.items():
-        similar = {k: v for k, v in outside.items() if _same_axes(shape, v)}
+    outside_blocks = [path for path in rest if not _words.is_in_block(path)]
+    for table in tables:
+        similar = [k for k in outside_blocks if _same_axes(shapes[table], shapes[k])]
         if similar:
             raise ValueError(
-                _messages.forgotten_table(table, shape, similar, vocab_sizes)
+                _messages.forgotten_table(table, similar, shapes, vocab_sizes)
             )
 
 
 def _same_axes(table: Shape, other: Shape) -> bool:
-    """Whether both have the vocabulary and one more axis in common, in any order.
+    """Whether two axes agree, the longest of both included, in any order.
 
-    A third axis (layers, codebooks) may differ.
+    A third axis may differ, such as that of several codebooks.
     """
     common = Counter(table) & Counter(other)
     return common.total() >= 2 and max(table) == max(other)

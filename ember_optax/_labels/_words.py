@@ -9,23 +9,23 @@ import re
 
 _VETOES = set(
     # place or distance in a sequence, segment, piece of an image, time
-    "pos posemb posembed position positions positional wpe rope rel relpos relative"
-    " segment segments seg type types patch patches pixel pixels time timestep"
-    # category, learned vectors that are not tokens of the text
-    " class classes classifier label labels y cls mask prompt prefix"
+    "pos position positions positional wpe rel relative segment segments seg type types"
+    " patch patches time timestep"
+    # category (DiT: `y_embedder`), learned vectors that are not tokens of the text
+    " class classifier label y prompt prefix"
     # normalisation, quantisation
-    " bias norm layernorm scale scales zero zeros".split()
+    " bias norm scale scales zeros".split()
 )
 """Words for rows that are not tokens, in the name of a parameter or just around it."""
 
 _EXCLUDED_PARENTS = set(
-    "router gate codebook codebooks quantize quantizer vq vqvae vqmodel"
-    " vision visual image img video vit siglip".split()
+    "router gate codebook codebooks quantize quantizer vq vqmodel vision visual image"
+    " img".split()
 )
 """Routers, quantizers with their buffers, vision towers: no token table is inside..."""
 
 _LANGUAGE = set("language lm llm text token tokens word words".split())
-"""...unless such a word is in the same name or further inside (`visual_bert/word_emb`)."""
+"""...unless the path has such a word there or further inside, as `visual/word_emb`."""
 
 _ARRAY = set("embedding embeddings embed weight weights w kernel table".split())
 """Names that frameworks give to an array: the name of the module decides instead."""
@@ -34,10 +34,10 @@ _EMBED = set("embed embeds embedder embedders embedding embeddings emb embd".spl
 """Words for an input table."""
 
 _EMBED_QUALIFIERS = set(
-    "token tokens tok word words vocab char character byte text code codec"
-    " codebook value per ngram bigram trigram hash entity user item id in input out"
-    " output encoder depformer shared tied reverse src tgt"
-    " layer layers table tables linear var luts".split()
+    "token tokens tok word words vocab char byte text code codec codebook value per"
+    " bigram trigram ngram hash entity user item id in input out output encoder"
+    " depformer shared reverse src tgt layer layers table tables linear var"
+    " luts".split()
 )
 """Words that may stand next to them. Any other word makes the name unknown."""
 
@@ -45,10 +45,9 @@ _EMBED_NAMES = ("wte", "shared")
 """Names of an input table without such a word: GPT-2's and T5's."""
 
 _HEAD_NAMES = set(
-    "lm_head lmhead lm_heads generator_lm_head mlm_head masked_lm_head mtp_head"
-    " mtp_heads codebook_head codebook_heads codebooks_head vocab_head lm_loss logits"
-    " to_logits logits_dense logitdense unembed unembedding unembedder vocab_proj"
-    " vocab_projection vocab_projector".split()
+    "lm_head generator_lm_head mlm_head mtp_head mtp_heads codebook_head codebook_heads"
+    " codebooks_head vocab_head vocab_proj vocab_projector lm_loss logits to_logits"
+    " logits_dense logitdense unembed unembedding embed_out".split()
 )
 """Names of a language-model head, as `_snake_case` writes them."""
 
@@ -59,19 +58,20 @@ _BARE_HEAD_NAMES = ("head", "output", "output_layer", "output_projection")
 """Names of a head that other parts of a model have as well."""
 
 _OUTPUT = set(
-    "head heads loss logit logits logitdense lmhead unembed unembedding unembedder out"
-    " output outputs softmax generator predictions".split()
+    "head heads loss logit logits out output outputs softmax generator"
+    " predictions".split()
 )
 """Words for a module that predicts tokens, or for a part around it."""
 
-_LINEAR = set("linear linears dense fc proj projection projector".split())
+_LINEAR = set("linear linears dense fc proj".split())
 """Words for a PyTorch layer that predicts tokens if its `weight` is a table."""
 
-_OUTPUT_EMBED = set("out output tied reverse softmax linear".split())
+_OUTPUT_EMBED = set("out output reverse softmax".split())
 """Words in the name of an embedding that predicts tokens as well."""
 
 _AUXILIARY = set(
-    "per value values ngram bigram trigram hash audio code codec entity relation".split()
+    "per value values bigram trigram ngram gram multi hash audio speech code codec"
+    " entity relation".split()
 )
 """Words for an embedding that no head is tied to."""
 
@@ -79,8 +79,8 @@ _DECODER = set("decoder tgt target shared".split())
 """Words for the embedding that a head is tied to, if there are several."""
 
 _BLOCK = set(
-    "attn attention mlp ffn feedforward feed experts moe mixer ssm lstm gru ih hh"
-    " norm layernorm ln".split()
+    "attn attention mlp ffn feedforward feed experts moe mixer lstm gru ih hh norm"
+    " layernorm ln".split()
 )
 """Words for a part in which the size of an axis is a width of the model."""
 
@@ -132,7 +132,7 @@ def is_bare_head_name(path: str) -> bool:
 
 
 def is_output(path: str) -> bool | None:
-    """Whether the name of a table says that it predicts tokens; None if it does not say."""
+    """Whether the name of a table says that it predicts tokens; None if unclear."""
     *parents, leaf = _segments(path) or [""]
     names = [*parents[::-1], leaf] if leaf in _ARRAY else [leaf, *parents[::-1]]
     if leaf == "weight" and names[0] == "decoder":
@@ -141,7 +141,7 @@ def is_output(path: str) -> bool | None:
         words = _words(name)
         if words & _EMBED or name in _EMBED_NAMES:
             return bool(words & _OUTPUT_EMBED)
-        if words & _OUTPUT or (words & _LINEAR and leaf == "weight"):
+        if words & _OUTPUT or _is_head(name) or (words & _LINEAR and leaf == "weight"):
             return True
     return None
 

@@ -133,7 +133,7 @@ def test_padding_is_to_a_multiple_of_256_and_at_most_a_third(
     vocab_size: int, axis: int
 ) -> None:
     params = shapes(**{"embed/embedding": (axis, 999_983)})
-    labels = label_token_tables(params, vocab_size=vocab_size, missing="body")
+    labels = label_token_tables(params, vocab_size=vocab_size, on_missing="ignore")
     padding = axis - vocab_size
     fits = 0 <= padding <= -vocab_size % 256 and 3 * padding <= vocab_size
     assert labels == {"embed/embedding": "table" if fits else "body"}
@@ -153,7 +153,7 @@ def test_padding_is_to_a_multiple_of_256_and_at_most_a_third(
 )
 def test_padded_vocabularies(vocab_size: int, axis: int, label: str) -> None:
     params = shapes(**{"embed/embedding": (axis, 77), "logits/kernel": (77, axis)})
-    labels = label_token_tables(params, vocab_size=vocab_size, missing="body")
+    labels = label_token_tables(params, vocab_size=vocab_size, on_missing="ignore")
     assert labels == dict.fromkeys(params, label)
 
 

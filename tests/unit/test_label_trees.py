@@ -114,7 +114,7 @@ def test_lora_factors_are_no_tables_and_the_error_says_so() -> None:
     with pytest.raises(ValueError, match=message) as error:
         label_token_tables(LORA)
     assert "include=" not in str(error.value)
-    updates = one_step(two_groups(missing="body"), LORA)
+    updates = one_step(two_groups(on_missing="ignore"), LORA)
     assert {x.mean().item() for x in jax.tree.leaves(updates)} == {-2.0}
 
 
@@ -124,7 +124,7 @@ def test_lora_training_with_nnx() -> None:
     def loss(model: nnx.LoRALinear) -> jax.Array:
         return model(jnp.ones((1, 8))).sum()
 
-    tx = two_groups(missing="body")
+    tx = two_groups(on_missing="ignore")
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.LoRAParam)
     factors = nnx.DiffState(0, nnx.LoRAParam)
     optimizer.update(model, nnx.grad(loss, argnums=factors)(model))
@@ -133,7 +133,7 @@ def test_lora_training_with_nnx() -> None:
 
 
 def test_missing_changes_nothing_where_there_are_tables() -> None:
-    assert label_token_tables(PARAMS, missing="body") == label_token_tables(PARAMS)
+    assert label_token_tables(PARAMS, on_missing="ignore") == label_token_tables(PARAMS)
 
 
 def test_missing_is_one_of_two() -> None:
@@ -233,5 +233,5 @@ def test_optimizers_whose_masks_act_on_wrappers() -> None:
     )
 )
 def test_labels_mirror_any_tree(params: Any) -> None:
-    labels = label_token_tables(params, vocab_size=32, missing="body")
+    labels = label_token_tables(params, vocab_size=32, on_missing="ignore")
     chex.assert_trees_all_equal_structs(labels, params)

@@ -23,7 +23,7 @@ def test_every_leaf_with_vocab_size(model: Model) -> None:
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
 def test_every_leaf_by_name(model: Model) -> None:
-    labels = label_token_tables(model.params, missing="body")
+    labels = label_token_tables(model.params, on_missing="ignore")
     decidable = [leaf for leaf in model.leaves if "?" not in leaf.marks]
     assert {x.path: labels[x.path] for x in decidable} == {
         x.path: x.label for x in decidable
