@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -136,7 +136,9 @@ def summarize(
     )
 
 
-def _roles(params: Any, tables: Iterable[str], body: Iterable[str]) -> dict[str, str]:
+def _roles(
+    params: Any, tables: Collection[str], body: Collection[str]
+) -> dict[str, str]:
     """Returns the roles of the tables; a head that is in the body still counts."""
     labels = label_token_tables(
         params,
@@ -149,9 +151,8 @@ def _roles(params: Any, tables: Iterable[str], body: Iterable[str]) -> dict[str,
     return dict(zip(by_path(params), jax.tree.leaves(labels), strict=True))
 
 
-def _exactly(paths: Iterable[str]) -> list[str]:
-    pattern = "|".join(map(re.escape, paths))
-    return [f"^({pattern})$"] if pattern else []
+def _exactly(paths: Collection[str]) -> list[str]:
+    return [f"^({'|'.join(map(re.escape, paths))})$"] if paths else []
 
 
 def _summarize_table(path: str, role: str, leaf: Any, axis: int) -> TableSummary:

@@ -1,10 +1,20 @@
 """Parameter trees of real models, with the role of every parameter."""
 
+import functools
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+
+from ember_optax import label_token_tables
+
+label_roles = functools.partial(label_token_tables, embed="embed", head="head")
+
+
+def from_shapes(params: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    return {k: jax.ShapeDtypeStruct(shape, "float32") for k, shape in params.items()}
 
 
 class Leaf(NamedTuple):

@@ -1,6 +1,5 @@
 """A parameter with the axes of a table but an unknown name is an error."""
 
-import functools
 import re
 from typing import Any
 
@@ -9,13 +8,7 @@ import optax
 import pytest
 
 from ember_optax import label_token_tables
-
-label_roles = functools.partial(label_token_tables, embed="embed", head="head")
-
-
-def shapes(params: dict[str, tuple[int, ...]]) -> dict[str, jax.ShapeDtypeStruct]:
-    return {k: jax.ShapeDtypeStruct(shape, "float32") for k, shape in params.items()}
-
+from tests.unit.models import from_shapes, label_roles
 
 MARIN = {"token_embed": (999, 64), "output_proj": (64, 999), "mlp/up": (64, 256)}
 NANOGPT = {"embed.weight": (999, 64), "proj.weight": (999, 64), "h/0/fc": (256, 64)}
@@ -46,9 +39,9 @@ def test_error_names_both_parameters_and_the_ways_out(
     table, other = table.replace(".", "[./]"), other.replace(".", "[./]")
     message = rf"axes of the token table '{table}.*: '{other}' \(.*vocab_size=.*include"
     with pytest.raises(ValueError, match=message):
-        label_token_tables(shapes(params))
+        label_token_tables(from_shapes(params))
     with pytest.raises(ValueError, match=r"exclude=\[\.\.\.\] if it is not"):
-        label_token_tables(shapes(params), on_missing="ignore")
+        label_token_tables(from_shapes(params), on_missing="ignore")
 
 
 @pytest.mark.parametrize("params", [MARIN, NANOGPT], ids=["Marin", "modded-nanogpt"])
@@ -63,7 +56,7 @@ def test_error_names_both_parameters_and_the_ways_out(
     ids=["vocab_size", "include", "exclude", "table excluded"],
 )
 def test_each_way_out_works(params: Any, options: Any, roles: list[str]) -> None:
-    labels = label_roles(shapes(params), **options)
+    labels = label_roles(from_shapes(params), **options)
     assert labels == dict(zip(params, roles, strict=True))
 
 
@@ -79,18 +72,18 @@ def test_each_way_out_works(params: Any, options: Any, roles: list[str]) -> None
     ids=["MLP", "attention", "vetoed", "other axes", "wider"],
 )
 def test_body_that_cannot_be_a_table_is_no_error(body: dict) -> None:
-    labels = label_token_tables(shapes({"embed": (256, 64)} | body))
+    labels = label_token_tables(from_shapes({"embed": (256, 64)} | body))
     assert labels == {"embed": "table"} | dict.fromkeys(body, "body")
 
 
 def test_integers_are_not_suspected() -> None:
-    params = shapes({"embed": (999, 64)})
+    params = from_shapes({"embed": (999, 64)})
     quantized = {"a": jax.ShapeDtypeStruct((999, 64), "int8")}
     assert label_token_tables(params | quantized)["a"] == "body"
 
 
 def test_masked_trees_are_checked_for_what_is_left() -> None:
-    params = shapes(MARIN)
+    params = from_shapes(MARIN)
     with pytest.raises(ValueError, match="'output_proj'"):
         label_token_tables(params | {"mlp/up": optax.MaskedNode()})
     labels = label_token_tables(params | {"token_embed": optax.MaskedNode()})
@@ -98,7 +91,7 @@ def test_masked_trees_are_checked_for_what_is_left() -> None:
 
 
 def test_included_table_is_compared_as_well() -> None:
-    params = shapes({"wte": (999, 64), "grams/a": (500, 64), "grams/b": (500, 64)})
+    params = from_shapes({"wte": (999, 64), "grams/a": (500, 64), "grams/b": (500, 64)})
     for options in ({}, {"vocab_size": 999}):
         with pytest.raises(ValueError, match=r"'grams/a' .*: 'grams/b' "):
             label_token_tables(params, include="grams/a", **options)
@@ -107,7 +100,7 @@ def test_included_table_is_compared_as_well() -> None:
 
 
 def test_padded_vocabulary_does_not_decide() -> None:
-    params = shapes({"token_embed": (1024, 64), "output_proj": (64, 1024)})
+    params = from_shapes({"token_embed": (1024, 64), "output_proj": (64, 1024)})
     with pytest.raises(ValueError, match=r"vocab_size=, the padded number"):
         label_token_tables(params, vocab_size=999)
     labels = label_token_tables(params, vocab_size=1024)
@@ -115,12 +108,12 @@ def test_padded_vocabulary_does_not_decide() -> None:
 
 
 def test_vocab_size_that_is_a_width_leaves_it_to_names() -> None:
-    params = shapes({"wte": (256, 64), "mlp/up": (64, 256), "a": (64, 256)})
+    params = from_shapes({"wte": (256, 64), "mlp/up": (64, 256), "a": (64, 256)})
     assert label_token_tables(params, vocab_size=256)["a"] == "body"
 
 
 def test_error_names_the_first_few() -> None:
-    params = shapes({"wte": (999, 64)} | {f"z{i}": (999, 64) for i in range(5)})
+    params = from_shapes({"wte": (999, 64)} | {f"z{i}": (999, 64) for i in range(5)})
     first = re.escape("'z0' (999, 64), 'z1' (999, 64), 'z2' (999, 64), 2 more.")
     with pytest.raises(ValueError, match=first):
         label_token_tables(params)

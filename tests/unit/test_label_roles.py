@@ -1,6 +1,5 @@
 """Roles of token tables: input embeddings and heads get different labels."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,16 +9,14 @@ import optax
 import pytest
 
 from ember_optax import label_token_tables
-
-label_roles = functools.partial(label_token_tables, embed="embed", head="head")
+from tests.unit.models import from_shapes, label_roles
 
 
 def heads(
     tables: Mapping[str, tuple[int, ...]], vocab_size: int | None = None
 ) -> set[str]:
     """Returns the heads among parameters that are all tables."""
-    params = {k: jax.ShapeDtypeStruct(v, "float32") for k, v in tables.items()}
-    labels = label_roles(params, vocab_size=vocab_size, include=".")
+    labels = label_roles(from_shapes(tables), vocab_size=vocab_size, include=".")
     return {path for path, label in labels.items() if label == "head"}
 
 

@@ -47,22 +47,6 @@ def test_tree_without_parameters_is_not_an_error() -> None:
     optax.tree.map_params(tx, lambda x: x, tx.init(EMBED))
 
 
-def test_labels_with_options_in_multi_transform() -> None:
-    params = {
-        "wte": jnp.ones((8, 2)),
-        "head": jnp.ones((2, 8)),
-        "mid": jnp.ones((2, 2)),
-    }
-    labels = functools.partial(label_token_tables, vocab_size=8)
-    tx = optax.multi_transform(
-        {"table": optax.sgd(1.0), "body": optax.sgd(2.0)}, labels
-    )
-    updates, _ = tx.update(params, tx.init(params))
-    chex.assert_trees_all_equal(
-        updates, {k: (-2.0 if k == "mid" else -1.0) * v for k, v in params.items()}
-    )
-
-
 def freeze_by_label(tx: Any, part: str) -> Any:
     groups = {"trained": tx, "frozen": optax.set_to_zero()}
     labels = {k: "frozen" if k == part else "trained" for k in PARAMS}

@@ -1,6 +1,5 @@
 """Labels on parameter trees of real models, by name, and in every container."""
 
-import functools
 import re
 from typing import Any
 
@@ -12,9 +11,7 @@ from flax import nnx
 from flax.core import FrozenDict
 
 from ember_optax import label_token_tables
-from tests.unit.models import MODELS, Model
-
-label_roles = functools.partial(label_token_tables, embed="embed", head="head")
+from tests.unit.models import MODELS, Model, label_roles
 
 
 @pytest.mark.parametrize(
