@@ -52,29 +52,15 @@ class Summary:
 
     def __str__(self) -> str:
         rows = [("token table", "role", "shape", "dtype", "Ember state", "Adam state")]
-        rows += [
-            (
-                t.path,
-                t.role,
-                " x ".join(map(str, t.shape)),
-                t.dtype,
-                _readable(t.state_bytes),
-                _readable(t.adam_bytes),
-            )
-            for t in self.tables
-        ]
-        share = self.size / max(self.size + self.body_size, 1)
-        ratio = self.adam_bytes / max(self.state_bytes, 1)
-        rows.append(
-            (
-                f"{len(self.tables)} table{'s' * (len(self.tables) != 1)}",
-                "",
-                f"{self.size:,} params",
-                f"{share:.0%} of all",
-                _readable(self.state_bytes),
-                f"{_readable(self.adam_bytes)} ({ratio:,.0f}x)",
-            )
-        )
+        for t in self.tables:
+            shape = " x ".join(map(str, t.shape))
+            sizes = _readable(t.state_bytes), _readable(t.adam_bytes)
+            rows.append((t.path, t.role, shape, t.dtype, *sizes))
+        count = f"{len(self.tables)} table{'s' * (len(self.tables) != 1)}"
+        share = f"{self.size / max(self.size + self.body_size, 1):.0%} of all"
+        ratio = f"({self.adam_bytes / max(self.state_bytes, 1):,.0f}x)"
+        sizes = _readable(self.state_bytes), f"{_readable(self.adam_bytes)} {ratio}"
+        rows.append((count, "", f"{self.size:,} params", share, *sizes))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         rule = "-" * max(map(len, lines))
@@ -158,15 +144,11 @@ def _exactly(paths: Collection[str]) -> list[str]:
 def _summarize_table(path: str, role: str, leaf: Any, axis: int) -> TableSummary:
     moments = jax.eval_shape(lambda: init_moments(leaf.shape, leaf.dtype, axis))
     size = math.prod(leaf.shape)
-    return TableSummary(
-        path=path,
-        role=role,
-        shape=tuple(leaf.shape),
-        dtype=str(leaf.dtype),
-        size=size,
-        state_bytes=sum(x.size * x.dtype.itemsize for x in moments),
-        adam_bytes=2 * size * jnp.dtype(leaf.dtype).itemsize,
-    )
+    dtype = jnp.dtype(leaf.dtype)
+    state_bytes = sum(x.size * x.dtype.itemsize for x in moments)
+    adam_bytes = 2 * size * dtype.itemsize
+    shape = tuple(leaf.shape)
+    return TableSummary(path, role, shape, str(dtype), size, state_bytes, adam_bytes)
 
 
 def _readable(n_bytes: int) -> str:

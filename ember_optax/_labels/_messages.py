@@ -42,11 +42,7 @@ def check_options(
 
 
 def vocab_sizes(sizes: int | Iterable[int] | None) -> tuple[int, ...]:
-    """Returns the sizes of the vocabularies as a tuple, empty for None.
-
-    Raises:
-      ValueError: a size is not a positive integer, or there are none.
-    """
+    """Returns the sizes of the vocabularies as a tuple, empty for None."""
     if sizes is None:
         return ()
     is_scalar = getattr(sizes, "ndim", 1) == 0  # arrays of rank 0 are Iterable as well
@@ -66,14 +62,7 @@ def matches(
 ) -> set[str]:
     """Returns the paths in which a pattern of `include` or `exclude` occurs.
 
-    Args:
-      argument: name of the argument.
-      patterns: one regular expression or several.
-      paths: paths to search.
-      needed: True if each pattern has to match a path, provided there are paths.
-
-    Raises:
-      ValueError: a pattern is not a regular expression, or matches nothing.
+    `needed` makes it an error if there are paths but a pattern matches none.
     """
     is_single = isinstance(patterns, str) or not isinstance(patterns, Iterable)
     matched = set()
@@ -102,12 +91,7 @@ def matches(
 def check_not_sharded(
     shapes: dict[str, tuple[int, ...]], sizes: tuple[int, ...]
 ) -> None:
-    """Raises ValueError if a table has one shard of a vocabulary, inside `shard_map`.
-
-    Args:
-      shapes: shapes of parameters that are named like tables but are not as long.
-      sizes: sizes of the vocabularies.
-    """
+    """Raises ValueError if parameters named like tables hold one shard each."""
     mesh = get_abstract_mesh()
     manual = [kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types]
     n_shards = math.prod(itertools.compress(mesh.axis_sizes, manual))
@@ -123,49 +107,44 @@ def check_not_sharded(
 def no_table(
     leaves: dict[str, Any], sizes: tuple[int, ...], widths: dict[int, str]
 ) -> str:
-    """Returns the message for a tree without a table: what was found, how to continue.
-
-    Args:
-      leaves: all parameters by path.
-      sizes: sizes of the vocabularies, empty if not given.
-      widths: sizes that are also widths, each with a parameter that shows it.
-    """
+    """Returns the message for a tree without a table."""
+    shapes = {path: tuple(getattr(x, "shape", ())) for path, x in leaves.items()}
+    largest = sorted(shapes, key=lambda path: -math.prod(shapes[path]))
     shapes = {path: tuple(getattr(x, "shape", ())) for path, x in leaves.items()}
     largest = sorted(shapes, key=lambda path: -math.prod(shapes[path]))
     tokens = f" of {' or '.join(map(str, sizes))} tokens" if sizes else ""
-    message = [
+    message = (
         f"No token table{tokens} was found. The largest parameters (of {len(leaves)})"
         f" are {_shown(largest, shapes)}."
-    ]
-    message += [
-        f"{size} is also a width of the model, see {_shown([path], shapes)}, so only"
-        " parameters that are named like a table count."
-        for size, path in widths.items()
-    ]
+    )
+    for size, path in widths.items():
+        message += (
+            f" {size} is also a width of the model, see {_shown([path], shapes)}, so"
+            " only parameters that are named like a table count."
+        )
     if sizes and jax.sharding.AxisType.Manual in get_abstract_mesh().axis_types:
-        message.append(_SHARD_MAP)
+        message += f" {_SHARD_MAP}"
     lora = [quoted(path) for path in leaves if _words.is_lora(path)]
     if lora:
-        message.append(
-            f"LoRA factors such as {_first(lora)} are not token tables, so do not"
+        message += (
+            f" LoRA factors such as {_first(lora)} are not token tables, so do not"
             " include them."
         )
     else:
-        advice = "Name the tables with include=[...], regular expressions on the paths"
+        message += " Name the tables with include=[...], regular expressions on paths"
         if not sizes:
-            advice += ", or pass vocab_size=, the number of tokens"
+            message += ", or pass vocab_size=, the number of tokens"
         elif not widths:
-            advice += (
+            message += (
                 ", or pass vocab_size=, the padded size if it exceeds the next multiple"
                 f" of {PAD_MULTIPLE} or the number of tokens by more than a third"
             )
-        message.append(f"{advice}.")
-    message.append(
-        "If this tree has no trainable token table (LoRA, frozen tables), pass"
+        message += "."
+    return message + (
+        " If this tree has no trainable token table (LoRA, frozen tables), pass"
         ' on_missing="ignore" to label everything as body. For'
         " ember_optax.with_ember, pass labels=, or use the body's optimizer alone."
     )
-    return " ".join(message)
 
 
 def forgotten_table(
@@ -174,14 +153,7 @@ def forgotten_table(
     shapes: dict[str, tuple[int, ...]],
     sizes: tuple[int, ...],
 ) -> str:
-    """Returns the message for parameters with the axes of a table but unknown names.
-
-    Args:
-      table: path of the table.
-      similar: paths of the parameters.
-      shapes: shapes by path.
-      sizes: sizes of the vocabularies, empty if not given.
-    """
+    """Returns the message for parameters with the axes of a table but unknown names."""
     padded = "padded " if sizes else ""
     return (
         f"These parameters have the axes of the token table {_shown([table], shapes)},"

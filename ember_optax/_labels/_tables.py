@@ -127,7 +127,8 @@ def label_token_tables(
     shapes = {path: leaf.shape for path, leaf in leaves.items() if _is_float(leaf)}
     candidates = {k: v for k, v in shapes.items() if _is_candidate(k, v)}
     named = _find_by_name(candidates)
-    widths = _find_widths(vocab_sizes, shapes, named)
+    witnesses = {n: _find_width_witness(n, shapes, named) for n in vocab_sizes}
+    widths = {n: path for n, path in witnesses.items() if path is not None}
     found = named
     if vocab_sizes:
         found = _find_by_shape(candidates, named, vocab_sizes, widths)
@@ -219,14 +220,6 @@ def _has_padded_axis(shape: Shape, size: int) -> bool:
     return any(size <= axis <= limit for axis in shape)
 
 
-def _find_widths(
-    sizes: tuple[int, ...], shapes: Shapes, named: set[str]
-) -> dict[int, str]:
-    """Returns the sizes that are also widths, each with a parameter that shows it."""
-    witnesses = {size: _find_width_witness(size, shapes, named) for size in sizes}
-    return {size: path for size, path in witnesses.items() if path is not None}
-
-
 def _find_width_witness(size: int, shapes: Shapes, named: set[str]) -> str | None:
     """Returns the path of a parameter that shows the size to be a width of the model.
 
@@ -251,13 +244,9 @@ def _find_width_witness(size: int, shapes: Shapes, named: set[str]) -> str | Non
 def _check_none_forgotten(
     tables: list[str], rest: list[str], shapes: Shapes, vocab_sizes: tuple[int, ...]
 ) -> None:
-    """Raises ValueError if a parameter may be a table, although its name is unknown.
+    """Raises ValueError if a parameter in `rest` may be a table with an unknown name.
 
-    Args:
-      tables: tables whose size `vocab_sizes` does not confirm.
-      rest: candidates that would be labelled as body.
-      shapes: shapes by path.
-      vocab_sizes: sizes of the vocabularies.
+    `tables` are those whose size `vocab_sizes` does not confirm.
     """
     outside_blocks = [path for path in rest if not _words.is_in_block(path)]
     for table in tables:

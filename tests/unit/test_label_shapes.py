@@ -152,7 +152,19 @@ def test_error_names_the_parameter_that_makes_a_vocabulary_a_width() -> None:
 
 
 @pytest.mark.parametrize(
-    "vocab_size", ["512", 0, -1, True, 512.0, math.nan, [512, "x"], (512, 0), [True]]
+    "vocab_size",
+    [
+        "512",
+        0,
+        -1,
+        True,
+        512.0,
+        np.array(512.0),
+        math.nan,
+        [512, "x"],
+        (512, 0),
+        [True],
+    ],
 )
 def test_invalid_vocab_size_raises(vocab_size: Any) -> None:
     params = from_shapes({"embed": (512, 64)})
