@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,6 @@ import optax
 
 from ember_optax._labels import _messages, _roles, _words
 from ember_optax._paths import by_path, normalize
-
-if TYPE_CHECKING:
-    from ember_optax._types import Tree
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
@@ -34,7 +31,7 @@ def label_token_tables(
     head: str | None = None,
     on_missing: Literal["raise", "ignore"] = "raise",
     is_leaf: Callable[[Any], bool] | None = None,
-) -> Tree[str]:
+) -> Any:
     """Labels each parameter of a model as a token table or as part of the body.
 
     A token table has one row or column for each token: an input embedding, an LM head
