@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import get_abstract_mesh
 
+from ember_optax._checks import check_pattern
 from ember_optax._labels import _words
 from ember_optax._paths import quoted
 
@@ -67,18 +68,8 @@ def matches(
     is_single = isinstance(patterns, str) or not isinstance(patterns, Iterable)
     matched = set()
     for pattern in [patterns] if is_single else patterns:
-        if not isinstance(pattern, str) or not pattern:
-            raise ValueError(
-                f"{argument} must be one or several regular expressions, as strings"
-                f" that are not empty; got {pattern!r}."
-            )
-        try:
-            found = {path for path in paths if re.search(pattern, path)}
-        except re.error as error:
-            raise ValueError(
-                f"{argument}: {pattern!r} is not a valid regular expression: {error}."
-                " To match a path literally, pass re.escape(path)."
-            ) from error
+        check_pattern(argument, pattern)
+        found = {path for path in paths if re.search(pattern, path)}
         if needed and paths and not found:
             raise ValueError(
                 f"{argument}: {pattern!r} matches no parameter. It is searched in paths"
@@ -110,8 +101,12 @@ def no_table(
     """Returns the message for a tree without a table."""
     shapes = {path: tuple(getattr(x, "shape", ())) for path, x in leaves.items()}
     largest = sorted(shapes, key=lambda path: -math.prod(shapes[path]))
-    shapes = {path: tuple(getattr(x, "shape", ())) for path, x in leaves.items()}
-    largest = sorted(shapes, key=lambda path: -math.prod(shapes[path]))
+    if shapes == {"": ()}:
+        return (
+            "label_token_tables got one number and not parameters. In"
+            " optax.inject_hyperparams a function counts as a schedule unless it is"
+            " listed in static_args=: add 'labels', or 'param_labels'."
+        )
     tokens = f" of {' or '.join(map(str, sizes))} tokens" if sizes else ""
     message = (
         f"No token table{tokens} was found. The largest parameters (of {len(leaves)})"

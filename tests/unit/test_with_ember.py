@@ -435,6 +435,15 @@ def test_injected_learning_rates() -> None:
     chex.assert_trees_all_close(run(tx, params), run(plain, params), rtol=1e-4)
 
 
+def test_injection_without_static_arguments_is_an_error_with_their_name() -> None:
+    inject = optax.inject_hyperparams(ember_optax.with_ember)
+    rates = {"embed_learning_rate": EMBED, "head_learning_rate": HEAD}
+    for name, value in (("vocab_size", V), ("vocab_axis", 0), ("labels", labels)):
+        tx = inject(optax.sgd(BODY), **rates, **{name: value})
+        with pytest.raises(ValueError, match=f"static_args.*'{name}'"):
+            tx.init(make_params())
+
+
 class Model(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
