@@ -1,9 +1,9 @@
 """Summary of the token tables of a model and of the memory that Ember saves."""
 
 import dataclasses
+import functools
 import math
-import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ class TableSummary:
     """One token table and the optimizer state that it needs."""
 
     path: str
-    role: str  # "head" if it predicts tokens, else "embed"
+    role: str  # its label: "head" if it predicts tokens, else "embed"
     shape: tuple[int, ...]
     dtype: str
     size: int  # parameters
@@ -67,9 +67,12 @@ class Summary:
         return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
 
+_labels = functools.partial(label_token_tables, embed="embed", head="head")
+
+
 def summarize(
     params: Any,
-    labels: Any | Callable[[Any], Any] = label_token_tables,
+    labels: Any | Callable[[Any], Any] = _labels,
     *,
     table: str | Sequence[str] = ("table", "embed", "head"),
 ) -> Summary:
@@ -79,7 +82,8 @@ def summarize(
       params: any pytree of arrays or of `jax.ShapeDtypeStruct`, such as
         `jax.eval_shape` returns.
       labels: tree of labels like `params` or a prefix of it, or a function from
-        `params` to one: the `param_labels` of `optax.multi_transform`.
+        `params` to one: the `param_labels` of `optax.multi_transform`, or the `labels`
+        of `with_ember`. Pass `label_token_tables` with a `vocab_size` if you can.
       table: the label of the token tables among them, or several.
 
     Returns:
@@ -102,43 +106,24 @@ def summarize(
     tree = labels(params) if callable(labels) else labels
     leaves = by_path(params)
     each = jax.tree.leaves(jax.tree.broadcast(tree, params))
-    found = dict(zip(leaves, each, strict=True))
+    roles = dict(zip(leaves, each, strict=True))
     wanted = {table} if isinstance(table, str) else set(table)
-    if found and wanted.isdisjoint(found.values()):
+    if roles and wanted.isdisjoint(each):
         raise ValueError(
             f"No parameter has the label {' or '.join(sorted(map(repr, wanted)))}, but"
-            f" there are {', '.join(sorted(map(repr, set(found.values()))))}: pass the"
-            " label of the tables as table=."
+            f" there are {', '.join(sorted(map(repr, set(each))))}: pass the label of"
+            " the tables as table=."
         )
-    tables = {path: leaf for path, leaf in leaves.items() if found[path] in wanted}
-    body = {path: leaf for path, leaf in leaves.items() if path not in tables}
+    tables = {path: leaf for path, leaf in leaves.items() if roles[path] in wanted}
     axes = token_axes(tables, None)
-    roles = _roles(params, tables, body) | {
-        path: label for path, label in found.items() if label in ("embed", "head")
-    }
     return Summary(
         tuple(_summarize_table(k, roles[k], tables[k], axes[k]) for k in tables),
-        sum(math.prod(getattr(leaf, "shape", ())) for leaf in body.values()),
+        sum(
+            math.prod(getattr(leaf, "shape", ()))
+            for path, leaf in leaves.items()
+            if path not in tables
+        ),
     )
-
-
-def _roles(
-    params: Any, tables: Collection[str], body: Collection[str]
-) -> dict[str, str]:
-    """Returns the roles of the tables; a head that is in the body still counts."""
-    labels = label_token_tables(
-        params,
-        include=_exactly(tables),
-        exclude=_exactly(body),
-        embed="embed",
-        head="head",
-        on_missing="ignore",
-    )
-    return dict(zip(by_path(params), jax.tree.leaves(labels), strict=True))
-
-
-def _exactly(paths: Collection[str]) -> list[str]:
-    return [f"^({'|'.join(map(re.escape, paths))})$"] if paths else []
 
 
 def _summarize_table(path: str, role: str, leaf: Any, axis: int) -> TableSummary:
@@ -152,7 +137,7 @@ def _summarize_table(path: str, role: str, leaf: Any, axis: int) -> TableSummary
 
 
 def _readable(n_bytes: int) -> str:
-    """Returns 1234567 as `1.2 MB`, in powers of 1000."""
+    """Formats 1234567 as `1.2 MB`, in powers of 1000."""
     power = min(int(math.log10(max(n_bytes, 1))) // 3, 4)
     unit = ("B", "kB", "MB", "GB", "TB")[power]
     return f"{n_bytes / 1000**power:.{0 if power == 0 else 1}f} {unit}"
