@@ -16,26 +16,22 @@ import re
 from pathlib import Path
 
 from benchmarks.collectives import report as collectives
-from benchmarks.fused import report as fused
 from benchmarks.geometry import report as geometry
 from benchmarks.lazy import report as lazy
 from benchmarks.pods import report as pods
 from benchmarks.post_training import report as post_training
 from benchmarks.step import report as step
 from benchmarks.study import report as study
-from benchmarks.switching import report as switching
 from benchmarks.trainers import report as trainers
 
 WITH_PARTS = (
     collectives,
-    fused,
     geometry,
     lazy,
     pods,
     post_training,
     step,
     study,
-    switching,
     trainers,
 )
 WITH_FIGURES = (collectives, geometry, lazy, post_training, step, study)
