@@ -4,10 +4,11 @@ import dataclasses
 import math
 from pathlib import Path
 
+from benchmarks.study.rows import Study
+
 from benchmarks.common import store
 from benchmarks.study import settings
 from benchmarks.study.arms import ARMS
-from benchmarks.study.rows import Study
 from benchmarks.study.run import MODULES
 from benchmarks.study.settings import Settings
 

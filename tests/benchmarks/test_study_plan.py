@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from benchmarks.study.rows import Study, difference
 
 from benchmarks.common import store
 from benchmarks.common.intervals import Interval
@@ -21,7 +22,6 @@ from benchmarks.study import (
 from benchmarks.study import run as program
 from benchmarks.study import training as run
 from benchmarks.study.arms import ARMS
-from benchmarks.study.rows import Study, difference
 from tests.benchmarks.made_up import BEST, finish_all, record_of, study_of
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
