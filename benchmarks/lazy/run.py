@@ -31,11 +31,11 @@ LARGEST_DENSE = 10**7  # with its gradient and update three tables
 
 
 def lazy_step(table: Any, state: Any, ids: Any, row_grads: Any) -> Any:
-    return lazy.apply(table, state, ids, row_grads, learning_rate=1e-2)
+    return lazy.update(table, state, ids, row_grads, learning_rate=1e-2)
 
 
 def row_wise_step(table: Any, state: Any, ids: Any, row_grads: Any) -> Any:
-    return lazy.apply(table, state, ids, row_grads, learning_rate=1e-2, columns=False)
+    return lazy.update(table, state, ids, row_grads, learning_rate=1e-2, columns=False)
 
 
 TX = ember_optax.ember(1e-2, vocab_axis=0)

@@ -17,7 +17,7 @@ ACCESSED = "bytes_accessed_over_table"
 NAMES = {"sgd": "SGD", "ember": "Ember", "adam": "Adam", "adafactor": "Adafactor"}
 
 ByName = dict[str, dict[str, Any]]
-"""What was measured on one table in one dtype: by optimizer."""
+"""Measurements on one table in one dtype: by optimizer."""
 
 
 def parts() -> dict[str, str]:
@@ -48,7 +48,7 @@ def parts() -> dict[str, str]:
 
 
 def cpu_table(by_dtype: dict[str, ByName]) -> str:
-    """Returns all that was measured on one table."""
+    """Returns all measurements on one table."""
     head = ["", "state"]
     for dtype in by_dtype:
         head += [f"{dtype}: bytes accessed", "alone", "temporaries"]
@@ -65,7 +65,7 @@ def cpu_table(by_dtype: dict[str, ByName]) -> str:
 
 
 def gpu_table(by_dtype: dict[str, ByName]) -> str:
-    """Returns what the compiler for an H100 says of one table."""
+    """Returns the costs on one table by the compiler for an H100."""
     head = ["", "state"]
     for dtype in by_dtype:
         head += [f"{dtype}: bytes accessed", "alone", "temporaries"]
