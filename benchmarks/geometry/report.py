@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -126,7 +127,7 @@ def mean(runs: list[Run], optimizer: str, *path: str | int) -> np.ndarray:
     found = []
     for run in runs:
         if run["settings"]["optimizer"] == optimizer:
-            value = run
+            value: Any = run
             for key in path:
                 value = value[key]
             found.append(np.atleast_1d(np.array(value, np.float64)))

@@ -22,13 +22,14 @@ class History(NamedTuple):
 
 
 def history_init(n_rows: int, lags: int, columns: int) -> History:
-    of_lags = [jnp.zeros((n_rows, lags)) for _ in range(3)]
     return History(
-        jnp.zeros(n_rows, jnp.int32),
-        jnp.zeros((n_rows, lags, columns)),
-        *of_lags,
-        jnp.zeros((n_rows, columns)),
-        jnp.zeros(n_rows),
+        touches=jnp.zeros(n_rows, jnp.int32),
+        recent=jnp.zeros((n_rows, lags, columns)),
+        products=jnp.zeros((n_rows, lags)),
+        squares_after=jnp.zeros((n_rows, lags)),
+        squares_before=jnp.zeros((n_rows, lags)),
+        total=jnp.zeros((n_rows, columns)),
+        square=jnp.zeros(n_rows),
     )
 
 

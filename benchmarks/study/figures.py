@@ -7,15 +7,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.interpolate import griddata
 
-from benchmarks.common.figures import ADAM, EMBER, OTHER, color, plt, save
-from benchmarks.common.intervals import interval
+from benchmarks.common.figures import ADAM, EMBER, plt, save
 from benchmarks.common.search import Pair
 from benchmarks.study import stages
 from benchmarks.study.comparisons import ADAMS, CANDIDATE, Study, planned, setting
 
 
 def draw_all(study: Study, directory: Path) -> None:
-    for draw in (lr_grid, by_setting, pareto):
+    for draw in (lr_grid, by_setting):
         save(draw(study), directory / f"{draw.__name__}.png")
 
 
@@ -107,44 +106,4 @@ def by_setting(study: Study) -> Figure:
         " hollow: the interval includes 0",
         fontsize=9,
     )
-    return figure
-
-
-def pareto(study: Study) -> Figure:
-    """Loss against bytes of state of the tables, in the main setting."""
-    rows = sorted(study.rows("arms"), key=lambda row: row.mean)
-    # The centered head has the same loss as Ember: its point would hide Ember's.
-    rows = [row for row in rows if row.settings.head_arm != "ember_centered"]
-    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
-    gap = 0.05 * (rows[-1].mean - rows[0].mean)  # between the labels of a column
-    last: dict[float, float] = {}  # height of the last label, by column
-    for row in rows:
-        shade = color(row.title)
-        half = interval(list(row.losses.values())).high - row.mean
-        axis.errorbar(row.state_bytes, row.mean, half, fmt="o", color=shade, capsize=2)
-        place = next(x for x in (3e2, 6e4, 2e7) if row.state_bytes < x)
-        y = last[place] = max(row.mean, last.get(place, 0) + gap)
-        label = axis.annotate(
-            f"{row.title}  {row.mean:.3f}",
-            (row.state_bytes, row.mean),
-            (place, y),
-            fontsize=8,
-            color=shade,
-            va="center",
-            arrowprops={
-                "arrowstyle": "-",
-                "color": OTHER,
-                "lw": 0.5,
-                "relpos": (0, 0.5),
-            },
-        )
-        label.set_in_layout(False)
-    axis.set_xscale("symlog", linthresh=1e3)
-    ticks = {0: "0", 1e4: "10 kB", 1e5: "100 kB", 1e6: "1 MB", 1e7: "10 MB"}
-    axis.set_xticks(list(ticks), list(ticks.values()))
-    axis.set_xlim(-100, 5e9)
-    axis.set_ylim(top=max(last.values()) + gap)
-    axis.set_xlabel("optimizer state of both token tables")
-    axis.set_ylabel("validation loss, five seeds, 95% interval")
-    axis.set_title("Each optimizer at its best pair of learning rates")
     return figure

@@ -115,8 +115,8 @@ def make_functions(run: Settings, vocab_size: int) -> Functions:
         model = make_model(rngs=nnx.Rngs(jax.random.key(seed)))
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
         if run.rounding:
-            tables = {name: params[name] for name in TABLES if name in params}
-            params |= optax.tree.cast(tables, jnp.bfloat16)
+            for name in set(TABLES) & params.keys():
+                params[name] = optax.tree.cast(params[name], jnp.bfloat16)
         tx = make_optimizer(run, config, rates_of(run))
         return program.State(params, tx.init(params))
 
