@@ -1,4 +1,4 @@
-"""How rows and gradients of token tables behave in training, compared with chance.
+"""Statistics of token tables during training, compared with chance.
 
     python -m benchmarks.geometry.run
 

@@ -1,4 +1,4 @@
-"""How gradients and rows of token tables behave, and what chance alone would give.
+"""Statistics of gradients and rows of token tables, each with a null model.
 
 Tables and gradients are [V, D], one row per token. S rows of a table are followed.
 """

@@ -3,9 +3,9 @@
     python -m benchmarks.lazy.run
 
 Times are medians of steps on new random rows, taken in turns in one process. XLA counts
-an array that is written in place as if it were accessed whole, several times; what is
-left without these counts is what the batch accesses. Tables that would take more than
-two thirds of the free memory are left out. Takes about a minute on two cores. Writes
+an array that is updated in place as if all of it were accessed, several times; these
+counts are subtracted. Tables that need more than two thirds of the free memory are left
+out. Takes about a minute on two cores. Writes
 benchmarks/lazy/results.json.
 """
 
@@ -115,7 +115,7 @@ def measure(n: int, columns: int, repeats: int) -> dict[str, dict[str, Any]]:
             m["time_over_smallest"] = statistics.median(a / b for a, b in ratios)
     for rule in ("lazy", "lazy, rows only"):
         smallest, second = (measured[rule][str(rows)] for rows in sizes[:2])
-        # The same for each row more, so it is what XLA counts and nobody accesses.
+        # XLA's count for a row that the batch does not access.
         per_row = (second["bytes_accessed"] - smallest["bytes_accessed"]) / (
             sizes[1] - sizes[0]
         )

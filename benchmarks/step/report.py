@@ -118,7 +118,7 @@ def summary(
 
 
 def decoder_table(of_models: dict[str, dict[str, ByName]]) -> str:
-    """Returns what a whole training step takes by the optimizer of its tables."""
+    """Returns the costs of a whole training step by the optimizer of its tables."""
     head = ["model", "on", "tables", "state of the tables", "peak memory"]
     head += ["bytes accessed", "of which tables", "estimated time"]
     rows = []
