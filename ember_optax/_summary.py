@@ -1,9 +1,9 @@
-"""What is routed to Ember, and what that saves."""
+"""Summary of the token tables of a model and of the memory that Ember saves."""
 
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -52,29 +52,15 @@ class Summary:
 
     def __str__(self) -> str:
         rows = [("token table", "role", "shape", "dtype", "Ember state", "Adam state")]
-        rows += [
-            (
-                t.path,
-                t.role,
-                " x ".join(map(str, t.shape)),
-                t.dtype,
-                _readable(t.state_bytes),
-                _readable(t.adam_bytes),
-            )
-            for t in self.tables
-        ]
-        share = self.size / max(self.size + self.body_size, 1)
-        ratio = self.adam_bytes / max(self.state_bytes, 1)
-        rows.append(
-            (
-                f"{len(self.tables)} table{'s' * (len(self.tables) != 1)}",
-                "",
-                f"{self.size:,} params",
-                f"{share:.0%} of all",
-                _readable(self.state_bytes),
-                f"{_readable(self.adam_bytes)} ({ratio:,.0f}x)",
-            )
-        )
+        for t in self.tables:
+            shape = " x ".join(map(str, t.shape))
+            sizes = _readable(t.state_bytes), _readable(t.adam_bytes)
+            rows.append((t.path, t.role, shape, t.dtype, *sizes))
+        count = f"{len(self.tables)} table{'s' * (len(self.tables) != 1)}"
+        share = f"{self.size / max(self.size + self.body_size, 1):.0%} of all"
+        ratio = f"({self.adam_bytes / max(self.state_bytes, 1):,.0f}x)"
+        sizes = _readable(self.state_bytes), f"{_readable(self.adam_bytes)} {ratio}"
+        rows.append((count, "", f"{self.size:,} params", share, *sizes))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         rule = "-" * max(map(len, lines))
@@ -87,7 +73,7 @@ def summarize(
     *,
     table: str | Sequence[str] = ("table", "embed", "head"),
 ) -> Summary:
-    """Tells which parameters are token tables, what they do and what their state takes.
+    """Summarizes the token tables of a model: roles, shapes, bytes of optimizer state.
 
     Args:
       params: any pytree of arrays or of `jax.ShapeDtypeStruct`, such as
@@ -114,47 +100,55 @@ def summarize(
       1 table            38,633,472 params  94% of all  204.3 kB     309.1 MB (1,513x)
     """
     tree = labels(params) if callable(labels) else labels
-    leaves = list(by_path(params).items())
-    found = jax.tree.leaves(jax.tree.broadcast(tree, params))
+    leaves = by_path(params)
+    each = jax.tree.leaves(jax.tree.broadcast(tree, params))
+    found = dict(zip(leaves, each, strict=True))
     wanted = {table} if isinstance(table, str) else set(table)
-    if found and wanted.isdisjoint(found):
+    if found and wanted.isdisjoint(found.values()):
         raise ValueError(
             f"No parameter has the label {' or '.join(sorted(map(repr, wanted)))}, but"
-            f" there are {', '.join(sorted(map(repr, set(found))))}: pass the label of"
-            " the tables as table=."
+            f" there are {', '.join(sorted(map(repr, set(found.values()))))}: pass the"
+            " label of the tables as table=."
         )
-    labelled = list(zip(leaves, found, strict=True))
-    tables = dict(leaf for leaf, label in labelled if label in wanted)
-    body = [leaf for (_, leaf), label in labelled if label not in wanted]
+    tables = {path: leaf for path, leaf in leaves.items() if found[path] in wanted}
+    body = {path: leaf for path, leaf in leaves.items() if path not in tables}
     axes = token_axes(tables, None)
-    roles = _roles(params, tables) | {
-        path: label for (path, _), label in labelled if label in ("embed", "head")
+    roles = _roles(params, tables, body) | {
+        path: label for path, label in found.items() if label in ("embed", "head")
     }
     return Summary(
         tuple(_summarize_table(k, roles[k], tables[k], axes[k]) for k in tables),
-        sum(math.prod(getattr(leaf, "shape", ())) for leaf in body),
+        sum(math.prod(getattr(leaf, "shape", ())) for leaf in body.values()),
     )
 
 
-def _roles(params: Any, tables: Iterable[str]) -> dict[str, str]:
-    """Returns the roles of the tables, seen beside those that are routed elsewhere."""
-    include = f"^({'|'.join(map(re.escape, tables))})$"
-    labels = label_token_tables(params, include=include, embed="embed", head="head")
+def _roles(
+    params: Any, tables: Collection[str], body: Collection[str]
+) -> dict[str, str]:
+    """Returns the roles of the tables; a head that is in the body still counts."""
+    labels = label_token_tables(
+        params,
+        include=_exactly(tables),
+        exclude=_exactly(body),
+        embed="embed",
+        head="head",
+        on_missing="ignore",
+    )
     return dict(zip(by_path(params), jax.tree.leaves(labels), strict=True))
+
+
+def _exactly(paths: Collection[str]) -> list[str]:
+    return [f"^({'|'.join(map(re.escape, paths))})$"] if paths else []
 
 
 def _summarize_table(path: str, role: str, leaf: Any, axis: int) -> TableSummary:
     moments = jax.eval_shape(lambda: init_moments(leaf.shape, leaf.dtype, axis))
     size = math.prod(leaf.shape)
-    return TableSummary(
-        path=path,
-        role=role,
-        shape=tuple(leaf.shape),
-        dtype=str(leaf.dtype),
-        size=size,
-        state_bytes=sum(x.size * x.dtype.itemsize for x in moments),
-        adam_bytes=2 * size * jnp.dtype(leaf.dtype).itemsize,
-    )
+    dtype = jnp.dtype(leaf.dtype)
+    state_bytes = sum(x.size * x.dtype.itemsize for x in moments)
+    adam_bytes = 2 * size * dtype.itemsize
+    shape = tuple(leaf.shape)
+    return TableSummary(path, role, shape, str(dtype), size, state_bytes, adam_bytes)
 
 
 def _readable(n_bytes: int) -> str:

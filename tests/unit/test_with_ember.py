@@ -340,6 +340,16 @@ def test_other_tables_have_their_own_rates() -> None:
         np.testing.assert_allclose(update, -rate, rtol=1e-5)
 
 
+def test_a_pattern_may_be_called_like_a_role() -> None:
+    params = make_params()
+    tx = ember_optax.with_ember(
+        optax.sgd(BODY), other_learning_rates={"embed": 0.6, "head": 0.5}
+    )
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params))
+    np.testing.assert_allclose(updates["embed"]["embedding"], -0.6, rtol=1e-5)
+    np.testing.assert_allclose(updates["lm_head"]["kernel"], -0.5, rtol=1e-5)
+
+
 def test_labels_can_leave_a_table_to_the_body() -> None:
     params = make_params()
 
