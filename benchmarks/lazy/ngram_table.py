@@ -30,7 +30,7 @@ def ember(rate: float) -> TableStep:
 
 
 def rows_only(rate: float) -> TableStep:
-    return partial(lazy.update, learning_rate=rate, columns=False)
+    return partial(lazy.update, learning_rate=rate, factored=False)
 
 
 def row_wise_adagrad(rate: float) -> TableStep:
@@ -38,7 +38,7 @@ def row_wise_adagrad(rate: float) -> TableStep:
         return rate / jnp.sqrt(jnp.float32(count) + 1)
 
     # Such a b2 forgets nothing: the mean times the number of steps is the sum.
-    return partial(lazy.update, learning_rate=schedule, b2=1 - 1e-9, columns=False)
+    return partial(lazy.update, learning_rate=schedule, b2=1 - 1e-9, factored=False)
 
 
 RULES: dict[str, tuple[Callable[[float], TableStep], tuple[float, ...]]] = {

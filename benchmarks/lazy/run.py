@@ -35,7 +35,7 @@ def lazy_step(table: Any, state: Any, ids: Any, row_grads: Any) -> Any:
 
 
 def row_wise_step(table: Any, state: Any, ids: Any, row_grads: Any) -> Any:
-    return lazy.update(table, state, ids, row_grads, learning_rate=1e-2, columns=False)
+    return lazy.update(table, state, ids, row_grads, learning_rate=1e-2, factored=False)
 
 
 TX = ember_optax.ember(1e-2, vocab_axis=0)
