@@ -1,4 +1,4 @@
-"""The optimizers that are compared, and a compiled step of one of them."""
+"""The optimizers that are compared, and a compiled step of each."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,20 +25,20 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "Adafactor": lambda: optax.adafactor(1e-2),
     "Muon": lambda: contrib.muon(1e-2),
 }
-# A step of Muon is its matrix products; the compiler takes minutes over them.
+# The compiler takes minutes for the matrix products of Muon.
 WITHOUT_MUON = [name for name in OPTIMIZERS if name != "Muon"]
 
 
-def clipped(name: str, inner: optax.GradientTransformation) -> Any:
-    """Returns an optimizer behind clipping by the global norm, as people train.
-
-    Args:
-      name: of the optimizer of the tables; Ember has clipping of its own.
-      inner: the whole optimizer.
-    """
+def clipped(name: str) -> optax.GradientTransformation:
+    """Returns an optimizer of one table with clipping by the global norm."""
     if name == "Ember":
-        return ember_optax.clipped(inner, 1.0)
-    return optax.chain(optax.clip_by_global_norm(1.0), inner)
+        return ember_optax.with_ember(
+            optax.identity(),
+            embed_learning_rate=1e-2,
+            max_norm=1.0,
+            labels=lambda params: jax.tree.map(lambda _: "embed", params),
+        )
+    return optax.chain(optax.clip_by_global_norm(1.0), OPTIMIZERS[name]())
 
 
 def bytes_of(tree: Any) -> int:
@@ -46,7 +46,7 @@ def bytes_of(tree: Any) -> int:
 
 
 def compile_step(tx: optax.GradientTransformation, table: jax.ShapeDtypeStruct) -> Any:
-    """Compiles update and apply, with table and state donated, where the table is."""
+    """Compiles update and apply on the table's device; donates table and state."""
 
     def step(table: Any, state: Any, grad: Any) -> tuple[Any, Any]:
         updates, state = tx.update(grad, state, table)
@@ -68,11 +68,11 @@ def state_bytes(tx: optax.GradientTransformation, table: Any) -> int:
 
 
 def sizes(step: Any, table: jax.ShapeDtypeStruct) -> dict[str, float]:
-    """Returns what a compiled step takes.
+    """Returns the memory and the bytes accessed of a compiled step.
 
     Returns:
-      `temp_bytes`, and `bytes_accessed_over_table`: bytes read and written, by XLA's
-      count, in sizes of the table.
+      `temp_bytes`, and `bytes_accessed_over_table`: XLA's count of bytes read and
+      written, in multiples of the table's size.
     """
     return {
         "temp_bytes": step.memory_analysis().temp_size_in_bytes,

@@ -1,12 +1,12 @@
-"""A whole training step of a real size by the optimizer of its token tables.
+"""Memory and time of a whole training step by the optimizer of its token tables.
 
     python -m benchmarks.step.decoder
 
-compiles the training step of `examples/pretrain.py`, clipping and all, for TPUs that
-are not there (`pip install 'jax[tpu]'`): 12 layers of width 768 with a
-vocabulary of 50,304 on one device, and configs/pretrain_1b_pod.py on 64. Nothing is
-run. Writes benchmarks/step/decoder.json. `make bench-gpu-compiler` does the same for
-one H100 and writes benchmarks/step/decoder_gpu.json.
+compiles the training step of `examples/pretrain.py` for TPUs that are not present
+(`pip install 'jax[tpu]'`): 12 layers of width 768 with a vocabulary of 50,304 on one
+device, and configs/pretrain_1b_pod.py on 64.
+Nothing is run. Writes benchmarks/step/decoder.json. `make bench-gpu-compiler` does the
+same for one H100 and writes benchmarks/step/decoder_gpu.json.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def make_config(model: str) -> Config:
 
 
 def measure(config: Config, devices: Sequence[Any]) -> dict[str, dict[str, Any]]:
-    """Returns what a step takes of a device, by optimizer of the tables.
+    """Returns the costs of a step on a device, by optimizer of the tables.
 
     Returns:
       `peak_bytes`, the `state_bytes` of the tables' optimizer, the bytes that it

@@ -1,11 +1,11 @@
-"""What the TPU compiler makes of a step: bytes accessed, estimated time.
+"""Bytes accessed and estimated time of a step on TPUs, compiled without a TPU.
 
     python -m benchmarks.step.tpu
 
 Compiles for one device of each family, without a TPU (`pip install 'jax[tpu]'`);
 nothing is run, so the numbers are exact, and times are the compiler's own estimates.
-Every optimizer is behind clipping by the global norm, as people train; its step alone
-is compiled as well. Writes benchmarks/step/tpu.json.
+Every step is compiled with clipping by the global norm, and alone. Writes
+benchmarks/step/tpu.json.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from jax.sharding import SingleDeviceSharding
 from tqdm import tqdm
 
 from benchmarks.common import store
-from benchmarks.step.ahead import measure_tables
+from benchmarks.step.aot import measure_tables
 from benchmarks.step.report import TPU
 from examples.lm import topology
 
@@ -28,7 +28,7 @@ TABLES = [(50304, 768), (256128, 2048)]
 
 
 def chip(family: str) -> SingleDeviceSharding:
-    """Returns the sharding of arrays on one device, to compile for."""
+    """Returns the sharding of arrays on one device, for ahead-of-time compilation."""
     return SingleDeviceSharding(topology.devices(CHIPS[family])[0])
 
 
