@@ -26,8 +26,8 @@ from tqdm import tqdm
 import ember_optax
 from benchmarks.collectives.report import RESULTS, SHOWN
 from benchmarks.common import store
-from benchmarks.common.hlo import collectives
-from examples.lm import topology
+from tests.compiling import compile_on_mesh, sharded_state, tpu_devices
+from tests.hlo import collectives
 
 MESHES = {"CPU": (4, 2), "v5e:8x8": (8, 8), "v5p:4x4x4": (16, 4), "v6e:4x4": (4, 4)}
 # Mesh axes of the tokens and of the features.
@@ -47,41 +47,7 @@ OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
 
 def devices_of(name: str) -> list[Any]:
     """Returns the devices of a mesh in MESHES."""
-    return jax.devices("cpu")[:8] if name == "CPU" else topology.devices(name)
-
-
-def sharded_state(tx: optax.GradientTransformation, params: Any) -> Any:
-    """Returns the state of an optimizer as shapes with shardings.
-
-    Args:
-      tx: any optimizer.
-      params: `jax.ShapeDtypeStruct` with shardings.
-    """
-    shardings = jax.tree.map(lambda x: x.sharding, params)
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        jax.eval_shape(tx.init, params),
-        ember_optax.opt_state_shardings(tx, params, shardings),
-    )
-
-
-def compile_step(tx: optax.GradientTransformation, params: Any, state: Any) -> Any:
-    """Compiles update and apply on a mesh, with parameters and state donated.
-
-    Args:
-      tx: the optimizer.
-      params: `jax.ShapeDtypeStruct` with shardings, which are those of the gradients.
-      state: optimizer state, as shapes with shardings.
-    """
-
-    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    out_shardings = jax.tree.map(lambda x: x.sharding, (params, state))
-    jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=out_shardings)
-    with jax.set_mesh(jax.tree.leaves(params)[0].sharding.mesh):
-        return jitted.lower(params, state, params).compile()
+    return jax.devices("cpu")[:8] if name == "CPU" else tpu_devices(name)
 
 
 def measure(
@@ -105,8 +71,7 @@ def measure(
         ),
     }
     tx = OPTIMIZERS[optimizer](shardings)
-    state = sharded_state(tx, params)
-    compiled = compile_step(tx, params, state)
+    compiled = compile_on_mesh(tx, params)
     found = collectives(compiled.as_text())
     numbers = Counter(c.op for c in found)
     return {
@@ -114,7 +79,9 @@ def measure(
             op: {"number": n, "bytes": sum(c.bytes for c in found if c.op == op)}
             for op, n in sorted(numbers.items())
         },
-        "state_bytes": sum(map(_shard_bytes, jax.tree.leaves(state))),
+        "state_bytes": sum(
+            map(_shard_bytes, jax.tree.leaves(sharded_state(tx, params)))
+        ),
         "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
     }
 

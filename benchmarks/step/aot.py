@@ -6,16 +6,15 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from benchmarks.common.hlo import bytes_accessed
 from benchmarks.step.compiling import (
     DTYPES,
     OPTIMIZERS,
     WITHOUT_MUON,
-    bytes_of,
     clipped,
-    compile_step,
     state_bytes,
 )
+from tests.compiling import bytes_of, compile_step
+from tests.hlo import bytes_accessed
 
 
 def measure_tables(

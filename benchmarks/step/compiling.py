@@ -8,6 +8,7 @@ import optax
 from optax import contrib
 
 import ember_optax
+from tests.compiling import bytes_of
 
 Optimizer = Callable[[], optax.GradientTransformation]
 
@@ -39,24 +40,6 @@ def clipped(name: str) -> optax.GradientTransformation:
             labels=lambda params: jax.tree.map(lambda _: "embed", params),
         )
     return optax.chain(optax.clip_by_global_norm(1.0), OPTIMIZERS[name]())
-
-
-def bytes_of(tree: Any) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def compile_step(tx: optax.GradientTransformation, table: jax.ShapeDtypeStruct) -> Any:
-    """Compiles update and apply on the table's device; donates table and state."""
-
-    def step(table: Any, state: Any, grad: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(grad, state, table)
-        return optax.apply_updates(table, updates), state
-
-    state = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=table.sharding),
-        jax.eval_shape(tx.init, table),
-    )
-    return jax.jit(step, donate_argnums=(0, 1)).lower(table, state, table).compile()
 
 
 def bytes_accessed_over_table(step: Any, table: jax.ShapeDtypeStruct) -> float:

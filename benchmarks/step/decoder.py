@@ -20,10 +20,11 @@ from tqdm import tqdm
 from benchmarks.common import store
 from benchmarks.step.report import DECODER, DECODER_GPU
 from configs import pretrain_1b_pod, pretrain_124m
-from examples.lm import Config, report, topology
+from examples.lm import Config, report
 from examples.lm.mesh import use_mesh
 from examples.lm.program import make_program
 from examples.lm.report import Repeated
+from tests.compiling import h100, tpu_devices
 
 ON_ONE, ON_PODS = "12 x 768", "1b"
 TABLES = ("sgd", "ember", "adam", "adafactor")
@@ -92,13 +93,11 @@ def main() -> None:
     )
     parser.add_argument("--gpu", action="store_true", help="for an H100 instead")
     if parser.parse_args().gpu:
-        from benchmarks.step import gpu
-
-        device = list(gpu.h100().device_set)
+        device = list(h100().device_set)
         write(DECODER_GPU, {ON_ONE: [("h100", device)]}, "jax-cuda12-plugin")
         return
     slices = {
-        model: [(name, topology.devices(name)) for name in names]
+        model: [(name, tpu_devices(name)) for name in names]
         for model, names in SLICES.items()
     }
     slices[ON_ONE] = [(name, devices[:1]) for name, devices in slices[ON_ONE]]

@@ -25,11 +25,12 @@ import optax
 import ember_optax
 from benchmarks.common import store
 from benchmarks.step import decoder
-from benchmarks.step.compiling import DTYPES, OPTIMIZERS, clipped, compile_step, sizes
+from benchmarks.step.compiling import DTYPES, OPTIMIZERS, clipped, sizes
 from benchmarks.step.run import time_in_turns
 from examples.lm import Config, report
 from examples.lm.mesh import use_mesh
 from examples.lm.program import make_program
+from tests.compiling import compile_step
 
 RESULTS = Path(__file__).with_name("device_timing.json")
 COMPARED = ("SGD", "Ember", "Lion", "Adam", "Adafactor")

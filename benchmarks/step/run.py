@@ -24,11 +24,11 @@ from benchmarks.step.compiling import (
     OPTIMIZERS,
     WITHOUT_MUON,
     clipped,
-    compile_step,
     sizes,
     state_bytes,
 )
 from benchmarks.step.report import RESULTS
+from tests.compiling import compile_step
 
 # Shapes, and how many steps of each optimizer are timed.
 TABLES = {(4096, 96): 25, (50304, 768): 15, (256128, 1024): 5}

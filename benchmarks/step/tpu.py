@@ -10,26 +10,14 @@ benchmarks/step/tpu.json.
 
 import argparse
 
-from jax.sharding import SingleDeviceSharding
 from tqdm import tqdm
 
 from benchmarks.common import store
 from benchmarks.step.aot import measure_tables
 from benchmarks.step.report import TPU
-from examples.lm import topology
+from tests.compiling import CHIPS, chip
 
-CHIPS = {
-    "v5e": "v5e:2x2",
-    "v5p": "v5p:2x2x1",
-    "v6e": "v6e:2x2",
-    "tpu7x": "tpu7x:2x2x1",
-}
 TABLES = [(50304, 768), (256128, 2048)]
-
-
-def chip(family: str) -> SingleDeviceSharding:
-    """Returns the sharding of arrays on one device, for ahead-of-time compilation."""
-    return SingleDeviceSharding(topology.devices(CHIPS[family])[0])
 
 
 def main() -> None:
