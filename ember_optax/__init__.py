@@ -1,8 +1,6 @@
 """Ember, the optimizer for token tables, as a first-class citizen of Optax."""
 
-from ember_optax import experimental as experimental
 from ember_optax import lazy as lazy
-from ember_optax._clipping import clipped as clipped
 from ember_optax._convert import from_adam as from_adam
 from ember_optax._convert import resize_vocab as resize_vocab
 from ember_optax._convert import to_adam as to_adam
@@ -11,24 +9,19 @@ from ember_optax._ember import EmberState as EmberState
 from ember_optax._ember import ember as ember
 from ember_optax._ember import scale_by_ember as scale_by_ember
 from ember_optax._labels import label_token_tables as label_token_tables
-from ember_optax._rounding import StochasticRoundingState as StochasticRoundingState
 from ember_optax._rounding import stochastic_rounding as stochastic_rounding
 from ember_optax._rule import TableMoments as TableMoments
 from ember_optax._sharding import opt_state_shardings as opt_state_shardings
-from ember_optax._summary import Summary as Summary
-from ember_optax._summary import TableSummary as TableSummary
 from ember_optax._summary import summarize as summarize
+from ember_optax._with_ember import WithEmberState as WithEmberState
+from ember_optax._with_ember import with_ember as with_ember
 
 __all__ = [
     "EmberState",
-    "StochasticRoundingState",
-    "Summary",
     "TableMoments",
-    "TableSummary",
+    "WithEmberState",
     "adafactor_decay",
-    "clipped",
     "ember",
-    "experimental",
     "from_adam",
     "label_token_tables",
     "lazy",
@@ -38,6 +31,7 @@ __all__ = [
     "stochastic_rounding",
     "summarize",
     "to_adam",
+    "with_ember",
 ]
 
 __version__ = "0.1.0"

@@ -1,5 +1,6 @@
-"""What bad input gets: an early ValueError that names the parameter and the way out."""
+"""Input validation: an early ValueError that names the parameter and how to fix it."""
 
+import re
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any
@@ -7,31 +8,26 @@ from typing import Any
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from ember_optax._paths import from_key, listed, quoted, to_key
+from ember_optax._paths import listed, path_from_key, quoted, state_key
 
 
-def check_hyperparameters(b2: Any, eps: Any, column_mean: Any) -> None:
+def check_hyperparameters(b2: Any, eps: Any) -> None:
     """Raises ValueError for hyperparameters that `scale_by_ember` cannot use.
 
-    Values that are being traced cannot be checked, their types can. A schedule is
-    checked where its values are.
+    Values that are being traced cannot be checked, but their types can. A schedule is
+    checked at step 0.
     """
     if not callable(b2):
         check_b2(b2)
     _check_number("eps", eps)
-    if _is_known(eps) and not float(eps) >= 0:
-        raise ValueError(f"eps is {eps}, but it must not be negative: try 1e-8.")
-    if column_mean not in ("all", "active"):
-        raise ValueError(
-            f"column_mean is {column_mean!r}, but it must be 'all' (every row, the"
-            " default) or 'active' (rows with a gradient)."
-        )
+    if _is_known(eps) and not float(eps) > 0:
+        raise ValueError(f"eps must be positive, got {eps}. The usual value is 1e-8.")
 
 
 def check_b2(b2: Any) -> None:
-    """Raises ValueError for what is no decay."""
+    """Raises ValueError unless `b2` is a valid decay."""
     _check_number("b2", b2, or_schedule=True)
-    # A Python number has no width of its own: it takes that of the state.
+    # Python scalars are weakly typed and adopt the state's dtype.
     if jnp.result_type(b2) in (jnp.bfloat16, jnp.float16):
         raise ValueError(
             f"b2 is {jnp.result_type(b2)}, which cannot hold a decay close to 1"
@@ -39,29 +35,20 @@ def check_b2(b2: Any) -> None:
             " optax.inject_hyperparams, pass hyperparam_dtype=jnp.float32."
         )
     if _is_known(b2) and not 0 <= float(b2) < 1:
-        raise ValueError(f"b2 is {b2}, but a decay must lie in [0, 1): try 0.999.")
+        raise ValueError(f"b2 must be in [0, 1), got {b2}. The usual value is 0.999.")
 
 
 def check_constant(b2: Any) -> None:
     """Raises ValueError for a schedule where rows must catch up with many steps."""
     if callable(b2):
         raise ValueError(
-            f"b2 is the schedule {b2!r}, but here it must be one number for all steps,"
-            " such as 0.99: only ember_optax.ember takes a schedule."
-        )
-
-
-def check_row_state(row_state: str) -> None:
-    """Raises ValueError for an unknown `row_state`."""
-    if row_state not in ("replicated", "sharded"):
-        raise ValueError(
-            f"row_state is {row_state!r}, but it must be 'replicated' (the default) or"
-            " 'sharded' (as the rows of the tables)."
+            f"b2 must be one number for all steps, such as 0.99, got the schedule"
+            f" {b2!r}. Only ember_optax.ember supports schedules."
         )
 
 
 def check_axis_names(axis_names: Any, vocab_axis: Any) -> None:
-    """Raises ValueError for `axis_names` that are no pair or lack a `vocab_axis`."""
+    """Raises ValueError unless `axis_names` is a pair with a `vocab_axis`."""
     if axis_names is None:
         return
     if not isinstance(axis_names, tuple) or len(axis_names) != 2:
@@ -76,50 +63,64 @@ def check_axis_names(axis_names: Any, vocab_axis: Any) -> None:
         )
 
 
-def check_learning_rate(learning_rate: Any) -> None:
-    """Raises ValueError for what is neither a number nor a schedule."""
+def check_learning_rate(name: str, learning_rate: Any) -> None:
+    """Raises ValueError unless a learning rate is a number or a schedule."""
     if not callable(learning_rate):
-        _check_number("learning_rate", learning_rate, or_schedule=True)
+        _check_number(name, learning_rate, or_schedule=True)
+
+
+def check_pattern(argument: str, pattern: Any) -> None:
+    """Raises ValueError unless `pattern` is a regular expression that is not empty."""
+    if not isinstance(pattern, str) or not pattern:
+        raise ValueError(
+            f"{argument} needs a regular expression that is not empty, got {pattern!r}."
+        )
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"{argument}: {pattern!r} is not a valid regular expression: {error}. To"
+            " match a path literally, pass re.escape(path)."
+        ) from error
 
 
 def check_weight_decay(weight_decay: Any, name: str = "weight_decay") -> None:
-    """Raises ValueError for a weight decay that is negative or no number."""
+    """Raises ValueError unless a weight decay is a number that is not negative."""
     _check_number(name, weight_decay)
     if _is_known(weight_decay) and not float(weight_decay) >= 0:
-        raise ValueError(
-            f"{name} is {weight_decay}, but it must not be negative: a positive"
-            " one shrinks the tables."
-        )
+        raise ValueError(f"{name} must not be negative, got {weight_decay}.")
 
 
 def check_max_norm(max_norm: Any) -> None:
-    """Raises ValueError for a norm that is no positive number."""
+    """Raises ValueError unless a norm is a positive number."""
     _check_number("max_norm", max_norm)
     if _is_known(max_norm) and not float(max_norm) > 0:
-        raise ValueError(f"max_norm is {max_norm}, but it must be positive: try 1.0.")
+        raise ValueError(
+            f"max_norm must be positive, got {max_norm}. The usual value is 1.0."
+        )
 
 
 def check_seed(seed: Any) -> None:
     """Raises ValueError for a seed that does not fit 32 bits."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed is {seed!r}, but it must be an int in [0, 2^32).")
+        raise ValueError(f"seed must be an int in [0, 2^32), got {seed!r}.")
 
 
 def _check_number(name: str, x: Any, *, or_schedule: bool = False) -> None:
     is_array = getattr(x, "shape", None) == () and jnp.issubdtype(x.dtype, jnp.number)
     if isinstance(x, bool) or not (isinstance(x, Real) or is_array):
         way_out = (
-            "a number, or a schedule from the count of steps to one"
+            "a number or a schedule from the count of steps to one"
             if or_schedule
-            else "one number. For a schedule of it, use optax.inject_hyperparams"
+            else "one number (for a schedule of it, use optax.inject_hyperparams)"
         )
-        raise ValueError(f"{name} is {x!r}, but it must be {way_out}.")
+        raise ValueError(f"{name} must be {way_out}, got {x!r}.")
 
 
 def _is_known(x: Any) -> bool:
-    """Whether a hyperparameter has a value before the program runs.
+    """Tells whether a hyperparameter has a value before the program runs.
 
-    Comparing it then needs `float`: JAX traces all operations on arrays, known or not.
+    Its comparison then needs `float`: JAX traces all operations on arrays.
     """
     return not isinstance(x, Tracer)
 
@@ -144,23 +145,24 @@ def check_gradients(
       axes: the axis of each that holds the tokens.
       tables: `TableMoments` in the state, by key.
     """
-    known = listed(map(from_key, tables))
-    if missing := tables.keys() - set(map(to_key, grads)):
+    known = listed(map(path_from_key, tables))
+    if missing := tables.keys() - set(map(state_key, grads)):
         raise ValueError(
-            f"The state holds the moments of {listed(map(from_key, missing))}, but the"
-            f" gradients are of {listed(grads)}. The state is of another model, or the"
+            "The state holds the moments of"
+            f" {listed(map(path_from_key, missing))}, but the gradients are of"
+            f" {listed(grads)}. The state belongs to another model, or the"
             " labels changed: call init again with these parameters."
         )
     for path, grad in grads.items():
-        if to_key(path) not in tables:
+        if state_key(path) not in tables:
             raise ValueError(
                 f"There is a gradient of {quoted(path)}, but the state holds the"
-                f" moments of {known}. The state is of another model, or the"
+                f" moments of {known}. The state belongs to another model, or the"
                 " labels changed: call init again with these parameters."
             )
         axis = axes[path]
         columns = grad.shape[:axis] + grad.shape[axis + 1 :]
-        row, col = tables[to_key(path)]
+        row, col = tables[state_key(path)]
         if (row.shape, col.shape) != ((grad.shape[axis],), columns):
             raise ValueError(
                 f"The gradient of {quoted(path)} has the shape {grad.shape}, but the"
@@ -172,6 +174,7 @@ def check_gradients(
 
 
 def check_table(path: str, leaf: Any) -> None:
+    """Raises ValueError unless a leaf can be a token table."""
     way_out = (
         "Only token tables belong to Ember: route everything else to another optimizer"
         " with optax.multi_transform and ember_optax.label_token_tables."

@@ -1,178 +1,112 @@
-"""The decay b2 of the statistics: a number, or a schedule that changes it."""
+"""The decay b2 of the statistics: a number, or a schedule of the step count."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
-
-# The logarithm of a decay of 0: exp(-64) is nothing next to 1.
-NOTHING = -64.0
 
 Scalar = float | jax.Array
 ScalarOrSchedule = Scalar | Callable[[ArrayLike], ArrayLike]
 
-
-class Remaining(NamedTuple):
-    """Product of all b2 so far: the share of a statistic that is its zero at the start.
-
-    Its logarithm is added up as Kahan does. A plain float32 would be off by more than
-    the statistics are.
-    """
-
-    log: jax.Array  # float32[], sum of log b2
-    error: jax.Array  # float32[], what rounding has added to `log`
-
-
-class Decay(NamedTuple):
-    """What one step does to the statistics."""
-
-    b2: jax.Array
-    rate: jax.Array  # 1 - b2
-    correction: jax.Array  # 1 - the product of all b2 so far
+# Smallest 1 - b2 of a schedule. A schedule that reaches 1 would freeze the statistics.
+_SMALLEST = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class AdafactorDecay:
-    """The schedule of :func:`adafactor_decay`."""
+    """The schedule that :func:`adafactor_decay` builds."""
 
     exponent: float
+    max_decay: float | None
 
     def __call__(self, count: ArrayLike) -> jax.Array:
-        return 1 - self.rate(count)
+        return 1 - self.one_minus_b2(count)
 
-    def rate(self, count: ArrayLike) -> jax.Array:
-        """Returns 1 - b2 with all digits: float32 keeps few of them in a b2 near 1."""
-        return (jnp.asarray(count, float) + 1) ** -self.exponent
+    def one_minus_b2(self, count: ArrayLike) -> jax.Array:
+        """1 - b2 with all its digits, of which float32 keeps few in a b2 near 1."""
+        gap = (jnp.asarray(count, float) + 1) ** -self.exponent
+        return gap if self.max_decay is None else jnp.maximum(gap, 1 - self.max_decay)
 
 
-def adafactor_decay(exponent: float = 0.8) -> Callable[[ArrayLike], jax.Array]:
-    r"""Returns a schedule for `b2` that averages over more and more steps.
+def adafactor_decay(
+    exponent: float = 0.8, max_decay: float | None = 0.999
+) -> Callable[[ArrayLike], jax.Array]:
+    r"""Builds the decay schedule of Adafactor, capped.
 
-    .. math:: b_{2,t} = 1 - t^{-exponent}, \quad t = count + 1
+    .. math:: b_{2,t} = \min(1 - t^{-exponent}, max\_decay), \quad t = count + 1
 
     Step t averages over about the last :math:`t^{exponent}` steps. The first decay is
-    0, so nothing is left of the zeros that the statistics began with.
+    0, so the zeros that the statistics start with are forgotten at once. Without a cap
+    the decay approaches 1, which slowly freezes the statistics of a long run.
 
     Args:
-      exponent: how fast the average grows, in (0, 1].
+      exponent: growth rate of the averaging window, in (0, 1].
+      max_decay: upper bound on the decay, in (0, 1); None for no bound. With 0.8 and
+        0.999 the bound is reached at step 5,624.
 
     Returns:
-      A function from the number of earlier steps to a decay, float32[].
+      A function from the number of earlier steps, int32[], to a decay, float32[].
 
     Raises:
-      ValueError: `exponent` lies outside (0, 1].
+      ValueError: `exponent` or `max_decay` is out of range.
 
     Examples:
       >>> import ember_optax
       >>> b2 = ember_optax.adafactor_decay()
-      >>> [f"{b2(count):.3f}" for count in (0, 1, 9, 99)]
-      ['0.000', '0.426', '0.842', '0.975']
-      >>> tx = ember_optax.ember(1e-2, b2=b2)
+      >>> [f"{b2(count):.3f}" for count in (0, 1, 9, 99, 10**6)]
+      ['0.000', '0.426', '0.842', '0.975', '0.999']
 
     References:
       Shazeer and Stern, `Adafactor <https://arxiv.org/abs/1804.04235>`_, 2018,
-      section 7.2
+      section 7.2; Zhai et al., `Scaling Vision Transformers
+      <https://arxiv.org/abs/2106.04560>`_, 2021, for the cap
     """
     if not 0 < exponent <= 1:
         raise ValueError(
-            f"exponent is {exponent}, but it must lie in (0, 1]: try 0.8, with which"
-            " the average grows more slowly than the run."
+            f"exponent must be in (0, 1], got {exponent}. The usual value is 0.8."
         )
-    return AdafactorDecay(exponent)
+    if max_decay is not None and not 0 < max_decay < 1:
+        raise ValueError(
+            f"max_decay must be in (0, 1), or None for no cap, got {max_decay}. The"
+            " usual value is 0.999."
+        )
+    return AdafactorDecay(exponent, max_decay)
 
 
-def init(dtype: DTypeLike) -> Remaining:
-    """Returns the product before the first step."""
-    # No array twice, or it could not be donated.
-    return Remaining(jnp.zeros([], dtype), jnp.zeros([], dtype))
+def one_minus_b2(b2: ScalarOrSchedule, count: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """Computes 1 - b2 of one step.
 
-
-def step(
-    b2: ScalarOrSchedule, remaining: Remaining, count: jax.Array
-) -> tuple[Decay, Remaining]:
-    """Returns what the next step does, and the product after it.
+    It is computed before rounding to `dtype`: in float32, 1 - 0.999 is off by a factor
+    of 1.3e-5.
 
     Args:
-      b2: decay of the statistics.
-      remaining: of the last step.
-      count: int32 scalar, number of earlier steps.
+      b2: decay of the statistics. Arrays and the values of a schedule are clamped to
+        [0, 1 - 1e-6].
+      count: int32[], number of earlier steps.
+      dtype: dtype of the result.
     """
-    now, rate = _split(b2, count, remaining.log.dtype)
-    remaining = multiply(remaining, rate)
-    return Decay(now, rate, correction(remaining)), remaining
-
-
-def constant(b2: Scalar, count: jax.Array, dtype: DTypeLike) -> Decay:
-    """Returns what step `count` does if b2 has always been the same."""
-    return Decay(*_split(b2, count, dtype), correction(after(b2, count, dtype)))
-
-
-def after(b2: ScalarOrSchedule, count: jax.Array, dtype: DTypeLike) -> Remaining:
-    """Returns the product of the first `count` decays."""
-    if not callable(b2):
-        _, rate = _split(b2, count, dtype)
-        log = jnp.maximum(jnp.log1p(-rate), NOTHING)
-        return Remaining(count.astype(dtype) * log, jnp.zeros([], dtype))
-
-    def take_step(i: jax.Array, remaining: Remaining) -> Remaining:
-        return multiply(remaining, _split(b2, i, dtype)[1])
-
-    return jax.lax.fori_loop(0, count, take_step, init(dtype))
-
-
-def correction(remaining: Remaining) -> jax.Array:
-    """Returns what a statistic is too small by, as it began at zero."""
-    return -jnp.expm1(remaining.log)
-
-
-def ratio(new: Remaining, old: Remaining, count: jax.Array) -> jax.Array:
-    """Returns what keeps a corrected moment under another product of decays."""
-    # Before the first step there is none.
-    return jnp.where(count > 0, correction(new) / correction(old), 0)
-
-
-def multiply(remaining: Remaining, rate: jax.Array) -> Remaining:
-    """Returns the product with one more decay, 1 - rate."""
-    term = jnp.maximum(jnp.log1p(-rate), NOTHING)
-    return Remaining(*add(remaining.log, remaining.error, term))
-
-
-def add(total: jax.Array, error: jax.Array, x: jax.Array) -> tuple[jax.Array, ...]:
-    """Adds to a sum as Kahan does; returns the sum and what rounding added to it."""
-    term = x - error
-    new = total + term
-    return new, (new - total) - term
-
-
-def _split(
-    b2: ScalarOrSchedule, count: jax.Array, dtype: DTypeLike
-) -> tuple[jax.Array, jax.Array]:
-    """Returns b2 and 1 - b2, each with all its digits.
-
-    In float32, 1 - 0.999 is off by 1.3e-5 of itself, and so is 1 - 0.998 of a small b2.
-    """
+    if isinstance(b2, float | int):
+        return jnp.asarray(1 - b2, dtype)
     if isinstance(b2, AdafactorDecay):
-        rate = b2.rate(count).astype(dtype)
-        return 1 - rate, rate
-    now = _once(b2(count) if callable(b2) else b2)
-    return jnp.asarray(now, dtype), jnp.asarray(1 - now, dtype)
+        gap = b2.one_minus_b2(count)
+    else:
+        gap = 1 - jnp.asarray(b2(count) if callable(b2) else b2, float)
+    return jnp.clip(gap, _SMALLEST, 1).astype(dtype)
 
 
-def _once(b2: ArrayLike) -> ArrayLike:
-    """Returns b2, the same number wherever it is used.
+def bias_correction(
+    b2: ScalarOrSchedule, count: jax.Array, dtype: DTypeLike
+) -> jax.Array:
+    """Computes 1 - the product of the first `count` decays."""
+    if not callable(b2):
+        # The smallest normal number instead of 0 keeps 0 * log(0) out of a b2 of 0.
+        log_b2 = jnp.log1p(-jnp.asarray(1 - b2, dtype))
+        log_b2 = jnp.maximum(log_b2, jnp.log(jnp.finfo(dtype).tiny))
+        return -jnp.expm1(count.astype(dtype) * log_b2)
 
-    XLA:CPU computes a schedule again for each use, and its cosine of a vector is not
-    that of a scalar. A last digit of 0.999 is 6e-5 of 1 - 0.999. What comes out of a
-    branch is computed once; this one, for a negative b2, is never taken.
-    """
-    if not isinstance(b2, Tracer) or not jnp.issubdtype(b2.dtype, jnp.floating):
-        return b2
-    return jax.lax.platform_dependent(
-        b2,
-        cpu=lambda b2: jax.lax.cond(b2 < 0, jnp.exp, lambda b2: b2, b2),
-        default=lambda b2: b2,
-    )
+    def advance(i: jax.Array, correction: jax.Array) -> jax.Array:
+        return correction + one_minus_b2(b2, i, dtype) * (1 - correction)
+
+    return jax.lax.fori_loop(0, count, advance, jnp.zeros([], dtype))

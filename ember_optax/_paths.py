@@ -1,30 +1,18 @@
-"""Trees of parameters as an optimizer meets them: names of leaves, and placeholders."""
+"""Names of the leaves of a pytree, and Optax's placeholder for the parameters."""
 
-import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
-from jax.tree_util import (
-    DictKey,
-    FlattenedIndexKey,
-    GetAttrKey,
-    KeyPath,
-    SequenceKey,
-    tree_leaves_with_path,
-)
-
-T = TypeVar("T")
+from jax.tree_util import DictKey, GetAttrKey, KeyPath, keystr, tree_leaves_with_path
 
 
 def normalize(path: KeyPath) -> str:
-    """Returns the `/`-joined name of the leaf at a JAX key path.
+    """Formats a JAX key path as a `/`-joined name.
 
-    The same parameter gets the same name in every form in which an optimizer meets
-    it. Flax NNX shows `embed/embedding` with a trailing `.value` at init and without
-    at update, and linen boxes add the same suffix. Haiku keeps slashes inside one key
-    and marks constructors with `~`. Flat dictionaries have dotted keys
-    (`embed.embedding`) or tuples.
+    A parameter has the same name in every form in which an optimizer meets it: Flax NNX
+    shows `embed/embedding` with a trailing `.value` at init and without it at update,
+    and linen boxes add the same suffix. A tuple as a dictionary key counts as a path.
 
     Args:
       path: key path as given by `jax.tree_util.tree_flatten_with_path`.
@@ -34,86 +22,80 @@ def normalize(path: KeyPath) -> str:
     """
     if path and path[-1] == GetAttrKey("value"):
         path = path[:-1]
-    segments = [s for key in path for s in _segments(_entry(key))]
-    return "/".join(s for s in segments if s not in ("", "~"))
+    segments = []
+    for key in path:
+        if isinstance(key, DictKey) and isinstance(key.key, tuple):
+            segments += map(str, key.key)
+        else:
+            segments.append(keystr((key,), simple=True))
+    return "/".join(segments)
 
 
 def by_path(tree: Any) -> dict[str, Any]:
-    """Returns every leaf of a pytree by its normalised name, in the tree's order.
+    """Maps the name of every leaf of a pytree to the leaf, in the tree's order.
 
     Raises:
       ValueError: two leaves have the same name.
     """
     leaves: dict[str, Any] = {}
-    keys: dict[str, str] = {}  # of what is in `leaves`, as key paths that JAX prints
+    shown: dict[str, str] = {}  # state key of each leaf to its path as JAX prints it
     for key_path, leaf in tree_leaves_with_path(tree):
-        path, shown = normalize(key_path), jax.tree_util.keystr(key_path)
-        key = to_key(path)
-        if key in keys:
+        path = normalize(key_path)
+        key = state_key(path)
+        if key in shown:
             raise ValueError(
-                f"Two leaves are called {quoted(path)}: {keys[key]} and {shown}. Names"
-                " drop `.value` and `~` and split keys at `/` and `.`, but the"
-                " optimizer state needs a name for each. Rename one of them."
+                f"Two leaves have the name {quoted(path)}: {shown[key]} and"
+                f" {keystr(key_path)}. The optimizer state needs one name for each:"
+                " rename one of them."
             )
         leaves[path] = leaf
-        keys[key] = shown
+        shown[key] = keystr(key_path)
     return leaves
 
 
-def to_key(path: str) -> str:
-    """Returns the key of a table in an optimizer state: its path with `:` for `/`.
+def state_key(path: str) -> str:
+    """Converts a path to the key of a table in an optimizer state.
 
-    Checkpointers join the names of a tree with `/` or `.` and split them again, and
-    rules of sharding search for `embed_tokens/embedding` in them.
+    `:` replaces `/` and `::` replaces `.`. Checkpointers join the names of a tree with
+    `/` or `.` and split them again, and sharding rules search for names such as
+    `embed_tokens/embedding` in them.
     """
-    return path.replace("/", ":")
+    return path.replace("/", ":").replace(".", "::")
 
 
-def keyed(by_path: Mapping[str, T]) -> dict[str, T]:
-    """Returns the same with keys of a state for paths."""
-    return {to_key(path): value for path, value in by_path.items()}
+def path_from_key(key: str) -> str:
+    """Converts the key of a table in a state back to its path."""
+    return key.replace("::", ".").replace(":", "/")
 
 
-def from_key(key: str) -> str:
-    """Returns a path as messages show it, of the key of a table in a state."""
-    return key.replace(":", "/")
+def nearest(path: str, given: Mapping[str, Any]) -> str | None:
+    """Finds the longest prefix of a path that is a key of `given`.
+
+    A tree of options may be a prefix of the parameters: an option in the place of a
+    subtree is that of all its leaves.
+    """
+    segments = path.split("/")
+    prefixes = ("/".join(segments[:n]) for n in range(len(segments), -1, -1))
+    return next((prefix for prefix in prefixes if prefix in given), None)
 
 
 def quoted(path: str) -> str:
-    """Returns a path as messages show it; a bare array has none."""
+    """Formats a path for a message; a bare array has none."""
     return repr(path) if path else "the bare array"
 
 
 def listed(paths: Iterable[str], none: str = "no table") -> str:
-    """Returns paths as messages show them: sorted, the first ten."""
+    """Formats paths for a message: sorted, the first ten; `none` if there are none."""
     names = sorted(map(quoted, paths))
     more = [f"{len(names) - 10} more"] if len(names) > 10 else []
     return ", ".join(names[:10] + more) or none
 
 
 def is_placeholder(params: Any) -> bool:
-    """Whether `optax.tree.map_params` is asking which parts mirror the parameters.
+    """Tells whether `optax.tree.map_params` asks which parts mirror the parameters.
 
     It calls `init` with an opaque tree of one node and no leaves.
     """
     structure = jax.tree.structure(params)
     opaque = structure.num_nodes == 1 and structure.num_leaves == 0
     return opaque and params is not None and not isinstance(params, Collection)
-
-
-def _entry(key: Any) -> Any:
-    match key:
-        case DictKey(key=entry) | FlattenedIndexKey(key=entry):
-            return entry
-        case SequenceKey(idx=entry):
-            return entry
-        case GetAttrKey(name=entry):
-            return entry
-        case _:
-            return key
-
-
-def _segments(entry: Any) -> list[str]:
-    if isinstance(entry, tuple):
-        return [s for part in entry for s in _segments(part)]
-    return re.split(r"[/.]", str(entry))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,6 @@ import optax
 from ember_optax import _checks
 from ember_optax._paths import by_path
 
-if TYPE_CHECKING:
-    from ember_optax._types import Transformation
-
 
 class StochasticRoundingState(NamedTuple):
     """State of :func:`stochastic_rounding`."""
@@ -22,7 +19,7 @@ class StochasticRoundingState(NamedTuple):
     count: jax.Array  # int32[], steps taken
 
 
-def stochastic_rounding(seed: int) -> Transformation[StochasticRoundingState]:
+def stochastic_rounding(seed: int) -> optax.GradientTransformationExtraArgs:
     r"""Makes `optax.apply_updates` round half-precision parameters stochastically.
 
     Late in training, updates of a bfloat16 table are less than half a unit in its last
@@ -88,8 +85,7 @@ def stochastic_rounding(seed: int) -> Transformation[StochasticRoundingState]:
         structure = jax.tree.structure(updates)
         return jax.tree.unflatten(structure, rounded), StochasticRoundingState(count)
 
-    transformation = optax.GradientTransformationExtraArgs(init_fn, update_fn)
-    return cast("Transformation[StochasticRoundingState]", transformation)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def _round(value: jax.Array, update: jax.Array, key: jax.Array) -> jax.Array:
@@ -103,7 +99,7 @@ def _round(value: jax.Array, update: jax.Array, key: jax.Array) -> jax.Array:
     infinity = jnp.where(error > 0, jnp.inf, -jnp.inf).astype(value.dtype)
     other = jnp.nextafter(nearest, infinity)
     gap = jnp.abs(other.astype(jnp.float32) - nearest.astype(jnp.float32))
-    # In [0, 1); what is not finite compares as False and stays.
+    # uniform is in [0, 1). Non-finite values compare False and are left unchanged.
     uniform = _hash(value.shape, key).astype(jnp.float32) * 2.0**-32
     is_other = (uniform * gap < jnp.abs(error)) & jnp.isfinite(other)
     return jnp.where(is_other, other, nearest).astype(jnp.float32) - old

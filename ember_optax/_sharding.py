@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ember_optax._axes import VocabAxis, axis_of_state, check_vocab_axis
-from ember_optax._checks import check_row_state
-from ember_optax._ember import EmberState, RowState
+from ember_optax._ember import EmberState
 from ember_optax._mesh import common_mesh, find_shardings
-from ember_optax._paths import by_path, to_key
+from ember_optax._paths import by_path
 from ember_optax._states import StateLeaf, leaves_of, owner
-
-if TYPE_CHECKING:
-    from ember_optax._types import Tree
 
 
 def opt_state_shardings(
     tx: optax.GradientTransformation,
     params: Any,
     param_shardings: Any,
-    *,
-    row_state: RowState = "replicated",
-    vocab_axis: VocabAxis = None,
-) -> Tree[NamedSharding]:
+) -> Any:
     """Returns the sharding of every leaf of an optimizer state.
 
     What has the shape of its parameter, such as Adam's moments, is sharded like it, and
@@ -41,9 +33,6 @@ def opt_state_shardings(
         context (`jax.set_mesh`), here as anywhere.
       param_shardings: a `NamedSharding` for each parameter, in a tree whose paths are
         those of `params`, or a prefix of it; boxes may be missing.
-      row_state: as given to `ember`: with `"sharded"`, `row` is sharded as the rows.
-      vocab_axis: as given to `ember`. With `row_state="sharded"`, a square table needs
-        it.
 
     Returns:
       A tree of `NamedSharding` with the structure of `tx.init(params)`, to be used as
@@ -65,29 +54,14 @@ def opt_state_shardings(
       >>> state[0].tables["embed"].row.sharding.spec
       P()
     """
-    check_row_state(row_state)
-    check_vocab_axis(vocab_axis)
     leaves = by_path(params)
     shardings = find_shardings(leaves, param_shardings)
     mesh = common_mesh(shardings)
     replicated = NamedSharding(mesh, P())
-    keys = {to_key(path): path for path in leaves}
-
-    def of_ember(state: EmberState) -> EmberState:
-        all_replicated = jax.tree.map(lambda _: replicated, state)
-        if row_state == "sharded":
-            tables = all_replicated.tables
-            for key, moments in state.tables.items():
-                path = keys[key]
-                shape = leaves[path].shape
-                axis = axis_of_state(path, shape, moments, vocab_axis)
-                row = NamedSharding(mesh, P(*shardings[path].spec[axis : axis + 1]))
-                tables[key] = tables[key]._replace(row=row)
-        return all_replicated
 
     def of_leaf(leaf: StateLeaf) -> Any:
         if isinstance(leaf.value, EmberState):
-            return of_ember(leaf.value)
+            return jax.tree.map(lambda _: replicated, leaf.value)
         path = owner(leaf.path, leaves)
         if path is None:
             return replicated

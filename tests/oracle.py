@@ -4,13 +4,9 @@ For a table with gradient G, tokens i and columns j, at step t = 1, 2, ...
 
     row_i = b2_t row_i + (1 - b2_t) mean_j G_ij^2
     col_j = b2_t col_j + (1 - b2_t) mean_i G_ij^2
-    vhat_ij = row_i col_j / (scale (1 - b2_1 b2_2 ... b2_t))
+    vhat_ij = row_i col_j / (mean(col) (1 - b2_1 b2_2 ... b2_t))
     update_ij = G_ij / (sqrt(vhat_ij) + eps)
     theta = theta - lr (update + weight_decay theta)
-
-`column_mean="all"`: mean_i is over all tokens and scale = mean(col).
-`column_mean="active"`: mean_i is over the tokens whose gradient is not zero, and
-scale = mean(row).
 
 `b2` is a number or a function from t - 1, the number of earlier steps, to one.
 """
@@ -30,7 +26,6 @@ class Oracle:
         b2: float | Callable[[int], float] = 0.999,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        column_mean: str = "all",
         vocab_axis: int | None = None,
     ) -> None:
         self.theta = np.array(theta, np.float64)
@@ -39,7 +34,6 @@ class Oracle:
         self.b2 = b2
         self.eps = eps
         self.weight_decay = weight_decay
-        self.column_mean = column_mean
         longest = int(np.argmax(self.theta.shape))
         self.vocab_axis = longest if vocab_axis is None else vocab_axis
         self.t = 0
@@ -55,15 +49,12 @@ class Oracle:
         tokens_first = np.moveaxis(np.asarray(grad, np.float64), self.vocab_axis, 0)
         g = tokens_first.reshape(self.row.size, self.col.size)
 
-        rows = self.row.size
-        if self.column_mean == "active":
-            rows = max(1, np.count_nonzero(np.any(g != 0, axis=1)))
         row_mean = np.sum(g**2, axis=1) / self.col.size
-        col_mean = np.sum(g**2, axis=0) / rows
+        col_mean = np.sum(g**2, axis=0) / self.row.size
         self.row = b2 * self.row + (1 - b2) * row_mean
         self.col = b2 * self.col + (1 - b2) * col_mean.reshape(self.col.shape)
 
-        scale = self.col.mean() if self.column_mean == "all" else self.row.mean()
+        scale = self.col.mean()
         update = np.zeros_like(g)  # and stays so where 0 / 0 has no value
         if scale > 0:
             product = np.outer(self.row, self.col.ravel())

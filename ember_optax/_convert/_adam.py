@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from ember_optax import _decay, _rule
@@ -24,32 +25,21 @@ from ember_optax._convert._parts import (
     common_value,
     moments_by_path,
 )
-from ember_optax._decay import Remaining, ScalarOrSchedule
+from ember_optax._decay import ScalarOrSchedule
 from ember_optax._ember import EmberState
 from ember_optax._mesh import constrain
-from ember_optax._paths import by_path, from_key
+from ember_optax._paths import by_path, path_from_key
 from ember_optax._states import StateLeaf, leaves_of
-
-if TYPE_CHECKING:
-    from ember_optax._types import Optimizer, State
-
-
-class Decays(NamedTuple):
-    """Decays of the second moments before and after, which no state holds."""
-
-    adam: ScalarOrSchedule
-    ember: ScalarOrSchedule
 
 
 def from_adam(
     adam_state: Any,
-    tx: Optimizer[State],
+    tx: optax.GradientTransformation,
     params: Any,
     *,
-    adam_b2: ScalarOrSchedule = 0.999,
-    ember_b2: ScalarOrSchedule = 0.999,
+    adam_b2: ScalarOrSchedule,
     vocab_axis: VocabAxis = None,
-) -> State:
+) -> Any:
     r"""Returns the state with which a run of Adam goes on with Ember on its tables.
 
     For every table that `tx` gives to Ember, Adam's second moment is folded,
@@ -103,23 +93,21 @@ def from_adam(
       >>> tx = optax.multi_transform(
       ...     {"table": ember_optax.ember(1e-2), "body": optax.adamw(1e-3)},
       ...     ember_optax.label_token_tables)
-      >>> state = ember_optax.from_adam(adam_state, tx, params)
+      >>> state = ember_optax.from_adam(adam_state, tx, params, adam_b2=0.999)
       >>> print(state.inner_states["table"].inner_state[0].tables["embed"].row)
       [0.001 0.001 0.001 0.001]
     """
-    decays = Decays(adam_b2, ember_b2)
-    return _convert(adam_state, tx, params, (Dense, Factored), decays, vocab_axis)
+    return _convert(adam_state, tx, params, (Dense, Factored), adam_b2, vocab_axis)
 
 
 def to_adam(
     ember_state: Any,
-    tx: Optimizer[State],
+    tx: optax.GradientTransformation,
     params: Any,
     *,
-    adam_b2: ScalarOrSchedule = 0.999,
-    ember_b2: ScalarOrSchedule = 0.999,
+    adam_b2: ScalarOrSchedule,
     vocab_axis: VocabAxis = None,
-) -> State:
+) -> Any:
     r"""Returns the state with which a run of Ember goes on with Adam on its tables.
 
     Adam's corrected second moment of a table is Ember's, and its first moment is zero:
@@ -151,28 +139,27 @@ def to_adam(
       >>> params = {"embed": jnp.ones((4, 2))}
       >>> tx = ember_optax.ember(1e-2)
       >>> _, state = tx.update(params, tx.init(params), params)
-      >>> ember_optax.to_adam(state, optax.adamw(1e-3), params)[0].nu["embed"][0]
+      >>> ember_optax.to_adam(
+      ...     state, optax.adamw(1e-3), params, adam_b2=0.999)[0].nu["embed"][0]
       Array([0.001, 0.001], dtype=float32)
     """
-    decays = Decays(adam_b2, ember_b2)
-    return _convert(ember_state, tx, params, (Factored, Dense), decays, vocab_axis)
+    return _convert(ember_state, tx, params, (Factored, Dense), adam_b2, vocab_axis)
 
 
 def _convert(
     state: Any,
-    tx: Optimizer[State],
+    tx: optax.GradientTransformation,
     params: Any,
     kinds: tuple[type, type],
-    decays: Decays,
+    adam_b2: ScalarOrSchedule,
     vocab_axis: VocabAxis,
-) -> State:
+) -> Any:
     """Returns the state of `tx` with all that `state` knows.
 
     Both directions are one: whatever part of `tx` wants the moments of a parameter gets
     those of whatever part of `state` has them.
     """
-    check_hyperparameters(decays.adam, 0.0, "all")
-    check_hyperparameters(decays.ember, 0.0, "all")
+    check_hyperparameters(adam_b2, 1e-8)
     check_vocab_axis(vocab_axis)
     template = tx.init(params)
     old_leaves = leaves_of(state, params, whole=PARTS)
@@ -189,11 +176,11 @@ def _convert(
 
     def convert(leaf: StateLeaf) -> Any:
         if isinstance(leaf.value, EmberState):
-            return _to_ember_part(leaf.value, old, decays, vocab_axis)
+            return _to_ember_part(leaf.value, old, adam_b2, vocab_axis)
         if isinstance(leaf.value, optax.ScaleByAdamState):
             if not jax.tree.leaves(leaf.value.nu):  # no parameter is routed to it
                 return idle.get(leaf.place, leaf.value)
-            return _to_adam_part(leaf.value, old, decays, vocab_axis)
+            return _to_adam_part(leaf.value, old, adam_b2, vocab_axis)
         return kept.take(leaf)
 
     converted = [convert(leaf) for leaf in new_leaves]
@@ -203,27 +190,25 @@ def _convert(
 
 
 def _to_ember_part(
-    part: EmberState, old: ByPath, decays: Decays, vocab_axis: VocabAxis
+    part: EmberState, old: ByPath, adam_b2: ScalarOrSchedule, vocab_axis: VocabAxis
 ) -> EmberState:
     """Fills a new state of Ember."""
-    known = {path: old[path] for path in map(from_key, part.tables)}
+    known = {path: old[path] for path in map(path_from_key, part.tables)}
     count = common_value({path: x.count for path, x in known.items()})
-    dtype = part.remaining.log.dtype
-    remaining = _decay.after(decays.ember, count, dtype)
-    kept = {p: x.remaining for p, x in known.items() if isinstance(x, Factored)}
+    dtype = part.bias_correction.dtype
+    correction = adam_correction = _decay.bias_correction(adam_b2, count, dtype)
+    kept = {p: x.bias_correction for p, x in known.items() if isinstance(x, Factored)}
     if kept:
-        remaining = Remaining(
-            common_value({path: product.log for path, product in kept.items()}),
-            common_value({path: product.error for path, product in kept.items()}),
-        )
-    scale = _decay.ratio(remaining, _decay.after(decays.adam, count, dtype), count)
+        correction = common_value(kept)
+    scale = jnp.where(count > 0, correction / adam_correction, 0)
     tables = {}
     for key, empty in part.tables.items():
-        path = from_key(key)
+        path = path_from_key(key)
         found = known[path]
         if isinstance(found, Dense):
             axis = axis_of_state(path, found.nu.shape, empty, vocab_axis)
-            moments = _rule.fold(found.nu, scale.astype(empty.row.dtype), axis)
+            moments = _rule.factor_moment(found.nu, axis, empty.row.dtype)
+            moments = jax.tree.map(lambda x: x * scale.astype(x.dtype), moments)
         else:
             moments = found.moments
         # Where tx.init has put them, as far as Explicit axes tell it.
@@ -232,11 +217,14 @@ def _to_ember_part(
             moments,
             empty,
         )
-    return EmberState(count, tables, remaining)
+    return EmberState(count, tables, correction)
 
 
 def _to_adam_part(
-    part: optax.ScaleByAdamState, old: ByPath, decays: Decays, vocab_axis: VocabAxis
+    part: optax.ScaleByAdamState,
+    old: ByPath,
+    adam_b2: ScalarOrSchedule,
+    vocab_axis: VocabAxis,
 ) -> optax.ScaleByAdamState:
     """Fills a new state of Adam."""
     paths = list(by_path(part.nu))
@@ -249,10 +237,10 @@ def _to_adam_part(
             check_shape(path, found.nu, nu)
             return found.mu.astype(mu.dtype), found.nu.astype(nu.dtype)
         axis = axis_of_state(path, nu.shape, found.moments, vocab_axis)
-        dtype = found.moments.row.dtype
-        new = _decay.after(decays.adam, count, dtype)
-        scale = _decay.ratio(new, found.remaining, found.count)
-        dense = _rule.unfold(found.moments, scale, axis).astype(nu.dtype)
+        new = _decay.bias_correction(adam_b2, found.count, nu.dtype)
+        old_correction = found.bias_correction.astype(nu.dtype)
+        scale = jnp.where(found.count > 0, new / old_correction, 0)
+        dense = (scale * _rule.expand_moment(found.moments, axis)).astype(nu.dtype)
         if jax.sharding.get_abstract_mesh().are_all_axes_explicit:
             dense = constrain(dense, jax.typeof(nu).sharding.spec, None)
         return mu, dense

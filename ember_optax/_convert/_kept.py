@@ -1,22 +1,17 @@
 """What an optimizer state keeps when its Adam becomes Ember, or the other way round."""
 
 from collections.abc import Mapping, Sequence
-from typing import get_type_hints
 
 import jax
-import optax
 from jax.tree_util import keystr
 
 from ember_optax._convert._parts import PARTS, common_value
 from ember_optax._paths import quoted
 from ember_optax._states import StateLeaf
 
-# The second class has no public name.
-_SCHEDULES = (
-    optax.ScaleByScheduleState,
-    get_type_hints(optax.schedules.WrappedSchedule.init)["return"],
-)
-_INJECTED = (optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState)
+# By name, because two of these classes have no public name in Optax.
+_SCHEDULES = {"ScaleByScheduleState", "WrappedScheduleState"}
+_INJECTED = {"InjectHyperparamsState", "InjectStatefulHyperparamsState"}
 
 
 class Kept:
@@ -93,9 +88,13 @@ def _are_alike(a: StateLeaf, b: StateLeaf) -> bool:
 
 def _is_step(leaf: StateLeaf) -> bool:
     """Whether a leaf is the step of a schedule."""
-    is_count = leaf.part in _INJECTED and leaf.field == "count"
-    return is_count or leaf.part in _SCHEDULES
+    is_count = _part(leaf) in _INJECTED and leaf.field == "count"
+    return is_count or _part(leaf) in _SCHEDULES
 
 
 def _is_hyperparameter(leaf: StateLeaf) -> bool:
-    return leaf.part in _INJECTED and leaf.field == "hyperparams"
+    return _part(leaf) in _INJECTED and leaf.field == "hyperparams"
+
+
+def _part(leaf: StateLeaf) -> str:
+    return leaf.part.__name__ if leaf.part else ""

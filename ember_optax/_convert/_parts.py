@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from ember_optax._decay import Remaining
 from ember_optax._ember import EmberState
-from ember_optax._paths import by_path, from_key, quoted
+from ember_optax._paths import by_path, path_from_key, quoted
 from ember_optax._rule import TableMoments
 from ember_optax._states import StateLeaf
 
@@ -30,7 +29,7 @@ class Factored(NamedTuple):
 
     count: jax.Array
     moments: TableMoments
-    remaining: Remaining
+    bias_correction: jax.Array
 
 
 ByPath = Mapping[str, Dense | Factored]
@@ -63,7 +62,10 @@ def moments_by_path(
     for part in (leaf.value for leaf in leaves):
         if isinstance(part, EmberState):
             for key, table in part.tables.items():
-                add(from_key(key), Factored(part.count, table, part.remaining))
+                add(
+                    path_from_key(key),
+                    Factored(part.count, table, part.bias_correction),
+                )
         elif isinstance(part, optax.ScaleByAdamState):
             mu = jax.tree.leaves(part.mu)
             for m, (path, nu) in zip(mu, by_path(part.nu).items(), strict=True):

@@ -21,8 +21,8 @@ from ember_optax._axes import (
 )
 from ember_optax._ember import EmberState
 from ember_optax._mesh import constrain
-from ember_optax._paths import by_path, from_key, listed, quoted
-from ember_optax._rule import TableMoments, saturate, share
+from ember_optax._paths import by_path, listed, path_from_key, quoted
+from ember_optax._rule import TableMoments
 from ember_optax._states import StateLeaf, leaves_of, owner
 
 OptState = TypeVar("OptState")
@@ -81,7 +81,9 @@ def resize_vocab(
     old, new = by_path(old_params), by_path(new_params)
     leaves = leaves_of(opt_state, old_params, whole=EmberState)
     states = [leaf.value for leaf in leaves if isinstance(leaf.value, EmberState)]
-    tables = {from_key(key): m for state in states for key, m in state.tables.items()}
+    tables = {
+        path_from_key(key): m for state in states for key, m in state.tables.items()
+    }
     _check_names(tables, tokens)
     changes = {
         path: _change(path, moments, old, new, tokens, vocab_axis)
@@ -91,7 +93,7 @@ def resize_vocab(
     def resize(leaf: StateLeaf) -> Any:
         if isinstance(leaf.value, EmberState):
             resized = {
-                key: _resize_moments(moments, changes[from_key(key)].ids)
+                key: _resize_moments(moments, changes[path_from_key(key)].ids)
                 for key, moments in leaf.value.tables.items()
             }
             return leaf.value._replace(tables=resized)
@@ -132,9 +134,10 @@ def _resize_moments(moments: TableMoments, ids: ArrayLike) -> TableMoments:
     seed = total / jnp.maximum(jnp.count_nonzero(row), 1).astype(row.dtype)
     new_row = jnp.where(ids < 0, seed, row[jnp.maximum(ids, 0)])
     # With both means equal, old tokens keep their vhat whichever of them is its scale.
-    ratio = jnp.sum(share(new_row, total)) * (row.size / ids.size)
+    tiny = jnp.finfo(row.dtype).tiny
+    ratio = jnp.sum(new_row / jnp.maximum(total, tiny)) * (row.size / ids.size)
     col = moments.col * jnp.where(total > 0, ratio, 1)
-    return TableMoments(constrain(new_row, spec, None), saturate(col))
+    return TableMoments(constrain(new_row, spec, None), col)
 
 
 def _take_rows(gradient: jax.Array, change: _Change) -> jax.Array:

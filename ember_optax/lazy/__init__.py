@@ -2,11 +2,11 @@
 
 from ember_optax.lazy._lazy import LazyState as LazyState
 from ember_optax.lazy._lazy import RowDecay as RowDecay
-from ember_optax.lazy._lazy import apply as apply
 from ember_optax.lazy._lazy import init as init
-from ember_optax.lazy._lazy import rows as rows
+from ember_optax.lazy._lazy import lookup as lookup
+from ember_optax.lazy._lazy import update as update
 
-__all__ = ["LazyState", "RowDecay", "apply", "init", "rows"]
+__all__ = ["LazyState", "RowDecay", "init", "lookup", "update"]
 
 
 def __dir__() -> list[str]:

@@ -21,7 +21,7 @@ from ember_optax._axes import token_axes
 from ember_optax._decay import Scalar
 from ember_optax._mesh import Layout, constrain, find_layout
 from ember_optax._paths import by_path
-from ember_optax._rule import Rule, init_moments
+from ember_optax._rule import init_moments
 from ember_optax.lazy import _step
 from ember_optax.lazy._step import LazyState as LazyState
 from ember_optax.lazy._step import Rates
@@ -31,17 +31,18 @@ from ember_optax.lazy._step import RowDecay as RowDecay
 def init(
     table: jax.Array, *, weight_decay: bool = False, param_shardings: Any = None
 ) -> LazyState:
-    """Returns the state before the first step.
+    """Builds the state before the first step.
 
     Args:
-      table: floating `[V, *D]`, one row per token, n-gram or hash; its shape is enough.
-      weight_decay: whether :func:`apply` will get a `weight_decay`, for which the state
+      table: floating `[V, *D]`, one row per token, n-gram or hash. A
+        `jax.ShapeDtypeStruct` will do.
+      weight_decay: whether :func:`update` will get a `weight_decay`. The state then
         needs one more float32[V].
       param_shardings: on a mesh with Auto axes, the `NamedSharding` of the table.
 
     Returns:
-      A :class:`LazyState` of zeros, sharded as the rows. Its statistics are float32, or
-      float64 for a float64 table.
+      A :class:`LazyState` of zeros, sharded like the rows. Its statistics are float32,
+      or float64 for a float64 table.
 
     Raises:
       ValueError: `table` has less than two axes, an empty one or no floating dtype, or
@@ -49,11 +50,11 @@ def init(
     """
     axes = _row_axes(layout := _find_layout(table, param_shardings))
     row, col = init_moments(table.shape, table.dtype, axis=0)
-    # No array twice, or it could not be donated.
+    # Allocate separate arrays: a buffer that is in the state twice cannot be donated.
     decay = RowDecay(*(jnp.zeros(shape, row.dtype) for shape in ([], [], row.shape)))
     state = LazyState(
         row=row,
-        last=jnp.zeros(row.shape, jnp.int32),
+        last_step=jnp.zeros(row.shape, jnp.int32),
         col=col,
         count=jnp.zeros([], jnp.int32),
         decay=decay if weight_decay else None,
@@ -64,23 +65,23 @@ def init(
     return jax.tree.map(lambda x, spec: constrain(x, spec, layout), state, specs)
 
 
-def rows(table: jax.Array, state: LazyState, ids: jax.Array) -> jax.Array:
-    """Returns rows as they are now, with the weight decay that they have missed.
+def lookup(table: jax.Array, state: LazyState, ids: jax.Array) -> jax.Array:
+    """Reads rows as they are now, with the weight decay that they have missed.
 
     This is what a model reads: differentiate with respect to these rows, and there is
-    never a gradient of the size of the table. `rows(table, state, jnp.arange(V))` is
+    never a gradient of the size of the table. `lookup(table, state, jnp.arange(V))` is
     the whole table, to evaluate or to export.
 
     Args:
       table: `[V, *D]`.
-      state: that of the table.
+      state: state of the table.
       ids: integers of any shape; the rows of those outside [0, V) are zeros.
 
     Returns:
       `[*ids.shape, *D]` in the dtype of the table; on Explicit axes sharded as `ids`.
 
     Raises:
-      ValueError: `state` is not of this table, or `ids` are no integers.
+      ValueError: `state` belongs to another table, or `ids` are not integers.
     """
     _check_state(table, state)
     _check_ids(ids)
@@ -98,7 +99,7 @@ def rows(table: jax.Array, state: LazyState, ids: jax.Array) -> jax.Array:
     return theta.astype(table.dtype)
 
 
-def apply(
+def update(
     table: jax.Array,
     state: LazyState,
     ids: jax.Array,
@@ -108,8 +109,8 @@ def apply(
     b2: Scalar = 0.999,
     eps: Scalar = 1e-8,
     weight_decay: Scalar = 0.0,
-    touched_weight_decay: Scalar = 0.0,
-    columns: bool = True,
+    batch_weight_decay: Scalar = 0.0,
+    factored: bool = True,
     param_shardings: Any = None,
 ) -> tuple[jax.Array, LazyState]:
     r"""Takes a step on the rows of a batch, equal to that on the dense gradient.
@@ -126,21 +127,21 @@ def apply(
 
     Args:
       table: floating `[V, *D]`.
-      state: of :func:`init` or of the last step.
+      state: result of :func:`init` or of the last step.
       ids: integers of any shape. Gradients of an id that repeats are added up; ids
         outside [0, V) are padding.
       row_grads: floating `[*ids.shape, *D]`, gradients with respect to what
-        :func:`rows` returns for `ids`.
+        :func:`lookup` returns for `ids`.
       learning_rate: a scalar, or a schedule from the count of steps to a scalar.
       b2: decay of both statistics, in [0, 1), the same in all steps.
-      eps: added to the root of the second moment, not negative.
+      eps: added to the root of the second moment, positive.
       weight_decay: strength of the decoupled decay of all rows, as in the dense rule.
-        Rows outside the batch catch up when they are touched or read by :func:`rows`.
+        Rows outside the batch catch up when they are touched or read by :func:`lookup`.
         Needs `init(table, weight_decay=True)`. It may change from step to step as the
         learning rate may; their product must lie in [0, 1).
-      touched_weight_decay: strength of a decay of the rows of the batch only, once for
+      batch_weight_decay: strength of a decay of the rows of the batch only, once for
         each step that touches a row. This is not the dense rule.
-      columns: False leaves out the factor of the columns and does not update `col`:
+      factored: False leaves out the factor of the columns and does not update `col`:
         each row has its own rate and nothing else, as in the row-wise Adagrad of
         recommender systems. With `b2=1 - 1e-9` and a learning rate of
         c / sqrt(count + 1) it is that: c G over the root of the sum of all mean squares
@@ -165,8 +166,8 @@ def apply(
       >>> ids = jnp.array([7, 7, 1000])  # the last one is padding
       >>> def loss(rows):
       ...   return jnp.sum(rows ** 2)
-      >>> row_grads = jax.grad(loss)(lazy.rows(table, state, ids))
-      >>> table, state = lazy.apply(table, state, ids, row_grads, learning_rate=0.5)
+      >>> row_grads = jax.grad(loss)(lazy.lookup(table, state, ids))
+      >>> table, state = lazy.update(table, state, ids, row_grads, learning_rate=0.5)
       >>> print(table[6:8].round(1))
       [[1.  1. ]
        [0.5 0.5]]
@@ -175,24 +176,24 @@ def apply(
       `Token Geometry <https://arxiv.org/abs/2607.01455>`_, 2026
     """
     _checks.check_constant(b2)
-    _checks.check_hyperparameters(b2, eps, "all")
+    _checks.check_hyperparameters(b2, eps)
     _checks.check_weight_decay(weight_decay)
-    _checks.check_weight_decay(touched_weight_decay, "touched_weight_decay")
+    _checks.check_weight_decay(batch_weight_decay, "batch_weight_decay")
     layout = _find_layout(table, param_shardings)
     _check_state(table, state)
     _check_ids(ids)
     _check_row_grads(table, ids, row_grads)
-    _check_decay(state, weight_decay, touched_weight_decay)
+    _check_decay(state, weight_decay, batch_weight_decay)
     lr = learning_rate(state.count) if callable(learning_rate) else learning_rate
-    scalars = lr, weight_decay, touched_weight_decay
+    scalars = lr, weight_decay, batch_weight_decay
     rates = Rates(*(jnp.asarray(x, state.row.dtype) for x in scalars))
-    # Each device looks for its own rows in the whole batch.
+    # Replicate the batch: each device selects its own rows from all of it.
     ids, row_grads = constrain(ids, P(), layout), constrain(row_grads, P(), layout)
     ids = _step.clip_ids(ids, table.shape[0]).ravel()
     row_grads = row_grads.reshape(ids.size, *table.shape[1:])
 
     axes = _row_axes(layout)
-    take_step = partial(_step.step, b2=b2, rule=Rule(eps), columns=columns, axes=axes)
+    take_step = partial(_step.step, b2=b2, eps=eps, factored=factored, axes=axes)
     if layout:
         specs = P(axes), _specs(state, axes)
         take_step = jax.shard_map(
@@ -207,11 +208,11 @@ def apply(
 def _find_layout(table: jax.Array, param_shardings: Any) -> Layout | None:
     tables = by_path(table)
     token_axes(tables, 0)
-    return find_layout(tables, param_shardings, rows_sharded=False)
+    return find_layout(tables, param_shardings)
 
 
 def _row_axes(layout: Layout | None) -> tuple[str, ...]:
-    """Returns the mesh axes that the rows are sharded over."""
+    """Finds the mesh axes that the rows are sharded over."""
     if layout is None:
         return ()
     (spec,) = layout.specs.values()
@@ -225,7 +226,7 @@ def _row_axes(layout: Layout | None) -> tuple[str, ...]:
 
 
 def _specs(state: LazyState, axes: tuple[str, ...]) -> LazyState:
-    """Returns how a state lies on the mesh: numbers of rows with their rows."""
+    """Builds the PartitionSpecs of a state, whose per-row arrays follow the rows."""
     rows = P(axes)
     decay = RowDecay(P(), P(), rows) if state.decay else None  # pyright: ignore
     return LazyState(rows, rows, P(), P(), decay)  # pyright: ignore
@@ -255,7 +256,7 @@ def _check_row_grads(table: jax.Array, ids: jax.Array, row_grads: jax.Array) -> 
         raise ValueError(
             f"row_grads have the shape {row_grads.shape}, but ids of {ids.shape} and a"
             f" table of {table.shape} need {expected}: give the gradient of the loss"
-            " with respect to lazy.rows(table, state, ids)."
+            " with respect to lazy.lookup(table, state, ids)."
         )
     if not jnp.issubdtype(row_grads.dtype, jnp.floating):
         raise ValueError(
@@ -265,7 +266,7 @@ def _check_row_grads(table: jax.Array, ids: jax.Array, row_grads: jax.Array) -> 
 
 
 def _check_decay(
-    state: LazyState, weight_decay: Scalar, touched_weight_decay: Scalar
+    state: LazyState, weight_decay: Scalar, batch_weight_decay: Scalar
 ) -> None:
     def is_zero(x: Scalar) -> bool:
         return isinstance(x, Real) and not x
@@ -274,10 +275,10 @@ def _check_decay(
         raise ValueError(
             f"weight_decay is {weight_decay}, but the state does not know what decay a"
             " row has missed: use lazy.init(table, weight_decay=True), or decay the"
-            " rows of the batch only, with touched_weight_decay."
+            " rows of the batch only, with batch_weight_decay."
         )
-    if state.decay is not None and not is_zero(touched_weight_decay):
+    if state.decay is not None and not is_zero(batch_weight_decay):
         raise ValueError(
-            f"touched_weight_decay is {touched_weight_decay}, but the state was made"
+            f"batch_weight_decay is {batch_weight_decay}, but the state was made"
             " for the decay of all rows: use weight_decay, or lazy.init(table)."
         )
