@@ -4,7 +4,6 @@ Formats: `.bin` of llm.c and modded-nanogpt (header of 256 int32), `.bin` of nan
 `.npy` of OLMo (no header), and files of `numpy.save`.
 """
 
-import functools
 import hashlib
 import io
 import itertools
@@ -35,21 +34,23 @@ class TokenFile(NamedTuple):
     digest: str  # of the file's name, size and first bytes
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Returns a range of token ids in the file's dtype."""
-        if not _is_remote(self.path):
-            return _memmap(self)[start:stop]
+        """Returns a range of token ids in the file's dtype.
+
+        Local files are read, not mapped: mapped pages would count as this process's
+        memory, and a file that is truncated meanwhile would kill it.
+        """
         begin, end = (self.offset + i * self.dtype.itemsize for i in (start, stop))
-        fs, path = fsspec.url_to_fs(self.path)
-        content = fs.cat_file(path, begin, end)
-        if len(content) != end - begin:
-            raise UserError(f"{self.path} has become shorter while it was in use.")
-        return np.frombuffer(content, self.dtype)
-
-
-# A mapping keeps its file open, and a process may only open about a thousand.
-@functools.lru_cache(maxsize=256)
-def _memmap(file: TokenFile) -> np.ndarray:
-    return np.memmap(file.path, file.dtype, "r", file.offset, (file.n_tokens,))
+        try:
+            if "://" in self.path:
+                fs, name = fsspec.url_to_fs(self.path)
+                tokens = np.frombuffer(fs.cat_file(name, begin, end), self.dtype)
+            else:
+                tokens = np.fromfile(self.path, self.dtype, stop - start, offset=begin)
+        except Exception as error:  # from any storage
+            raise UserError(f"{self.path} cannot be read: {error!r}") from error
+        if len(tokens) != stop - start:
+            raise UserError(f"{self.path} has been truncated since the run started.")
+        return tokens
 
 
 class Windows:
@@ -202,8 +203,8 @@ def _find(pattern: str) -> list[tuple[str, int]]:
     try:
         is_name = fs.exists(path)  # even if it contains the characters of a glob
         found = {path: fs.info(path)} if is_name else fs.glob(path, detail=True)
-    except Exception as error:  # of any storage
-        raise UserError(f"{pattern} cannot be read: {error}") from error
+    except Exception as error:  # from any storage
+        raise UserError(f"{pattern} cannot be read: {error!r}") from error
     files = {p: info["size"] for p, info in found.items() if info["type"] == "file"}
     if not files:
         kind = "names a directory" if found else "names no file"
@@ -211,12 +212,8 @@ def _find(pattern: str) -> list[tuple[str, int]]:
             f"data path {pattern!r} {kind}: give token files, such as 'tokens/*.bin',"
             " which examples.tools.tokenize_shards makes of text."
         )
-    full = fs.unstrip_protocol if _is_remote(pattern) else str
+    full = fs.unstrip_protocol if "://" in pattern else str
     return [(full(p), size) for p, size in sorted(files.items())]
-
-
-def _is_remote(path: str) -> bool:
-    return "://" in path
 
 
 def _open(path: str, size: int, raw: np.dtype) -> TokenFile:
@@ -224,8 +221,8 @@ def _open(path: str, size: int, raw: np.dtype) -> TokenFile:
     fs, name = fsspec.url_to_fs(path)
     try:
         head = fs.cat_file(name, 0, min(size, 2 * _HEADER_BYTES))
-    except Exception as error:  # of any storage
-        raise UserError(f"{path} cannot be read: {error}") from error
+    except Exception as error:  # from any storage
+        raise UserError(f"{path} cannot be read: {error!r}") from error
     offset, dtype, count = 0, raw, None
     magic = int.from_bytes(head[:4], "little")
     if head[:6] == b"\x93NUMPY":
