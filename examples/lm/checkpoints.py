@@ -115,11 +115,11 @@ class Checkpoints:
                     ),
                 )
                 if run is not None:
-                    _check_same(items.run, run, f"{self._directory}/{step}")
+                    _check_same(items["run"], run, f"{self._directory}/{step}")
                 only_state = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-                state = self._manager.restore(step, args=only_state).state
-                if np.asarray(_inspect(state)[0]).tolist() == items.checksums:
-                    return Checkpoint(step, state, items.data)
+                state = self._manager.restore(step, args=only_state)["state"]
+                if np.asarray(_inspect(state)[0]).tolist() == items["checksums"]:
+                    return Checkpoint(step, state, items["data"])
                 reason = "its checksums differ"
             except UserError:
                 raise
@@ -133,7 +133,7 @@ class Checkpoints:
     def config(self, step: int) -> dict[str, Any]:
         """Returns the identity of the run that wrote a checkpoint."""
         run = ocp.args.Composite(run=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=run).run
+        return self._manager.restore(step, args=run)["run"]
 
     def _set_aside(self, step: int, reason: str) -> None:
         """Moves a damaged checkpoint away, so that its step can be saved again."""

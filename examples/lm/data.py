@@ -156,8 +156,8 @@ def train_batches(
         order = grain.MapDataset.range(offsets[-1]).seed(seed).shuffle().repeat()
     else:
         parts = [
-            grain.MapDataset.range(*ends).seed(seed + i).shuffle().repeat()
-            for i, ends in enumerate(itertools.pairwise(offsets))
+            grain.MapDataset.range(start, stop).seed(seed + i).shuffle().repeat()
+            for i, (start, stop) in enumerate(itertools.pairwise(offsets))
         ]
         order = grain.MapDataset.mix(parts, list(weights))
 
@@ -182,7 +182,8 @@ def validation_batches(
     order = grain.MapDataset.range(len(source)).seed(0).shuffle()
     n_batches = min(n_batches, max(1, len(source) // batch_size))
     n = min(len(source), n_batches * batch_size)
-    numbers = np.resize([order[i] for i in range(n)], (n_batches, batch_size))
+    first = np.array([order[i] for i in range(n)])
+    numbers = np.resize(first, (n_batches, batch_size))
     return [np.stack([source[n] for n in batch[rows]]) for batch in numbers]
 
 

@@ -1,7 +1,7 @@
 """The metrics of a run: a file of JSON Lines, TensorBoard, and a plot."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib
 
@@ -73,9 +73,10 @@ class MetricsLog:
 
     def _show(self) -> int:
         """Sends the new records to TensorBoard, and returns the number of all."""
-        for record in self.records[self._n_written :] if self._board else ():
-            for name in record.keys() - {"step", "seconds"}:
-                self._board.add_scalar(name, record[name], int(record["step"]))
+        if self._board:
+            for record in self.records[self._n_written :]:
+                for name in record.keys() - {"step", "seconds"}:
+                    self._board.add_scalar(name, record[name], int(record["step"]))
         return len(self.records)
 
 
@@ -128,7 +129,7 @@ def plot(path: epath.Path, runs: Mapping[str, Sequence[Record]]) -> None:
     plt.close(figure)
 
 
-def smooth(values: Sequence[float], decay: float = 0.9) -> np.ndarray:
+def smooth(values: Iterable[float], decay: float = 0.9) -> np.ndarray:
     """Returns the exponential moving average, debiased as in Adam."""
     average, smoothed = 0.0, []
     for n, value in enumerate(values, start=1):

@@ -85,7 +85,11 @@ def make_optimizer(
             optax.scale_by_learning_rate(rate),
         )
 
-    parts = {"embed": table(embed_rate), "head": table(head_rate), "body": body}
+    parts: dict[Any, Any] = {
+        "embed": table(embed_rate),
+        "head": table(head_rate),
+        "body": body,
+    }
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.multi_transform(parts, label_roles(vocab_size)),

@@ -153,9 +153,8 @@ def make_sampler(graph: Any, seed: int) -> Callable[..., jax.Array]:
     """
 
     def sample(params: Any, tokens: jax.Array) -> jax.Array:
-        model = nnx.merge(graph, params)
-
         def draw(place: jax.Array, tokens: jax.Array) -> jax.Array:
+            model = nnx.merge(graph, params)
             before = jax.lax.dynamic_slice_in_dim(
                 model.hidden(tokens), place - 1, 1, axis=1
             )

@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from functools import partial
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -54,7 +55,8 @@ def pieces(path: str, field: str) -> Iterator[Piece]:
 def _read(path: str, field: str) -> Iterator[Piece]:
     name = path.removesuffix(".gz")
     compression = "gzip" if name != path else None
-    with fsspec.open(path, "rb", compression=compression) as file:
+    with fsspec.open(path, "rb", compression=compression) as opened:
+        file: Any = opened
         if name.endswith(".parquet"):
             from pyarrow import parquet
 
