@@ -132,7 +132,12 @@ def check_state(trained: Trained, vocab_size: int) -> dict[str, dict[str, Any]]:
       Role and shape of each table by path.
     """
     found = statistics(trained.opt_state)
-    labels = functools.partial(ember_optax.label_token_tables, vocab_size=vocab_size)
+    labels = functools.partial(
+        ember_optax.label_token_tables,
+        vocab_size=vocab_size,
+        embed="embed",
+        head="head",
+    )
     tables = ember_optax.summarize(trained.params, labels).tables
     if found.keys() != {table.path.replace("/", ":") for table in tables}:
         raise AssertionError(f"Ember has {sorted(found)}, but the tables are {tables}.")

@@ -2,10 +2,12 @@
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from examples import trainers
@@ -32,22 +34,27 @@ def test_plug_in_imports_nothing_from_this_repository(path: Path) -> None:
     assert not {name.split(".")[0] for name in imported} & {"examples", "benchmarks"}
 
 
-def test_tunix_tables_take_the_rate_of_the_body_unless_given() -> None:
+def first_step(tx: optax.GradientTransformation, params: Any) -> tuple[Any, Any]:
+    """Returns the updates of constant gradients, and the state after them."""
+    return tx.update(params, tx.init(params), params)
+
+
+@pytest.mark.parametrize(
+    ("rates", "head_rate"), [({}, 1e-3), ({"head_learning_rate": 0}, 0)]
+)
+def test_tunix_tables_have_the_rate_of_the_body_unless_given(
+    rates: dict[str, float], head_rate: float
+) -> None:
     params = {"embed": jnp.ones((16, 4)), "lm_head": jnp.ones((4, 16))}
-    for rates, embed, head in [({}, 1e-3, 1e-3), ({"head_learning_rate": 0}, 1e-3, 0)]:
-        tx = tunix.make_optimizer(1e-3, **rates)
-        state = tx.init(params)
-        updates, state = tx.update(params, state, params)
-        assert set(state.ember.tables) == set(params)
-        # The first update of a constant gradient has the size of the learning rate.
-        np.testing.assert_allclose(updates["embed"], -embed, rtol=1e-5)
-        np.testing.assert_allclose(updates["lm_head"], -head, rtol=1e-5)
+    updates, state = first_step(tunix.make_optimizer(1e-3, **rates), params)
+    assert set(state.ember.tables) == set(params)
+    # The first update of a constant gradient has the size of the learning rate.
+    np.testing.assert_allclose(updates["embed"], -1e-3, rtol=1e-5)
+    np.testing.assert_allclose(updates["lm_head"], -head_rate, rtol=1e-5)
 
 
 def test_tunix_leaves_lora_to_adamw() -> None:
     params = {"q_proj": {"w_lora_a": jnp.ones((8, 2)), "w_lora_b": jnp.ones((2, 8))}}
-    tx = tunix.make_optimizer(1e-3)
-    state = tx.init(params)
-    updates, state = tx.update(params, state, params)
+    updates, state = first_step(tunix.make_optimizer(1e-3), params)
     assert not state.ember.tables
     assert all(jnp.all(update < 0) for update in jax.tree.leaves(updates))
