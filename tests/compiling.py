@@ -1,55 +1,149 @@
-"""Steps of Ember compiled on a mesh, of CPU devices or of a TPU pod."""
+"""Compiled steps, on CPU and ahead of time for TPUs and an H100 that are not here."""
 
+import functools
+import importlib.util
+import os
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import pytest
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
+import optax
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
 
 import ember_optax
-from benchmarks.collectives.run import compile_step, sharded_state
-from examples.lm.hlo import Collective
 
-# For bounds on temporaries: the compiler decides on what it stores, and nothing else
-# that tests hold depends on it.
-holds_no_squares = pytest.mark.skipif(
-    jax.__version_info__ < (0, 10, 2),
-    reason="XLA:CPU stores the squares of every gradient before jax 0.10.2",
-)
+# A slice of each TPU family. A device of tpu7x is half a chip.
+CHIPS = {
+    "v5e": "v5e:2x2",
+    "v5p": "v5p:2x2x1",
+    "v6e": "v6e:2x2",
+    "tpu7x": "tpu7x:2x2x1",
+}
+# What libtpu looks up on a TPU machine. One type serves slices of all families.
+_TPU_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5p-128",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # otherwise a second process is refused
+}
+_H100 = Path(__file__).parent / "compiled" / "h100.txtpb"
 
 
-def all_reduce(n: int) -> Collective:
-    """An all-reduce of n floats."""
-    return Collective("all-reduce", n, 4 * n)
+@functools.cache
+def tpu_devices(name: str) -> list[Any]:
+    """Devices of a TPU slice, such as "v5p:4x4x4", to compile for."""
+    for key, value in _TPU_ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    return list(topologies.get_topology_desc(name, platform="tpu").devices)
 
 
-def compile_ember(
-    mesh: jax.sharding.Mesh,
-    spec: P,
-    shapes: list[tuple[int, int]],
+def chip(family: str) -> SingleDeviceSharding:
+    """Sharding of arrays on one TPU device, to compile for."""
+    return SingleDeviceSharding(tpu_devices(CHIPS[family])[0])
+
+
+def has_gpu_compiler() -> bool:
+    return importlib.util.find_spec("jax_cuda12_plugin") is not None
+
+
+@functools.cache
+def h100() -> SingleDeviceSharding:
+    """Sharding of arrays on one H100, to compile for."""
+    # Autotuning would run kernels, for which the compiler needs a GPU.
+    os.environ.setdefault("XLA_FLAGS", "--xla_gpu_autotune_level=0")
+    topology = topologies.get_topology_desc(
+        "h100", platform="cuda", target_config=_H100.read_text(), topology="1x1x1"
+    )
+    return SingleDeviceSharding(topology.devices[0])
+
+
+def bytes_of(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def placed(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:
+    """Shapes of a tree, all with one sharding."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
+
+
+def make_step(tx: optax.GradientTransformation, **jit: Any) -> Any:
+    """Jits update and apply, with parameters and state donated."""
+
+    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return jax.jit(step, donate_argnums=(0, 1), **jit)
+
+
+def compile_step(tx: optax.GradientTransformation, params: Any) -> Any:
+    """Compiles update and apply for the one device where the parameters are."""
+    sharding = jax.tree.leaves(params)[0].sharding
+    state = placed(jax.eval_shape(tx.init, params), sharding)
+    return make_step(tx).lower(params, state, params).compile()
+
+
+def sharded_state(tx: optax.GradientTransformation, params: Any) -> Any:
+    """Shapes of an optimizer state on a mesh, with `opt_state_shardings`."""
+    shardings = jax.tree.map(lambda x: x.sharding, params)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        jax.eval_shape(tx.init, params),
+        ember_optax.opt_state_shardings(tx, params, shardings),
+    )
+
+
+def compile_on_mesh(tx: optax.GradientTransformation, params: Any) -> Any:
+    """Compiles update and apply on the mesh of the parameters' shardings."""
+    state = sharded_state(tx, params)
+    out_shardings = jax.tree.map(lambda x: x.sharding, (params, state))
+    with jax.set_mesh(jax.tree.leaves(params)[0].sharding.mesh):
+        step = make_step(tx, out_shardings=out_shardings)
+        return step.lower(params, state, params).compile()
+
+
+def compile_training_step(
+    tx: optax.GradientTransformation,
     *,
-    shardings_given: bool = True,
-    **options: Any,
+    shape: tuple[int, int],
+    sharding: jax.sharding.Sharding | None = None,
+    dtype: Any = jnp.float32,
+    tied: bool = False,
 ) -> Any:
-    """Compiles update and apply of several tables.
+    """Compiles a training step with gradients of both kinds of token table.
+
+    The gradient of the embedding comes from a scatter-add, that of the head from a
+    matrix product; a tied table has their sum.
 
     Args:
-      mesh: of Explicit axes, or of Auto axes, where `param_shardings` are given.
-      spec: how each of the tables is sharded.
-      shapes: of the tables.
-      shardings_given: False leaves Auto axes to XLA.
-      **options: `row_state`.
+      tx: optimizer of the whole model.
+      shape: shape of the embedding; the head has its transpose.
+      sharding: sharding of all arrays; by default this machine's device.
+      dtype: dtype of the parameters.
+      tied: whether one table serves as both.
     """
-    sharding = NamedSharding(mesh, spec)
-    params = {
-        f"table_{i}": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
-        for i, shape in enumerate(shapes)
-    }
-    if AxisType.Auto in mesh.axis_types and shardings_given:
-        given = dict.fromkeys(params, sharding)
-    else:
-        given = None
-    tx = ember_optax.ember(1e-2, param_shardings=given, **options)
-    return compile_step(tx, params, sharded_state(tx, params, **options))
+    v, d = shape
+    shapes = {"embed": (v, d), "mlp": (d, d)} | ({} if tied else {"lm_head": (d, v)})
+
+    def loss_fn(params: Any, tokens: jax.Array) -> jax.Array:
+        x = params["embed"][tokens[:, :-1]]
+        x = x + jnp.tanh(x @ params["mlp"])
+        logits = x @ (params["embed"].T if tied else params["lm_head"])
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits.astype(jnp.float32), tokens[:, 1:]
+        ).mean()
+
+    def step(params: Any, state: Any, tokens: jax.Array) -> tuple[Any, Any, jax.Array]:
+        loss, grads = jax.value_and_grad(loss_fn)(params, tokens)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    params = {k: jax.ShapeDtypeStruct(s, dtype) for k, s in shapes.items()}
+    params = placed(params, sharding)
+    state = placed(jax.eval_shape(tx.init, params), sharding)
+    tokens = placed(jax.ShapeDtypeStruct((2, 65), jnp.int32), sharding)
+    return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, tokens).compile()

@@ -1,9 +1,9 @@
-"""Ember against AdamW after pretraining: which runs there are, and how they compare.
+"""Ember against AdamW after pretraining: the runs and their comparison.
 
-In each case the learning rate of the body is the one that is best for both arms
-together; the pair of those of embedding and head is then the best for each arm. All
-searches use one seed. The best rates run again with seeds that no search has seen, and
-so does Ember with a constant b2 at Ember's best pair.
+In each case, the learning rate of the body is the best for both arms together; the pair
+of rates of embedding and head is then searched for each arm. All searches use one seed.
+The best pairs are run again with other seeds, and so is Ember with a constant b2 at
+Ember's best pair.
 """
 
 import functools
@@ -36,11 +36,11 @@ BODY_RATES = (3e-4, 1e-3, 3e-3)
 class Benchmark(NamedTuple):
     """A comparison of both arms in one or several cases."""
 
-    name: str  # of its file of runs, and of the module that does them
-    score: str  # the result of a run that is compared
-    is_reward: bool  # higher is better; otherwise the score is a loss
-    cases: Sequence[Settings]  # in which the arms are compared
-    start: Pair  # where searches of the rates of embedding and head begin
+    name: str  # name of its file of runs, and of the module that does them
+    score: str  # key of the result that is compared
+    is_reward: bool  # True: higher is better. False: the score is a loss
+    cases: Sequence[Settings]  # settings in which the arms are compared
+    start: Pair  # rates of embedding and head where searches begin
 
     @property
     def path(self) -> Path:
@@ -86,9 +86,9 @@ def compare(
     """Returns the comparison of both arms in a case.
 
     Args:
-      benchmark: which one.
+      benchmark: the benchmark.
       case: one of its cases.
-      run_of: returns the run with some settings.
+      run_of: function from settings to the run.
     """
     loss = benchmark.loss
 
@@ -131,8 +131,8 @@ def advantage(
 ) -> list[Interval]:
     """Returns the loss of Ember minus that of AdamW, paired by seed, for each case.
 
-    A loss is a negative reward. All intervals of a benchmark are right together with
-    95%.
+    The loss of a reward is its negative. All intervals of a benchmark hold together
+    with 95%.
     """
     losses = [
         [benchmark.losses(c.arms[arm].repeated) for arm in ARMS] for c in comparisons
@@ -155,8 +155,8 @@ def finish(benchmark: Benchmark, execute: Callable[[Settings], Run]) -> None:
     """Does all runs of a benchmark that are not on file.
 
     Args:
-      benchmark: which one.
-      execute: does the run with some settings and returns its results.
+      benchmark: the benchmark.
+      execute: function that does a run and returns its results.
     """
 
     def run_of(settings: Settings) -> Run:

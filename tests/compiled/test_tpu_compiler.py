@@ -1,6 +1,7 @@
-"""The budgets of test_memory.py and test_collectives.py, by the real TPU compiler.
+"""The bounds of test_memory.py and test_collectives.py, by the real TPU compiler.
 
-No TPU is needed: libtpu compiles for slices that are only described.
+No TPU is needed: libtpu compiles for slices that are only described. A compilation
+takes seconds, so each bound meets few cases here; the benchmarks have all of them.
 """
 
 import functools
@@ -14,212 +15,185 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import ember_optax
-from benchmarks.collectives.run import MESHES
-from benchmarks.step.compiling import clipped, compile_step
-from benchmarks.step.tpu import CHIPS, chip
-from benchmarks.step.traffic import bytes_accessed
-from benchmarks.step.training import compile_training_step
 from ember_optax import lazy
-from examples.lm import topology
-from examples.lm.hlo import collectives
-from tests.compiling import all_reduce, compile_ember
-from tests.mesh.test_lazy_mesh import BATCH, D, compile_on
+from tests.compiling import (
+    CHIPS,
+    chip,
+    compile_on_mesh,
+    compile_step,
+    compile_training_step,
+    placed,
+    tpu_devices,
+)
+from tests.hlo import Collective, bytes_accessed, collectives
 
 pytest.importorskip("libtpu", reason="libtpu is not installed: pip install 'jax[tpu]'")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 SHAPES = [(131072, 4096), (4096, 131072), (131072, 2048), (65536, 4096)]
 LAYOUTS = {"rows": P("x", None), "columns": P(None, "x"), "both": P("x", "y")}
+SLICES = {"v5p:4x4x4": (16, 4), "tpu7x:2x2x1": (4, 2)}
+SCHEDULE = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 10, 100)
 
-# The others are in benchmarks/collectives/results.json: a compilation takes seconds.
-SLICES = {"v5p:4x4x4": MESHES["v5p:4x4x4"], "tpu7x:2x2x1": (4, 2)}
-each_slice = pytest.mark.parametrize("name", SLICES)
-# Each compilation takes seconds, so the number of tables varies with the mode.
-each_mode = pytest.mark.parametrize(
-    ("mode", "n_tables"), [(AxisType.Auto, 2), (AxisType.Explicit, 4)], ids=str
-)
+both_dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 
 
 def make_mesh(name: str, mode: AxisType) -> jax.sharding.Mesh:
-    devices = topology.devices(name)
+    devices = tpu_devices(name)
     return jax.make_mesh(SLICES[name], ("x", "y"), (mode, mode), devices=devices)
 
 
-def assert_no_large_temporary(
-    compiled: Any, shapes: list[tuple[int, int]], name: str
-) -> None:
-    """No shard is stored, of which the smallest takes 17 MB; only statistics are."""
-    # Those before and those after the collective; other families have them on the chip.
-    copies = 2 if name.startswith("tpu7x") else 1
-    state_bytes = copies * 4 * sum(map(sum, shapes))
-    # The row sums of one table live on until its roots have seen whether they overflow.
-    row_sums = 4 * max(map(max, shapes))
-    temporaries = compiled.memory_analysis().temp_size_in_bytes
-    assert temporaries < state_bytes + row_sums + 5e5 * len(shapes)
+def clip(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    return optax.chain(optax.clip_by_global_norm(1.0), tx)
 
 
-@each_slice
+def with_ember(body: optax.GradientTransformation, **options: Any) -> Any:
+    rates = {"embed_learning_rate": SCHEDULE, "head_learning_rate": 1e-2}
+    return ember_optax.with_ember(body, max_norm=1.0, **rates, **options)
+
+
 @pytest.mark.parametrize(
-    ("layout", "mode", "n_tables"),
+    ("name", "layout", "mode", "n_tables"),
     [
-        ("rows", AxisType.Auto, 2),
-        ("columns", AxisType.Explicit, 4),
-        ("both", AxisType.Auto, 4),
-        ("both", AxisType.Explicit, 2),
+        ("v5p:4x4x4", "rows", AxisType.Auto, 2),
+        ("v5p:4x4x4", "columns", AxisType.Explicit, 4),
+        ("v5p:4x4x4", "both", AxisType.Auto, 4),
+        ("tpu7x:2x2x1", "both", AxisType.Explicit, 2),
     ],
     ids=str,
 )
-def test_one_all_reduce_for_all_tables(
+def test_one_all_reduce_and_one_pass(
     name: str, layout: str, mode: AxisType, n_tables: int
 ) -> None:
-    shapes = SHAPES[:n_tables]
-    compiled = compile_ember(make_mesh(name, mode), LAYOUTS[layout], shapes)
-    assert collectives(compiled.as_text()) == [all_reduce(sum(map(sum, shapes)))]
-    assert_no_large_temporary(compiled, shapes, name)
-
-
-@each_slice
-@each_mode
-def test_sharded_rows_need_no_collective_of_their_own(
-    name: str, mode: AxisType, n_tables: int
-) -> None:
-    shapes = [(131072, 4096), (65536, 2048), (32768, 4096), (131072, 2048)][:n_tables]
-    compiled = compile_ember(
-        make_mesh(name, mode), LAYOUTS["rows"], shapes, row_state="sharded"
+    """With clipping: the norm of the tables needs no collective of its own."""
+    shapes, mesh = SHAPES[:n_tables], make_mesh(name, mode)
+    sharding = NamedSharding(mesh, LAYOUTS[layout])
+    params = {
+        f"table_{i}": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+        for i, shape in enumerate(shapes)
+    }
+    given = dict.fromkeys(params, sharding) if mode == AxisType.Auto else None
+    tx = with_ember(
+        optax.adamw(1e-3), labels=dict.fromkeys(params, "head"), param_shardings=given
     )
-    columns = sum(d for _, d in shapes)
-    assert collectives(compiled.as_text()) == [all_reduce(columns)]
-    assert_no_large_temporary(compiled, shapes, name)
+    compiled = compile_on_mesh(tx, params)
+    floats = sum(map(sum, shapes))
+    all_reduce = Collective("all-reduce", floats, 4 * floats)
+    assert collectives(compiled.as_text()) == [all_reduce]
+    # No shard is stored, of which the smallest takes 17 MB: only the means before the
+    # collective and, in the memory of tpu7x, those after it.
+    copies = 2 if name.startswith("tpu7x") else 1
+    row_means = 4 * max(map(max, shapes))
+    temporaries = compiled.memory_analysis().temp_size_in_bytes
+    assert temporaries < copies * 4 * floats + row_means + 5e5 * len(shapes)
+    # Gradients twice, tables twice. The collective and its packing come on top.
+    n_shards = mesh.size if layout == "both" else mesh.shape["x"]
+    shard_bytes = sum(4 * v * d for v, d in shapes) / n_shards
+    assert bytes_accessed(compiled.as_text()) <= 4.3 * shard_bytes
 
 
-def test_without_shardings_xla_needs_several_collectives() -> None:
-    # So the numbers above are not what the compiler would do anyway.
-    compiled = compile_ember(
-        make_mesh("v5p:4x4x4", AxisType.Auto),
-        LAYOUTS["both"],
-        SHAPES[:2],
-        shardings_given=False,
-    )
-    assert len(collectives(compiled.as_text())) >= 3
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [*((name, jnp.float32) for name in SLICES), ("v5p:4x4x4", jnp.bfloat16)],
-)
+@pytest.mark.parametrize(("name", "dtype"), [*((name, jnp.float32) for name in SLICES)])
 def test_lazy_rows_are_written_in_place(name: str, dtype: Any) -> None:
     rows = NamedSharding(make_mesh(name, AxisType.Explicit), P(("x", "y")))
-    step = functools.partial(lazy.apply, learning_rate=1e-2)
-    n_rows = 10**6 * rows.mesh.size
-    compiled = compile_on(rows, n_rows, step, dtype, donate_argnums=(0, 1))
-    # One chip's part of `last` alone takes 4 MB.
+    n_rows, d, batch = 10**6 * rows.mesh.size, 16, 64
+    table = jax.ShapeDtypeStruct((n_rows, d), dtype, sharding=rows)
+    with jax.set_mesh(rows.mesh):
+        state = jax.jit(lazy.init).eval_shape(table)
+        replicated = NamedSharding(rows.mesh, P())
+        state = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=rows if n_rows in x.shape else replicated
+            ),
+            state,
+        )
+        ids = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=replicated)
+        grads = jax.ShapeDtypeStruct((batch, d), dtype, sharding=replicated)
+        update = functools.partial(lazy.update, learning_rate=1e-2)
+        step = jax.jit(update, donate_argnums=(0, 1))
+        compiled = step.lower(table, state, ids, grads).compile()
+    # One chip's part of `last_step` alone takes 4 MB.
     assert compiled.memory_analysis().temp_size_in_bytes < 2e6
     # The batch and the sums of the columns, whatever the table holds.
-    assert sum(c.elements for c in collectives(compiled.as_text())) <= 2 * BATCH * (
-        D + 2
-    )
+    moved = sum(c.elements for c in collectives(compiled.as_text()))
+    assert moved <= 2 * batch * (d + 2)
 
 
-both_dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-SCHEDULE = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 10, 100)
+TABLE = {"embed": "head", "norm": "body"}  # a tied table and something else
 VARIANTS = {
-    "plain": ember_optax.ember(1e-2),
-    "active": ember_optax.ember(1e-2, column_mean="active"),
-    "clipped": ember_optax.clipped(
-        ember_optax.ember(SCHEDULE, ember_optax.adafactor_decay(), weight_decay=0.1),
-        max_norm=1.0,
-    ),
+    "alone": ember_optax.ember(1e-2),
+    "with_ember": with_ember(optax.adamw(1e-3), labels=TABLE, weight_decay=0.1),
     "rounded": optax.chain(ember_optax.ember(1e-2), ember_optax.stochastic_rounding(0)),
 }
 
 
-# Each compilation takes seconds, so not every variant meets every family.
-CASES = [
-    *((variant, "v5p", (50304, 768)) for variant in VARIANTS),
-    *(("clipped", family, (256128, 2048)) for family in CHIPS),
-]
-
-
-@pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize(("variant", "family", "shape"), CASES)
+@pytest.mark.parametrize(
+    ("variant", "family", "shape"),
+    [
+        *((variant, "v5p", (50304, 768)) for variant in VARIANTS),
+        *(("with_ember", family, (256128, 2048)) for family in CHIPS),
+    ],
+)
 @both_dtypes
 def test_both_statistics_are_taken_in_one_pass(
     variant: str, family: str, shape: tuple[int, int], dtype: Any
 ) -> None:
     table = jax.ShapeDtypeStruct(shape, dtype, sharding=chip(family))
-    compiled = compile_step(VARIANTS[variant], table)
+    norm = jax.ShapeDtypeStruct(shape[1:], dtype, sharding=chip(family))
+    params = {"embed": table}
+    if variant == "with_ember":
+        params |= {"norm": norm}
+    compiled = compile_step(VARIANTS[variant], params)
     # The gradient twice, the table, the new table; Adam takes 7.
     table_bytes = table.size * table.dtype.itemsize
     assert compiled.cost_analysis()["bytes accessed"] <= 4.05 * table_bytes
     assert compiled.memory_analysis().temp_size_in_bytes < 10**6
 
 
-@pytest.mark.parametrize(
-    ("name", "layout"),
-    [
-        *((name, "both") for name in SLICES),
-        ("v5p:4x4x4", "rows"),
-        ("v5p:4x4x4", "columns"),
-    ],
-)
-def test_sharded_statistics_are_taken_in_one_pass(name: str, layout: str) -> None:
-    mesh = make_mesh(name, AxisType.Auto)
-    compiled = compile_ember(mesh, LAYOUTS[layout], SHAPES[:2])
-    n_shards = mesh.size if layout == "both" else mesh.shape["x"]
-    shard_bytes = 2 * 4 * 131072 * 4096 / n_shards
-    # The collective and its packing come on top. XLA counts 6.3 where shards are small:
-    # it copies a gradient into on-chip memory before the update, and counts that too.
-    assert bytes_accessed(compiled.as_text()) <= 4.3 * shard_bytes
-
-
-def compile_head(name: str, tx: optax.GradientTransformation) -> Any:
-    """Compiles what makes the gradient of a head, and the step behind clipping."""
+def compile_head(tx: optax.GradientTransformation) -> Any:
+    """Compiles the matrix product that makes the gradient of a head, and the step."""
     v, d, tokens, sharding = 131072, 4096, 8192, chip("v5p")
 
-    def abstract(tree: Any) -> Any:
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-        )
-
-    def step(head: Any, state: Any, hidden: Any, error: Any) -> Any:
+    def step(params: Any, state: Any, hidden: Any, error: Any) -> Any:
         product = jnp.einsum(
             "nd,nv->dv", hidden, error, preferred_element_type=jnp.bfloat16
         )
-        updates, state = tx.update(product.astype(jnp.float32), state, head)
-        return optax.apply_updates(head, updates), state
+        grads = {"lm_head": product.astype(jnp.float32)}
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
 
-    tx = clipped(name, tx)
-    head = abstract(jax.ShapeDtypeStruct((d, v), jnp.float32))
-    state = abstract(jax.eval_shape(tx.init, head))
+    params = {"lm_head": jax.ShapeDtypeStruct((d, v), jnp.float32)}
+    params = placed(params, sharding)
+    state = placed(jax.eval_shape(tx.init, params), sharding)
     hidden, error = (
-        abstract(jax.ShapeDtypeStruct((tokens, n), jnp.bfloat16)) for n in (d, v)
+        jax.ShapeDtypeStruct((tokens, n), jnp.bfloat16, sharding=sharding)
+        for n in (d, v)
     )
     jitted = jax.jit(step, donate_argnums=(0, 1))
-    return jitted.lower(head, state, hidden, error).compile()
+    return jitted.lower(params, state, hidden, error).compile()
 
 
 def test_statistics_of_a_head_are_taken_where_its_gradient_is_made() -> None:
-    """With clipping, and for nothing: the epilogue of the matrix product has both."""
-    ember = ember_optax.ember(1e-2, ember_optax.adafactor_decay(), vocab_axis=1)
-    steps = compile_head("Ember", ember), compile_head("SGD", optax.sgd(1e-2))
+    """With clipping: the epilogue of the matrix product takes both sums."""
+    ember = with_ember(optax.adamw(1e-3), vocab_axis=1)
+    steps = compile_head(ember), compile_head(clip(optax.sgd(1e-2)))
     accessed, floor = (step.cost_analysis()["bytes accessed"] for step in steps)
     assert accessed <= 1.01 * floor
     peak, lowest = (s.memory_analysis().peak_memory_in_bytes for s in steps)
     assert peak <= lowest + 0.01 * 4 * 131072 * 4096
 
 
-@pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize(
-    ("family", "dtype", "tied"),
-    # A case takes half a minute; benchmarks/step/decoder.json has whole steps.
-    [("v5p", jnp.bfloat16, True)],
-)
-def test_a_training_step_peaks_where_sgd_does(
-    family: str, dtype: Any, tied: bool
-) -> None:
-    peak = {
-        name: compile_training_step(name, sharding=chip(family), dtype=dtype, tied=tied)
+@pytest.mark.nightly
+def test_a_training_step_peaks_where_sgd_does() -> None:
+    case: dict[str, Any] = {"dtype": jnp.bfloat16, "tied": True}
+    shape = (131072, 2048)
+    body = optax.adamw(1e-3)
+    sgd = optax.multi_transform(
+        {"table": optax.sgd(1e-2), "body": body}, ember_optax.label_token_tables
+    )
+    ember, floor = (
+        compile_training_step(tx, shape=shape, sharding=chip("v5p"), **case)
         .memory_analysis()
         .peak_memory_in_bytes
-        for name in ("SGD", "Ember")
-    }
-    assert peak["Ember"] <= peak["SGD"] + 0.01 * 131072 * 2048 * dtype.dtype.itemsize
+        for tx in (with_ember(body), clip(sgd))
+    )
+    assert ember <= floor + 0.01 * 2 * shape[0] * shape[1]

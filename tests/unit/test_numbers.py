@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ember_optax.experimental import fused
 
 import ember_optax
 from ember_optax import lazy
-from ember_optax.experimental import fused
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

@@ -1,4 +1,4 @@
-"""Steps on token tables compiled ahead of time, for a device that is not there."""
+"""Costs of steps on token tables, compiled for a device that is not present."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,18 +10,17 @@ from benchmarks.step.compiling import (
     DTYPES,
     OPTIMIZERS,
     WITHOUT_MUON,
-    bytes_of,
     clipped,
-    compile_step,
     state_bytes,
 )
-from benchmarks.step.traffic import bytes_accessed
+from tests.compiling import bytes_of, compile_step
+from tests.hlo import bytes_accessed
 
 
 def measure_tables(
     shapes: Sequence[tuple[int, int]], sharding: jax.sharding.Sharding
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Returns what a step on one table takes: by table, dtype and optimizer."""
+    """Returns the costs of a step on one table: by table, dtype and optimizer."""
     measured: dict[str, Any] = {}
     cases = [(shape, dtype) for shape in shapes for dtype in DTYPES]
     for (v, d), dtype in (progress := tqdm(cases, leave=False)):
@@ -33,21 +32,21 @@ def measure_tables(
 
 
 def measure(name: str, table: jax.ShapeDtypeStruct) -> dict[str, Any]:
-    """Returns the `state_bytes` of an optimizer and what its step takes.
+    """Returns the `state_bytes` of an optimizer and the costs of its step.
 
-    Its step is compiled `alone` and `clipped`; of both the result has `temp_bytes`,
+    The step is compiled `alone` and `clipped`. Each has `temp_bytes`,
     `bytes_accessed_over_table` and the estimated `seconds`.
     """
     tx = OPTIMIZERS[name]()
     measured: dict[str, Any] = {"state_bytes": state_bytes(tx, table)}
-    for how, optimizer in (("clipped", clipped(name, tx)), ("alone", tx)):
+    for how, optimizer in (("clipped", clipped(name)), ("alone", tx)):
         step = compile_step(optimizer, table)
         seconds = (step.cost_analysis() or {}).get("optimal_seconds", -1)
         measured[how] = {
             "temp_bytes": step.memory_analysis().temp_size_in_bytes,
             "bytes_accessed_over_table": bytes_accessed(step.as_text())
             / bytes_of(table),
-            # XLA:GPU gives no estimate; XLA:TPU a negative one where it has none.
+            # XLA:GPU gives no estimate; XLA:TPU sometimes gives a negative one.
             "seconds": seconds if seconds > 0 else None,
         }
     return measured
