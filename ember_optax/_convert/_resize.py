@@ -167,7 +167,7 @@ def _token_axes(
             raise ValueError(
                 f"{quoted(path)} has its tokens along axis {axis}, but with the new"
                 f" shape {shape} the optimizer would take axis {after}: pass"
-                f" vocab_axis={{{path!r}: {axis}}} here and to Ember."
+                f" vocab_axis={{{path!r}: {axis}}} here and to the optimizer."
             )
     return later
 
