@@ -198,7 +198,7 @@ PARAMS = plain()
 
 
 class Counted(NamedTuple):
-    """A user's own state."""
+    """A user's own state. Its count is not the step of a schedule."""
 
     count: jax.Array
 
@@ -265,7 +265,6 @@ def test_the_body_keeps_its_state_bitwise(body: Any, name: str) -> None:
         (lambda tx: optax.apply_if_finite(tx, 5), ["total_notfinite"]),
         (lambda tx: optax.chain(optax.ema(0.9), tx), ["ema"]),
         (lambda tx: optax.chain(tx, optax.trace(0.9)), ["trace"]),
-        # A user's own `count` is not taken for the step of a schedule.
         (lambda tx: optax.named_chain(("mine", counting()), ("tx", tx)), ["mine"]),
     ],
     ids=["MultiSteps", "conditional", "schedule_free", "finite", "ema", "trace", "own"],
@@ -288,6 +287,7 @@ def test_state_that_both_have_is_kept_bitwise(wrap: Any, names: Any) -> None:
             r"TraceState\.trace of 'embed'",
         ),
         (lambda tx: optax.contrib.schedule_free(tx, 1e-2), r"ScheduleFreeState\.\w+"),
+        (lambda tx: optax.chain(counting(), tx), r"Counted\.count"),
     ],
 )
 def test_state_that_would_be_lost_is_refused(wrap: Any, message: str) -> None:

@@ -1,7 +1,7 @@
 """A vocabulary that grows, shrinks or is reordered in the middle of a run."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -277,6 +277,19 @@ def test_accumulated_gradients_follow_their_tokens() -> None:
     train(tx, BIGGER, resized)
     moved = ember_optax.resize_vocab(state, SMALL, SMALL, tokens=REVERSED)
     np.testing.assert_array_equal(moved.acc_grads["embed"], grads[::-1])
+
+
+class Tables(NamedTuple):
+    """Parameters in a user's own named tuple."""
+
+    embed: jax.Array
+
+
+def test_parameters_in_a_named_tuple() -> None:
+    old, new = Tables(jnp.ones((12, 4))), Tables(jnp.ones((15, 4)))
+    tx = optax.MultiSteps(ember_optax.ember(1e-2), 3)
+    resized = ember_optax.resize_vocab(train(tx, old), old, new)
+    chex.assert_trees_all_equal_shapes_and_dtypes(resized, tx.init(new))
 
 
 WRAPPERS = {
