@@ -32,7 +32,7 @@ def token_axes(tables: Mapping[str, Any], vocab_axis: VocabAxis) -> dict[str, in
 
     Args:
       tables: array, or anything with a shape and a dtype, by path.
-      vocab_axis: as given to `scale_by_ember`.
+      vocab_axis: the argument of `scale_by_ember`.
 
     Raises:
       ValueError: a leaf is not a table, or `vocab_axis` does not fit the tables.
@@ -60,10 +60,10 @@ def axis_of_state(
     """Finds the axis of a table that the `row` of an existing state belongs to.
 
     Args:
-      path: of the table.
-      shape: of the table.
+      path: path of the table.
+      shape: shape of the table.
       moments: `TableMoments` of the table, or their shapes.
-      vocab_axis: as given to the optimizer that the state belongs to.
+      vocab_axis: `vocab_axis` of the optimizer that the state belongs to.
 
     Raises:
       ValueError: the state fits no axis, or not the given one, or it fits several and

@@ -66,8 +66,9 @@ def matches(
     `needed` makes it an error if there are paths but a pattern matches none.
     """
     is_single = isinstance(patterns, str) or not isinstance(patterns, Iterable)
+    several: list[Any] = [patterns] if is_single else list(patterns)
     matched = set()
-    for pattern in [patterns] if is_single else patterns:
+    for pattern in several:
         check_pattern(argument, pattern)
         found = {path for path in paths if re.search(pattern, path)}
         if needed and paths and not found:

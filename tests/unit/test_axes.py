@@ -45,7 +45,7 @@ def test_resize_to_fewer_tokens_than_columns(
     state = trained(ember_optax.ember(1e-2), old)
     with pytest.raises(ValueError, match=r"vocab_axis=\{'embed': ") as error:
         ember_optax.resize_vocab(state, old, new)
-    assert f"'embed': {axis}}} here and to ember" in str(error.value)
+    assert f"'embed': {axis}}} here and to the optimizer" in str(error.value)
 
     vocab_axis = {"embed": axis}
     tx = ember_optax.ember(1e-2, vocab_axis=vocab_axis)
@@ -70,8 +70,8 @@ def test_a_square_table_is_refused_without_its_axis(shape: Any) -> None:
     tx, adam = ember_optax.ember(1e-2, vocab_axis=1), optax.adam(1e-2)
     state = trained(tx, params)
     for call in (
-        lambda: ember_optax.from_adam(trained(adam, params), tx, params),
-        lambda: ember_optax.to_adam(state, adam, params),
+        lambda: ember_optax.from_adam(trained(adam, params), tx, params, adam_b2=0.999),
+        lambda: ember_optax.to_adam(state, adam, params, adam_b2=0.999),
         lambda: ember_optax.resize_vocab(state, params, params),
     ):
         with pytest.raises(ValueError, match="does not tell which of the axes"):
@@ -83,12 +83,16 @@ def test_square_tables_convert_along_the_given_axis(vocab_axis: Any) -> None:
     params = table(6, 6)
     tx, adam = ember_optax.ember(1.0, vocab_axis=vocab_axis), optax.adam(1e-2)
     state = trained(tx, params)
-    back = ember_optax.to_adam(state, adam, params, vocab_axis=vocab_axis)
+    back = ember_optax.to_adam(
+        state, adam, params, adam_b2=0.999, vocab_axis=vocab_axis
+    )
     row, col = state[0].tables["embed"]
     vhat = np.outer(row, col) / np.mean(row)
     expected = vhat if vocab_axis == 0 else vhat.T
     np.testing.assert_allclose(back[0].nu["embed"], expected, rtol=1e-5)
-    again = ember_optax.from_adam(back, tx, params, vocab_axis=vocab_axis)
+    again = ember_optax.from_adam(
+        back, tx, params, adam_b2=0.999, vocab_axis=vocab_axis
+    )
     chex.assert_trees_all_close(again[0].tables, state[0].tables, rtol=1e-5)
 
 
@@ -97,7 +101,7 @@ def test_from_adam_gives_the_next_update_of_ember(axis: int) -> None:
     params = table(6, 6)
     tx = ember_optax.ember(1.0, vocab_axis=axis)
     switched = ember_optax.from_adam(
-        trained(optax.adam(1e-2), params), tx, params, vocab_axis=axis
+        trained(optax.adam(1e-2), params), tx, params, adam_b2=0.999, vocab_axis=axis
     )
     expected = trained(tx, params)
     chex.assert_trees_all_close(switched[0].tables, expected[0].tables, rtol=1e-5)
@@ -106,14 +110,8 @@ def test_from_adam_gives_the_next_update_of_ember(axis: int) -> None:
 # The mapping
 
 
-def test_axes_may_be_named_by_dotted_paths() -> None:
-    params = {"model": {"embed": jnp.ones((3, 8))}}
-    tx = ember_optax.scale_by_ember(vocab_axis={"model.embed": 0})
-    assert tx.init(params).tables["model:embed"].row.shape == (3,)
-
-
 def test_an_axis_that_does_not_fit_the_state() -> None:
     params = table(8, 5)
     state = trained(ember_optax.ember(1e-2), params)
     with pytest.raises(ValueError, match=r"with vocab_axis 1, but its state is a row"):
-        ember_optax.to_adam(state, optax.adam(1e-2), params, vocab_axis=1)
+        ember_optax.to_adam(state, optax.adam(1e-2), params, adam_b2=0.9, vocab_axis=1)

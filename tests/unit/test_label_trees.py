@@ -133,10 +133,10 @@ def test_invalid_on_missing_raises() -> None:
         ("bigram_embed", "'bigram_embed' matches no parameter.*'embed/embedding'"),
         (["mlp", "wpe"], "'wpe' matches no parameter"),
         ("(", r"'\(' is not a valid regular expression.*re.escape"),
-        ("", "not empty; got ''"),
-        (["embed", 3], "as strings.*got 3"),
-        (None, "as strings.*got None"),
-        (b"embed", "as strings.*got 101"),
+        ("", "not empty, got ''"),
+        (["embed", 3], "needs a regular expression.*got 3"),
+        (None, "needs a regular expression.*got None"),
+        (b"embed", "needs a regular expression.*got 101"),
     ],
 )
 def test_invalid_pattern_raises(argument: str, patterns: Any, message: str) -> None:
