@@ -52,7 +52,7 @@ pretrain-mesh: $(STDLIB)/.ready  ## The same in 2 processes with 4 devices each,
 	  --config.workdir=runs/mesh --config.overwrite --config.mesh.tensor=2 \
 	  --compare_with=runs/one_device/ember
 
-finetune: $(TUNIX_READY)  ## Pretrain, then finetune on instructions with tunix: Ember against AdamW on the tables
+finetune: $(TUNIX_READY) $(STDLIB)/.ready  ## Pretrain, then finetune on instructions with tunix: Ember against AdamW on the tables
 	$(BIN)/python -m examples.finetune --config=configs/finetune_small.py --compare \
 	  --config.overwrite
 

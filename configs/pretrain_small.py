@@ -99,7 +99,8 @@ def get_config() -> ConfigDict:
     # All learning rates warm up linearly, then fall along a cosine.
     config.warmup_ratio = 0.1  # of the steps
     config.final_lr_ratio = 0.1  # of the peak
-    config.clip_norm = 1.0  # of the gradient of tables and body together
+    # Largest norm of the gradient of tables and body together; None does not clip.
+    config.clip_norm = 1.0
 
     config.log_every = 10  # steps
     config.eval_every = 32  # steps

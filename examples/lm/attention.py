@@ -1,5 +1,7 @@
 """Causal attention: JAX's own, cuDNN's on GPUs, and JAX's splash kernel on TPUs."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax.core.spmd import get_pspec
@@ -103,13 +105,13 @@ def splash(
             mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=interpret
         )
         if segment_ids is None:
-            return jax.vmap(kernel)(q, k, v)
+            return jax.vmap(kernel)(q, k, v)  # pyright: ignore[reportReturnType]
         segments = splash_kernel.SegmentIds(ids, ids)
-        return jax.vmap(kernel)(q, k, v, segments)
+        return jax.vmap(kernel)(q, k, v, segments)  # pyright: ignore[reportReturnType]
 
     ids = jnp.zeros(q.shape[:2], jnp.int32) if segment_ids is None else segment_ids
     q = q * jnp.array(q.shape[-1] ** -0.5, q.dtype)  # the kernel does not scale
-    run = jax.shard_map(
+    run: Callable[..., jax.Array] = jax.shard_map(
         local, in_specs=(spec, spec, spec, rows), out_specs=spec, check_vma=False
     )
     return run(*(x.swapaxes(1, 2) for x in (q, k, v)), ids).swapaxes(1, 2)

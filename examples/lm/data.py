@@ -115,12 +115,11 @@ def open_source(
         another format, or no file has a window.
     """
     found = [file for part in pattern.split(",") for file in _find(part.strip())]
-    paths = [path for path, _ in found]
-    if repeated := {path for path in paths if paths.count(path) > 1}:
-        raise UserError(f"data path {pattern!r} names {min(repeated)} twice.")
+    if len(dict(found)) < len(found):
+        raise UserError(f"data path {pattern!r} names a file twice.")
     raw = np.dtype(dtype or ("uint16" if vocab_size <= 2**16 else "uint32"))
     with ThreadPoolExecutor(32) as pool:  # a request for each file in a bucket
-        files = list(pool.map(lambda file: _open(*file, raw), found))
+        files = list(pool.map(lambda file: _open(file[0], file[1], raw), found))
     return Windows(files, sequence_length, vocab_size)
 
 
@@ -156,7 +155,10 @@ def train_batches(
         order = grain.MapDataset.range(offsets[-1]).seed(seed).shuffle().repeat()
     else:
         parts = [
-            grain.MapDataset.range(start, stop).seed(seed + i).shuffle().repeat()
+            grain.MapDataset.range(int(start), int(stop))
+            .seed(seed + i)
+            .shuffle()
+            .repeat()
             for i, (start, stop) in enumerate(itertools.pairwise(offsets))
         ]
         order = grain.MapDataset.mix(parts, list(weights))

@@ -90,10 +90,10 @@ def make_optimizer(
         "head": table(head_rate),
         "body": body,
     }
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.multi_transform(parts, label_roles(vocab_size)),
-    )
+    split = optax.multi_transform(parts, label_roles(vocab_size))
+    if config.clip_norm is None:
+        return split
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), split)
 
 
 def label_roles(vocab_size: int | None) -> Any:

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import ember_optax
-from examples.lm import processes
+from examples.lm import distributed
 from tests.hundred_steps import (
     assert_replicated,
     hundred_steps,
@@ -46,7 +46,7 @@ def train(mode: AxisType, spec: P) -> Any:
 
 def main(path: str) -> None:
     """Writes what each layout in each mode has come to."""
-    processes.initialize()
+    distributed.initialize()
     results = {
         f"{mode}/{layout}/{name}": table
         for mode, axis_type in MODES.items()
@@ -54,7 +54,7 @@ def main(path: str) -> None:
         for name, table in train(axis_type, spec).items()
     }
     first = {f"first/{name}": table for name, table in make_tables().items()}
-    if processes.is_primary():
+    if distributed.is_primary():
         np.savez(path, **results, **first)
 
 

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ember_optax import lazy
-from examples.lm.hlo import collectives
+from tests.hlo import collectives
 from tests.unit.test_lazy import D, V, table_of, zipf
 
 ROWS = V // 8 * 8  # shared out evenly; ids behind them are padding
