@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Iterator
 
 import jax
@@ -65,8 +66,8 @@ def config(tmp_path, tokens) -> ConfigDict:
     config = get_config()
     config.update(steps=6, batch_size=2, sequence_length=16, log_every=2)
     config.update(eval_every=3, eval_batches=2, checkpoint_every=2)
-    config.data.path = f"{tokens}/train/train.bin"
-    config.data.validation_path = f"{tokens}/train/validation.bin"
+    config.data.path = f"{tokens}/train/*.bin"
+    config.data.validation_path = f"{tokens}/validation/*.bin"
     config.data.tokenizer = f"{tokens}/tokenizer.json"
     config.model.update(width=16, layers=1, heads=2, mlp_width=32)
     config.model.pad_vocab_to_multiple_of = 1
