@@ -67,7 +67,9 @@ def update_moments(
 
     def average(x: jax.Array, mean: jax.Array) -> jax.Array:
         mean = jnp.where(is_too_large(mean), 0, mean).astype(x.dtype)
-        return x + one_minus_b2.astype(x.dtype) * (mean - x)
+        gap = one_minus_b2.astype(x.dtype)
+        # Below a b2 of 0.5, 1 - gap is exact, and x - gap x would lose a small mean.
+        return jnp.where(gap > 0.5, (1 - gap) * x + gap * mean, x + gap * (mean - x))
 
     return TableMoments(
         average(moments.row, squares.row), average(moments.col, squares.col)
