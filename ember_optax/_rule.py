@@ -103,7 +103,10 @@ def denominators(
     if column_axes:
         mean = jax.lax.pmean(mean, column_axes)
     tiny = jnp.finfo(mean.dtype).tiny
-    factor = moments.col / jnp.maximum(mean, tiny) / bias_correction.astype(mean.dtype)
+    # One division: XLA makes (x / y) / z of two of them x / (y z), which may be 0 / 0.
+    # Not jnp.maximum, whose derivative here is 0 times that of a division by tiny^2.
+    divisor = mean * bias_correction.astype(mean.dtype)
+    factor = moments.col / jnp.where(divisor < tiny, tiny, divisor)
 
     def root(x: jax.Array, square: jax.Array) -> jax.Array:
         # Select before the root: XLA stores the V + D results of a root, but computes a
