@@ -267,7 +267,7 @@ TWO = {"embed": shaped(6, 3), "head": shaped(3, 6)}
 def test_gradients_that_do_not_fit_the_state_raise(
     grads: Any, params: Any, parts: tuple[str, ...]
 ) -> None:
-    with pytest.raises(ValueError, match="gradient|'embed'") as error:
+    with pytest.raises(ValueError, match=r"gradient|'embed'") as error:
         update(grads, params)
     assert_says(error, *parts)
 

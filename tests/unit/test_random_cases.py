@@ -157,8 +157,9 @@ def float32_holds_statistics(grads: np.ndarray, b2: float | str) -> bool:
     "n_cases", [96, pytest.param(10_000, marks=pytest.mark.nightly)]
 )
 def test_random_cases_follow_the_oracle(n_cases: int) -> None:
-    wrong = []
-    for case in cases(n_cases, seed=1):
-        if found := problem(case):
-            wrong.append((found, case.grads.shape, str(case.grads.dtype), *case[1:]))
+    wrong = [
+        (found, case.grads.shape, str(case.grads.dtype), *case[1:])
+        for case in cases(n_cases, seed=1)
+        if (found := problem(case))
+    ]
     assert not wrong

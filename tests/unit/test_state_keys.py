@@ -64,12 +64,16 @@ def test_dots_and_nesting_do_not_collide(tmp_path: Path) -> None:
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", state)
         checkpointer.wait_until_finished()
-        chex.assert_trees_all_equal(checkpointer.restore(tmp_path / "state", state), state)
+        chex.assert_trees_all_equal(
+            checkpointer.restore(tmp_path / "state", state), state
+        )
 
 
 @pytest.mark.parametrize("ocdbt", [False, True])
 @pytest.mark.parametrize(
-    "params", [FORMS["nested"][0], FORMS["dots"][0], TABLE], ids=["tree", "dots", "bare"]
+    "params",
+    [FORMS["nested"][0], FORMS["dots"][0], TABLE],
+    ids=["tree", "dots", "bare"],
 )
 def test_formats_of_orbax(params: Any, ocdbt: bool, tmp_path: Path) -> None:
     state = make_state(params)
