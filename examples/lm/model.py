@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from examples.lm.attention import IMPLEMENTATIONS, Implementation, attend
 
 Remat = Literal["none", "dots", "full"]
+Ids = jax.Array | None
 
 _POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -124,18 +125,14 @@ class Decoder(nnx.Module):
             )
         self.embed_norm = _norm(width, dtype, rngs) if embed_norm else None
 
-    def __call__(
-        self, tokens: jax.Array, segment_ids: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, tokens: jax.Array, segment_ids: Ids = None) -> jax.Array:
         """Maps int32[batch, time] to float32[batch, time, rows of the tables].
 
         Tokens attend only to tokens with the same int32[batch, time] `segment_ids`.
         """
         return self.logits(self.hidden(tokens, segment_ids))
 
-    def hidden(
-        self, tokens: jax.Array, segment_ids: jax.Array | None = None
-    ) -> jax.Array:
+    def hidden(self, tokens: jax.Array, segment_ids: Ids = None) -> jax.Array:
         """Maps int32[batch, time] to [batch, time, width], the input of the head."""
         # The embedding is gathered by width first. XLA has no cheap way from rows that
         # are sharded by width to activations that are sharded by batch.
@@ -146,7 +143,7 @@ class Decoder(nnx.Module):
         x = constrain(x, "batch", None, None)
         return self.norm(self.blocks(x, segment_ids))
 
-    def blocks(self, x: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
+    def blocks(self, x: jax.Array, segment_ids: Ids = None) -> jax.Array:
         """Applies all blocks to [batch, time, width]."""
 
         def apply(layer: Block, x: jax.Array) -> jax.Array:
@@ -192,7 +189,7 @@ class Block(nnx.Module):
         self.mlp_norm = _norm(width, dtype, rngs)
         self.mlp = GatedMLP(width, mlp_width, dtype, rngs)
 
-    def __call__(self, x: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, segment_ids: Ids = None) -> jax.Array:
         x = x + self.attention(self.attention_norm(x), segment_ids)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -232,7 +229,7 @@ class Attention(nnx.Module):
         self.q_norm = _norm(size, dtype, rngs) if qk_norm else None
         self.k_norm = _norm(size, dtype, rngs) if qk_norm else None
 
-    def __call__(self, x: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, segment_ids: Ids = None) -> jax.Array:
         q, k, v = (
             project(x).reshape(*x.shape[:-1], -1, self.head_size)
             for project in (self.q_proj, self.k_proj, self.v_proj)
