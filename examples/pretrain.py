@@ -40,7 +40,6 @@ from examples.lm import (
     Config,
     checkpoints,
     command,
-    cost,
     distributed,
     metrics,
     train,
@@ -49,7 +48,7 @@ from examples.lm.config import resolve
 from examples.lm.errors import UserError
 from examples.lm.mesh import use_mesh
 from examples.lm.optimizer import label_roles, table_state_bytes, with_table_optimizer
-from examples.lm.program import make_model, make_program, table_rows
+from examples.lm.program import cost_report, make_model, make_program, table_rows
 
 NEXT = """
 The same with your own text, and all flags:
@@ -77,7 +76,7 @@ def main() -> None:
     config = _CONFIG.value
     resolve(config)
     if config.cost_report_topology:
-        print(cost.report(config))
+        print(cost_report(config))
         return
     distributed.initialize()
     with distributed.end_at_once_on_error():

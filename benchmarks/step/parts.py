@@ -1,35 +1,16 @@
 """Parts of a training step that are compiled on their own to count their costs."""
 
-import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
-from flax import nnx
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import ember_optax
 from examples.lm import Config
 from examples.lm.cost import bytes_per_device
-from examples.lm.mesh import batch_sharding
 from examples.lm.optimizer import label_roles, make_optimizer
-from examples.lm.program import (
-    Program,
-    cross_entropy,
-    make_model,
-    make_program,
-    table_rows,
-)
-
-
-class Repeated(NamedTuple):
-    """A loop body, which the compiler counts once."""
-
-    extra_iterations: int
-    compiled: jax.stages.Compiled
+from examples.lm.program import Program, table_rows
 
 
 def with_overrides(config: Config, **overrides: Any) -> Config:
@@ -37,66 +18,6 @@ def with_overrides(config: Config, **overrides: Any) -> Config:
     config = ConfigDict(config.to_dict())
     config.update(overrides)
     return config
-
-
-def repeated_parts(config: Config, mesh: Mesh) -> list[Repeated]:
-    """Compiles the loop bodies of a step with gradients: a block, a part of the loss.
-
-    The optimizers of the config do not matter.
-    """
-    one = with_overrides(config, model={"layers": 1, "scan_layers": False})
-    graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(one)), nnx.Param)
-    params = make_program(one, mesh).state.params
-    head = "embed" if config.model.tie_embeddings else "lm_head"
-
-    def block(layers: Any, params: Any, x: jax.Array, gradient: jax.Array) -> Any:
-        def forward(layers: Any, x: jax.Array) -> jax.Array:
-            return nnx.merge(graph, params | {"layers": layers}).blocks(x)
-
-        return jax.vjp(forward, layers, x)[1](gradient)
-
-    def loss(table: Any, params: Any, x: jax.Array, targets: jax.Array) -> jax.Array:
-        model = nnx.merge(graph, params | {head: table})
-        return cross_entropy(model, x, targets)
-
-    def activations(time: int) -> jax.ShapeDtypeStruct:
-        shape = config.batch_size, time, config.model.width
-        dtype = jnp.dtype(config.model.dtype)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
-
-    parts = []
-    if config.model.scan_layers:
-        x, layers = activations(config.sequence_length), params["layers"]
-        shardings = jax.tree.map(lambda x: x.sharding, (layers, x))
-        jitted = jax.jit(block, out_shardings=shardings)
-        compiled = jitted.lower(layers, params, x, x).compile()
-        parts.append(Repeated(config.model.layers - 1, compiled))
-    if config.loss_chunks > 1:
-        x = activations(config.sequence_length // config.loss_chunks)
-        table = params[head]
-        targets = jax.ShapeDtypeStruct(x.shape[:2], jnp.int32, sharding=x.sharding)
-        shardings = jax.tree.map(lambda x: x.sharding, (table, x))
-        jitted = jax.jit(jax.grad(loss, argnums=(0, 2)), out_shardings=shardings)
-        compiled = jitted.lower(table, params, x, targets).compile()
-        parts.append(Repeated(config.loss_chunks - 1, compiled))
-    return parts
-
-
-def cost(step: jax.stages.Compiled, parts: Sequence[Repeated], name: str) -> float:
-    """Returns one of the compiler's counts for a whole step, NaN if it has none.
-
-    Args:
-      step: the compiled step.
-      parts: its loop bodies.
-      name: such as "optimal_seconds" or "bytes accessed".
-    """
-    counts = [(1, step), *parts]
-    return sum(times * _count(compiled, name) for times, compiled in counts)
-
-
-def _count(compiled: jax.stages.Compiled, name: str) -> float:
-    count = (compiled.cost_analysis() or {}).get(name, math.nan)
-    return count if count > 0 else math.nan
 
 
 class TableStep(NamedTuple):

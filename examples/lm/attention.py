@@ -1,64 +1,61 @@
-"""Causal attention: JAX's own, cuDNN's on GPUs, and JAX's splash kernel on TPUs."""
+"""Causal attention by XLA, or by a kernel that never stores all pairs of positions."""
 
-from collections.abc import Callable
+import math
+from typing import Any, Literal, get_args
 
 import jax
-import jax.numpy as jnp
 from flax.core.spmd import get_pspec
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel as splash_kernel,
-)
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_mask as splash_mask,
-)
-from jax.sharding import Mesh
+from jax.experimental.pallas.ops.tpu import splash_attention
+from jax.sharding import PartitionSpec
 
 from examples.lm.errors import UserError
 
-IMPLEMENTATIONS = ("plain", "cudnn", "splash")
-_LANES = 128  # sequences are multiples of this in the kernel
+Implementation = Literal["auto", "plain", "cudnn", "splash"]
+IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 
 
-def choose(name: str, mesh: Mesh, sequence_length: int, dtype: str) -> str:
-    """Returns the implementation for the devices of a mesh.
-
-    "auto" is splash on TPUs and plain elsewhere. cuDNN has not run on a GPU here, so
-    it must be asked for.
-
-    Raises:
-      UserError: the kernel that is asked for cannot run there.
-    """
-    platform = mesh.devices.flat[0].platform
-    fits = sequence_length % _LANES == 0
-    if name == "auto":
-        return "splash" if platform == "tpu" and fits else "plain"
-    if name == "cudnn" and (platform != "gpu" or dtype != "bfloat16"):
-        raise UserError(
-            f"config.model.attention=cudnn needs GPUs and config.model.dtype=bfloat16,"
-            f" but got {platform} and {dtype}: use auto."
-        )
-    if name == "splash" and not (platform == "tpu" and fits):
-        raise UserError(
-            "config.model.attention=splash needs TPUs and a multiple of"
-            f" {_LANES} as sequence_length, but got {platform} and {sequence_length}:"
-            " use auto."
-        )
-    return name
-
-
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str) -> jax.Array:
-    """Returns causal attention, [batch, time, heads, size] like the queries.
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    implementation: Implementation,
+    segment_ids: jax.Array | None = None,
+) -> jax.Array:
+    """Computes causal attention.
 
     Args:
-      q: queries.
-      k: keys; the number of their heads divides that of the queries.
-      v: values, like the keys.
-      implementation: one of `IMPLEMENTATIONS`. "splash" needs a mesh in context.
+      q: queries, [batch, time, heads, size].
+      k: keys, [batch, time, kv_heads, size], where `kv_heads` divides `heads`.
+      v: values, shaped like `k`.
+      implementation: `"plain"` is XLA, `"splash"` JAX's kernel for TPUs, `"cudnn"` that
+        of cuDNN for GPUs, which has not been run yet. `"auto"` chooses splash where the
+        devices are TPUs and the shapes fit, plain elsewhere. Splash and `"auto"` read
+        the mesh and the logical axis rules in context.
+      segment_ids: int32[batch, time]. Positions attend only to positions with the same
+        id, such as those of one document among several in a sequence.
+
+    Returns:
+      An array shaped like `q`.
+
+    Raises:
+      UserError: the implementation does not fit the devices or the shapes.
     """
+    if implementation == "auto":
+        implementation = "plain" if _obstacle("splash", q, k) else "splash"
+    if obstacle := _obstacle(implementation, q, k):
+        raise UserError(
+            f"model.attention is {implementation!r}, but {obstacle}: use 'auto'."
+        )
     if implementation == "splash":
-        return splash(q, k, v)
-    kind = "cudnn" if implementation == "cudnn" else "xla"
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=kind)
+        return splash(q, k, v, segment_ids)
+    mask = None
+    if segment_ids is not None:
+        mask = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
+    kernel = "cudnn" if implementation == "cudnn" else "xla"
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=mask, is_causal=True, implementation=kernel
+    )
 
 
 def splash(
@@ -67,51 +64,74 @@ def splash(
     v: jax.Array,
     segment_ids: jax.Array | None = None,
     *,
-    block: int = 512,
     interpret: bool = False,
 ) -> jax.Array:
-    """Runs the splash kernel on each device's own rows and heads.
+    """Computes `attend` by the splash kernel; `interpret` emulates it on a CPU."""
 
-    The kernel is not partitioned by XLA. Rows and heads are independent, so that no
-    collective is needed inside.
-
-    Args:
-      q: queries, [batch, time, heads, size].
-      k: keys, with as many heads or fewer.
-      v: values, like the keys.
-      segment_ids: int32[batch, time]; positions attend only within their segment.
-      block: size of the blocks of queries and keys.
-      interpret: run without a TPU, for tests.
-    """
-    batch, heads = (get_pspec((name,))[0] for name in ("batch", "heads"))
-    spec, rows = jax.P(batch, heads, None, None), jax.P(batch, None)
-    block = next(b for b in (block, 256, _LANES) if q.shape[1] % b == 0)
-    sizes = splash_kernel.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_kv_compute=block,
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        block_kv_dkv_compute=block,
-        use_fused_bwd_kernel=True,
-    )
-
-    def local(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
-        n_heads, time = q.shape[1:3]
-        mask = splash_mask.MultiHeadMask(
-            [splash_mask.CausalMask((time, time))] * n_heads
+    def local(q, k, v, segment_ids):
+        time, heads = q.shape[1:3]
+        block = math.gcd(time, 512)
+        kernel = splash_attention.make_splash_mha(
+            splash_attention.MultiHeadMask(
+                [splash_attention.CausalMask((time, time))] * heads
+            ),
+            block_sizes=splash_attention.BlockSizes(
+                block_q=block,
+                block_kv=block,
+                block_q_dkv=block,
+                block_kv_dkv=block,
+                use_fused_bwd_kernel=True,
+            ),
+            head_shards=1,  # shard_map has already divided the heads
+            q_seq_shards=1,
+            interpret=interpret,
         )
-        kernel = splash_kernel.make_splash_mha(
-            mask, head_shards=1, q_seq_shards=1, block_sizes=sizes, interpret=interpret
-        )
-        if segment_ids is None:
-            return jax.vmap(kernel)(q, k, v)  # pyright: ignore[reportReturnType]
-        segments = splash_kernel.SegmentIds(ids, ids)
-        return jax.vmap(kernel)(q, k, v, segments)  # pyright: ignore[reportReturnType]
+        if segment_ids is not None:
+            segment_ids = splash_attention.SegmentIds(segment_ids, segment_ids)
+        q = q * q.shape[-1] ** -0.5  # the kernel does not scale
+        q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+        y: Any = jax.vmap(kernel)(q, k, v, segment_ids)
+        return y.swapaxes(1, 2)
 
-    ids = jnp.zeros(q.shape[:2], jnp.int32) if segment_ids is None else segment_ids
-    q = q * jnp.array(q.shape[-1] ** -0.5, q.dtype)  # the kernel does not scale
-    run: Callable[..., jax.Array] = jax.shard_map(
-        local, in_specs=(spec, spec, spec, rows), out_specs=spec, check_vma=False
-    )
-    return run(*(x.swapaxes(1, 2) for x in (q, k, v)), ids).swapaxes(1, 2)
+    if jax.sharding.get_abstract_mesh().empty:
+        return local(q, k, v, segment_ids)
+    # A batch that does not divide, such as the sampler's one row, is replicated.
+    batch = _mesh_axes("batch", q.shape[0])
+    spec = PartitionSpec(batch, None, _mesh_axes("heads", k.shape[2]), None)
+    # XLA cannot partition a kernel: without shard_map, each device would compute all.
+    # The kernel does not declare the axes that its results vary over (check_vma).
+    return jax.shard_map(
+        local,
+        in_specs=(spec, spec, spec, PartitionSpec(batch, None)),
+        out_specs=spec,
+        check_vma=False,
+    )(q, k, v, segment_ids)
+
+
+def _obstacle(implementation: str, q: jax.Array, k: jax.Array) -> str | None:
+    """Says why an implementation cannot be used here, or returns None."""
+    mesh = jax.sharding.get_abstract_mesh()
+    # Of the mesh, which may be one to compile for, and not of this process.
+    device = mesh.abstract_device
+    platform = device.platform if device else jax.default_backend()
+    if implementation == "cudnn":
+        if platform not in ("gpu", "cuda"):
+            return f"cuDNN runs on GPUs and this is a {platform.upper()}"
+        if q.dtype not in ("bfloat16", "float16"):
+            return f"cuDNN does not attend in {q.dtype}, only in model.dtype=bfloat16"
+    if implementation == "splash":
+        if platform != "tpu":
+            return f"its kernel runs on TPUs and this is a {platform.upper()}"
+        if q.shape[1] % 128:
+            return f"128 does not divide sequences of {q.shape[1]} positions"
+        if not mesh.empty and _mesh_axes("heads", k.shape[2]) is None:
+            return f"the mesh does not divide {k.shape[2]} heads of keys and values"
+    return None
+
+
+def _mesh_axes(name: str, size: int) -> tuple[str, ...] | None:
+    """Returns the mesh axes of a logical axis, or None if `size` does not divide."""
+    axes = get_pspec((name,))[0] or ()
+    axes = (axes,) if isinstance(axes, str) else axes
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return None if size % math.prod(sizes[axis] for axis in axes) else axes

@@ -8,7 +8,7 @@ from examples.lm.errors import UserError
 from examples.lm.model import REMATS
 
 _CHOICES = {
-    "model.attention": ("auto", *attention.IMPLEMENTATIONS),
+    "model.attention": attention.IMPLEMENTATIONS,
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": REMATS,
     "tables.optimizer": tuple(optimizer.TABLES),

@@ -1,12 +1,13 @@
 """A decoder-only transformer: RMSNorm, rotary positions, SwiGLU, tied or untied head.
 
-Parameters and activations name their logical axes, which the rules in context
-(`nnx.logical_axis_rules`) map to the axes of a device mesh. With a mesh in context
-(`jax.set_mesh`) the parameters are created sharded, without one they are plain arrays.
+Parameters and activations name their logical axes. The rules in context
+(`nnx.logical_axis_rules`) map these to axes of the device mesh in context
+(`jax.set_mesh`), over which parameters are created sharded. Without a mesh they are
+plain arrays.
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,41 +15,44 @@ from flax import nnx
 from flax.core.spmd import get_pspec
 from jax.typing import DTypeLike
 
-from examples.lm.attention import attend
+from examples.lm.attention import IMPLEMENTATIONS, Implementation, attend
+
+Remat = Literal["none", "dots", "full"]
+Ids = jax.Array | None
 
 _POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 REMATS = ("none", *_POLICIES)
-_LAYERS = {nnx.PARTITION_NAME: "layers"}
+_STACKED = {nnx.PARTITION_NAME: "layers"}
 
 
 class Decoder(nnx.Module):
-    """The language model: tokens to logits for the token after each.
+    """Language model: maps tokens to the logits of the next tokens.
 
     Args:
       vocab_size: number of tokens.
       width: size of the residual stream.
       layers: number of blocks.
-      heads: attention heads in each block; `width / heads` must be even.
+      heads: attention heads of each block; `width / heads` must be even.
       mlp_width: hidden size of the gated MLP.
-      kv_heads: heads of keys and values, a divisor of `heads`; by default as many.
+      kv_heads: heads of keys and values, a divisor of `heads`; `heads` by default.
       rope_base: longest wavelength of the rotary positions, in radians.
       tie_embeddings: use the embedding as the head as well.
-      qk_norm: normalize queries and keys of each head.
-      embed_norm: normalize the embeddings of the tokens.
-      embed_init_std: standard deviation of the embedding's initial values.
-      head_init_std: standard deviation of the head's.
-      pad_vocab_to_multiple_of: rows of the tables, so that they can be sharded. Padding
-        is never predicted.
-      scan_layers: stack the parameters of all blocks and loop over them: a deep model
-        compiles as fast as a shallow one.
-      remat: what the backward pass computes again: `"none"`, everything but products
-        with parameters (`"dots"`), or every block (`"full"`).
-      attention: one of `attention.IMPLEMENTATIONS`.
-      dtype: type to compute in. Parameters are always float32.
-      rngs: source of initial values.
+      pad_vocab_to_multiple_of: pad the rows of the tables to a multiple of this, which
+        makes them divisible among devices. Padding is never predicted.
+      scan_layers: stack the parameters of all blocks and loop over them, which keeps
+        compilation as fast as that of a single block.
+      remat: what the backward pass recomputes: `"none"`, everything except products
+        with parameters (`"dots"`), or whole blocks (`"full"`).
+      dtype: dtype of the computation. Parameters are always float32.
+      qk_norm: normalize the queries and keys of each head by RMSNorm.
+      embed_norm: normalize the embedded tokens by RMSNorm.
+      embed_init: standard deviation of the embedding's initial values.
+      head_init: standard deviation of the head's initial values.
+      attention: implementation of attention, as in `attention.attend`.
+      rngs: source of the initial values.
     """
 
     def __init__(
@@ -61,39 +65,50 @@ class Decoder(nnx.Module):
         kv_heads: int | None = None,
         rope_base: float = 10_000.0,
         tie_embeddings: bool = False,
-        qk_norm: bool = False,
-        embed_norm: bool = False,
-        embed_init_std: float = 0.02,
-        head_init_std: float = 0.02,
         pad_vocab_to_multiple_of: int = 1,
         scan_layers: bool = False,
-        remat: str = "none",
-        attention: str = "plain",
+        remat: Remat = "none",
         dtype: DTypeLike = "float32",
+        qk_norm: bool = False,
+        embed_norm: bool = False,
+        embed_init: float = 0.02,
+        head_init: float = 0.02,
+        attention: Implementation = "plain",
         *,
         rngs: nnx.Rngs,
     ):
+        _check_choice("remat", remat, REMATS)
+        _check_choice("attention", attention, IMPLEMENTATIONS)
         dtype = jnp.dtype(dtype)
         self.vocab_size = vocab_size
         self.remat = remat
         self.tie_embeddings = tie_embeddings
-        rows = padded(vocab_size, pad_vocab_to_multiple_of)
+        multiple = pad_vocab_to_multiple_of
+        rows = math.ceil(vocab_size / multiple) * multiple
         self.embed = nnx.Embed(
             rows,
             width,
             dtype=dtype,
-            embedding_init=nnx.initializers.normal(embed_init_std),
+            embedding_init=nnx.initializers.normal(embed_init),
             embedding_metadata=_axes("vocab", "table_width"),
             rngs=rngs,
         )
-        self.embed_norm = _norm(width, dtype, rngs) if embed_norm else None
 
         def block(rngs: nnx.Rngs) -> Block:
-            sizes = width, heads, kv_heads or heads, mlp_width
-            return Block(*sizes, rope_base, qk_norm, attention, dtype, rngs=rngs)
+            return Block(
+                width,
+                mlp_width,
+                dtype,
+                rngs,
+                heads=heads,
+                kv_heads=kv_heads or heads,
+                rope_base=rope_base,
+                qk_norm=qk_norm,
+                implementation=attention,
+            )
 
         if scan_layers:
-            stacked = nnx.vmap(block, transform_metadata=_LAYERS)
+            stacked = nnx.vmap(block, transform_metadata=_STACKED)
             self.layers = nnx.split_rngs(splits=layers)(stacked)(rngs)
         else:
             self.layers = nnx.List([block(rngs) for _ in range(layers)])
@@ -104,36 +119,46 @@ class Decoder(nnx.Module):
                 rows,
                 use_bias=False,
                 dtype=dtype,
-                kernel_init=nnx.initializers.normal(head_init_std),
+                kernel_init=nnx.initializers.normal(head_init),
                 kernel_metadata=_axes("table_width", "vocab"),
                 rngs=rngs,
             )
+        self.embed_norm = _norm(width, dtype, rngs) if embed_norm else None
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Maps int32[batch, time] to float32[batch, time, rows of the tables]."""
-        return self.logits(self.hidden(tokens))
+    def __call__(self, tokens: jax.Array, segment_ids: Ids = None) -> jax.Array:
+        """Maps int32[batch, time] to float32[batch, time, rows of the tables].
 
-    def hidden(self, tokens: jax.Array) -> jax.Array:
-        """Maps int32[batch, time] to [batch, time, width], which the head reads."""
-        # Gather the width first: XLA has no cheap way from rows that are sharded by
-        # width to activations that are sharded by batch.
+        Tokens attend only to tokens with the same int32[batch, time] `segment_ids`.
+        """
+        return self.logits(self.hidden(tokens, segment_ids))
+
+    def hidden(self, tokens: jax.Array, segment_ids: Ids = None) -> jax.Array:
+        """Maps int32[batch, time] to [batch, time, width], the input of the head."""
+        # The embedding is gathered by width first. XLA has no cheap way from rows that
+        # are sharded by width to activations that are sharded by batch.
         embedding = self.embed.embedding[...].astype(self.embed.dtype)
         x = jnp.take(constrain(embedding, "vocab", None), tokens, axis=0)
-        if self.embed_norm:
+        if self.embed_norm is not None:
             x = self.embed_norm(x)
-        return self.norm(self.blocks(constrain(x, "batch", None, None)))
+        x = constrain(x, "batch", None, None)
+        return self.norm(self.blocks(x, segment_ids))
 
-    def blocks(self, x: jax.Array) -> jax.Array:
+    def blocks(self, x: jax.Array, segment_ids: Ids = None) -> jax.Array:
         """Applies all blocks to [batch, time, width]."""
 
         def apply(layer: Block, x: jax.Array) -> jax.Array:
-            return constrain(layer(x), "batch", None, None)
+            return constrain(layer(x, segment_ids), "batch", None, None)
 
         if self.remat != "none":
             apply = nnx.remat(apply, policy=_POLICIES[self.remat])
         if isinstance(self.layers, Block):
-            axes = {"in_axes": (0, nnx.Carry), "out_axes": nnx.Carry}
-            return nnx.scan(apply, **axes, transform_metadata=_LAYERS)(self.layers, x)
+            loop = nnx.scan(
+                apply,
+                in_axes=(0, nnx.Carry),
+                out_axes=nnx.Carry,
+                transform_metadata=_STACKED,
+            )
+            return loop(self.layers, x)
         for layer in self.layers:
             x = apply(layer, x)
         return x
@@ -149,66 +174,90 @@ class Decoder(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and SwiGLU, each behind a norm and added to the residual stream."""
+    """Attention and MLP, each applied to normalized input and added to the stream."""
 
     def __init__(
         self,
         width: int,
-        heads: int,
-        kv_heads: int,
         mlp_width: int,
-        rope_base: float,
-        qk_norm: bool,
-        attention: str,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
+        **attention: Any,
     ):
-        def linear(size_in: int, size_out: int, *axes: str) -> nnx.Linear:
-            return nnx.Linear(
-                size_in,
-                size_out,
-                use_bias=False,
-                dtype=dtype,
-                kernel_metadata=_axes(*axes),
-                rngs=rngs,
-            )
-
-        self.head_size = size = width // heads
-        self.rope_base = rope_base
-        self.attention = attention
         self.attention_norm = _norm(width, dtype, rngs)
-        self.q_proj = linear(width, heads * size, "embed", "heads")
-        self.k_proj = linear(width, kv_heads * size, "embed", "heads")
-        self.v_proj = linear(width, kv_heads * size, "embed", "heads")
-        self.o_proj = linear(heads * size, width, "heads", "embed")
+        self.attention = Attention(width, dtype, rngs, **attention)
+        self.mlp_norm = _norm(width, dtype, rngs)
+        self.mlp = GatedMLP(width, mlp_width, dtype, rngs)
+
+    def __call__(self, x: jax.Array, segment_ids: Ids = None) -> jax.Array:
+        x = x + self.attention(self.attention_norm(x), segment_ids)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Attention(nnx.Module):
+    """Causal self-attention with rotary positions and grouped queries."""
+
+    def __init__(
+        self,
+        width: int,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        *,
+        heads: int,
+        kv_heads: int,
+        rope_base: float,
+        qk_norm: bool,
+        implementation: Implementation,
+    ):
+        if width % heads or width // heads % 2:
+            raise ValueError(
+                f"{heads} heads do not divide a width of {width} into even parts, which"
+                " rotary positions need: change model.heads or model.width."
+            )
+        if heads % kv_heads:
+            raise ValueError(
+                f"{kv_heads} heads of keys and values do not divide {heads} heads of"
+                " queries: change model.kv_heads or model.heads."
+            )
+        self.rope_base = rope_base
+        self.implementation: Implementation = implementation
+        self.head_size = size = width // heads
+        self.q_proj = _linear(width, heads * size, ("embed", "heads"), dtype, rngs)
+        self.k_proj = _linear(width, kv_heads * size, ("embed", "heads"), dtype, rngs)
+        self.v_proj = _linear(width, kv_heads * size, ("embed", "heads"), dtype, rngs)
+        self.o_proj = _linear(heads * size, width, ("heads", "embed"), dtype, rngs)
         self.q_norm = _norm(size, dtype, rngs) if qk_norm else None
         self.k_norm = _norm(size, dtype, rngs) if qk_norm else None
-        self.mlp_norm = _norm(width, dtype, rngs)
-        self.gate_proj = linear(width, mlp_width, "embed", "mlp")
-        self.up_proj = linear(width, mlp_width, "embed", "mlp")
-        self.down_proj = linear(mlp_width, width, "mlp", "embed")
+
+    def __call__(self, x: jax.Array, segment_ids: Ids = None) -> jax.Array:
+        q, k, v = (
+            project(x).reshape(*x.shape[:-1], -1, self.head_size)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        # Rotations depend on distances alone, which packing leaves as they are.
+        q, k = rotate(q, self.rope_base), rotate(k, self.rope_base)
+        y = attend(q, k, v, implementation=self.implementation, segment_ids=segment_ids)
+        return self.o_proj(y.reshape(*x.shape[:-1], -1))
+
+
+class GatedMLP(nnx.Module):
+    """SwiGLU."""
+
+    def __init__(self, width: int, mlp_width: int, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.gate_proj = _linear(width, mlp_width, ("embed", "mlp"), dtype, rngs)
+        self.up_proj = _linear(width, mlp_width, ("embed", "mlp"), dtype, rngs)
+        self.down_proj = _linear(mlp_width, width, ("mlp", "embed"), dtype, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x + self._attend(self.attention_norm(x))
-        y = self.mlp_norm(x)
-        return x + self.down_proj(jax.nn.silu(self.gate_proj(y)) * self.up_proj(y))
-
-    def _attend(self, x: jax.Array) -> jax.Array:
-        def split_heads(y: jax.Array) -> jax.Array:
-            return y.reshape(*y.shape[:-1], -1, self.head_size)
-
-        q, k = split_heads(self.q_proj(x)), split_heads(self.k_proj(x))
-        if self.q_norm and self.k_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, self.rope_base), rotate(k, self.rope_base)
-        y = attend(q, k, split_heads(self.v_proj(x)), self.attention)
-        return self.o_proj(y.reshape(*x.shape[:-1], -1))
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 def rotate(x: jax.Array, base: float = 10_000.0) -> jax.Array:
     """Encodes positions by rotating pairs of features of [batch, time, heads, size].
 
-    The angles are always float32: bfloat16 cannot represent late positions.
+    Angles are float32 for every dtype of `x`: bfloat16 cannot hold late positions.
 
     References:
       `RoFormer <https://arxiv.org/abs/2104.09864>`_, 2021
@@ -224,28 +273,49 @@ def rotate(x: jax.Array, base: float = 10_000.0) -> jax.Array:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pins the sharding of an activation by its logical axes if there is a mesh.
+    """Pins the sharding of an activation by its logical axes, if there is a mesh.
 
-    Otherwise XLA may shard activations like the parameters, by width instead of batch.
+    XLA may otherwise shard activations by width, as parameters are, and not by batch.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, get_pspec(axes))
 
 
-def padded(vocab_size: int, multiple: int) -> int:
-    """Returns the number of rows of the tables."""
-    return math.ceil(vocab_size / multiple) * multiple
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(
+            f"model.{name} is {value!r}, but it must be one of {', '.join(choices)}."
+        )
+
+
+def _linear(
+    size_in: int,
+    size_out: int,
+    axes: tuple[str, str],
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+) -> nnx.Linear:
+    return nnx.Linear(
+        size_in,
+        size_out,
+        use_bias=False,
+        dtype=jnp.dtype(dtype),
+        kernel_metadata=_axes(*axes),
+        rngs=rngs,
+    )
 
 
 def _norm(width: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    return nnx.RMSNorm(width, dtype=dtype, scale_metadata=_axes("norm"), rngs=rngs)
+    return nnx.RMSNorm(
+        width, dtype=jnp.dtype(dtype), scale_metadata=_axes("norm"), rngs=rngs
+    )
 
 
 def _axes(*names: str) -> dict[str, Any]:
-    """Returns the metadata of a parameter with these logical axes."""
+    """Metadata of a parameter: its logical axes."""
     return {
         "out_sharding": names,
-        # Flax refuses to shard a parameter while no mesh is in context.
+        # Flax refuses to shard a parameter when there is no mesh in context.
         "eager_sharding": not jax.sharding.get_abstract_mesh().empty,
     }

@@ -1,5 +1,6 @@
 """A training run as pure functions: initial state, a step, an evaluation, a sample."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,11 +11,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import ember_optax
-from examples.lm import Config, attention
+from examples.lm import Config, cost
 from examples.lm.errors import UserError
-from examples.lm.mesh import batch_sharding
-from examples.lm.model import Decoder, padded
-from examples.lm.optimizer import make_optimizer
+from examples.lm.mesh import batch_sharding, use_mesh
+from examples.lm.model import Decoder
+from examples.lm.optimizer import (
+    make_optimizer,
+    table_state_bytes,
+    with_table_optimizer,
+)
 
 TEMPERATURE = 0.8
 
@@ -37,26 +42,23 @@ class Program(NamedTuple):
     sample: Any  # jitted: params, tokens -> tokens with the second half drawn
 
 
-def make_model(config: Config, implementation: str = "plain") -> Decoder:
-    settings = {**config.model, "attention": implementation}
-    return Decoder(config.data.vocab_size, **settings, rngs=nnx.Rngs(config.seed))
+def make_model(config: Config) -> Decoder:
+    return Decoder(config.data.vocab_size, **config.model, rngs=nnx.Rngs(config.seed))
 
 
 def table_rows(config: Config) -> int:
-    return padded(config.data.vocab_size, config.model.pad_vocab_to_multiple_of)
+    """Returns the number of rows of the token tables, with padding."""
+    multiple = config.model.pad_vocab_to_multiple_of
+    return math.ceil(config.data.vocab_size / multiple) * multiple
 
 
 def make_program(config: Config, mesh: Mesh) -> Program:
     """Returns the functions of a run on a mesh, which `use_mesh` has put in context.
 
     Raises:
-      UserError: a parameter cannot be divided into equal shards, or the attention
-        kernel cannot run on these devices.
+      UserError: a parameter cannot be divided into equal shards.
     """
-    kernel = attention.choose(
-        config.model.attention, mesh, config.sequence_length, config.model.dtype
-    )
-    abstract = nnx.eval_shape(lambda: make_model(config, kernel))
+    abstract = nnx.eval_shape(lambda: make_model(config))
     graph, abstract = nnx.split(abstract, nnx.Param)
     shardings = nnx.to_pure_dict(nnx.get_named_sharding(abstract, mesh))
     params = nnx.to_pure_dict(abstract)
@@ -94,6 +96,72 @@ def make_program(config: Config, mesh: Mesh) -> Program:
         eval_step=jax.jit(loss, out_shardings=replicated),
         sample=jax.jit(make_sampler(graph, config.seed), out_shardings=replicated),
     )
+
+
+def cost_report(config: Config) -> str:
+    """Compiles a step for `config.cost_report_topology` and describes its cost."""
+    name = config.cost_report_topology
+    with use_mesh(config, cost.tpu_devices(name)) as mesh:
+        program = make_program(config, mesh)
+        params, opt_state = program.state
+        text = cost.report(
+            name,
+            program.train_step,
+            (program.state, program.tokens),
+            state={"parameters": params, "optimizer state": opt_state},
+            repeated=lambda: compile_repeated(config, program),
+            kernel_flops=attention_flops(config),
+        )
+    rows = table_rows(config)
+    sizes = [
+        f"{table_state_bytes(arm, params, rows) / 1e6:,.2f} MB with {name}"
+        for name in ("ember", "adam")
+        for arm in [with_table_optimizer(config, name)]
+    ]
+    return f"{text}\nState of the tables on all devices: {', '.join(sizes)}"
+
+
+def compile_repeated(config: Config, program: Program) -> list[cost.Repeated]:
+    """Compiles the loop bodies of a step, with its mesh in context."""
+    model = config.model
+    graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(config)), nnx.Param)
+    shape = config.batch_size, config.sequence_length, model.width
+    return cost.compile_repeated(
+        graph,
+        program.state.params,
+        jax.ShapeDtypeStruct(
+            shape, jnp.dtype(model.dtype), sharding=program.tokens.sharding
+        ),
+        cross_entropy,
+        scanned_layers=model.layers if model.scan_layers else 0,
+        loss_chunks=config.loss_chunks,
+    )
+
+
+def attention_flops(config: Config) -> float:
+    """Returns the operations of attention in a step."""
+    model = config.model
+    return cost.attention_flops(
+        config.batch_size,
+        config.sequence_length,
+        model.heads,
+        model.width // model.heads,
+        model.layers,
+        remat=model.remat != "none",
+    )
+
+
+def model_flops(config: Config) -> float:
+    """Returns the operations of a step for MFU, without recomputation.
+
+    Six for each token and each parameter that is multiplied, and those of attention.
+    """
+    params = nnx.state(nnx.eval_shape(lambda: make_model(config)), nnx.Param)
+    size = sum(x.size for x in jax.tree.leaves(params))
+    if not config.model.tie_embeddings:  # a lookup multiplies nothing
+        size -= table_rows(config) * config.model.width
+    tokens = config.batch_size * config.sequence_length
+    return 6 * tokens * size + attention_flops(config) * 3 / 3.5
 
 
 def accumulate(loss: Callable[..., jax.Array], steps: int) -> Callable[..., Any]:

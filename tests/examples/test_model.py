@@ -1,5 +1,3 @@
-"""Tests for examples/lm/model.py."""
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,15 +30,17 @@ def test_parameters_have_the_usual_names_and_shapes():
         "embed": {"embedding": (64, 16)},
         "layers": {
             0: {
-                **{
+                "attention_norm": {"scale": (16,)},
+                "attention": {
                     name: {"kernel": (16, 16)}
                     for name in ("q_proj", "k_proj", "v_proj", "o_proj")
                 },
-                "attention_norm": {"scale": (16,)},
                 "mlp_norm": {"scale": (16,)},
-                "gate_proj": {"kernel": (16, 32)},
-                "up_proj": {"kernel": (16, 32)},
-                "down_proj": {"kernel": (32, 16)},
+                "mlp": {
+                    "gate_proj": {"kernel": (16, 32)},
+                    "up_proj": {"kernel": (16, 32)},
+                    "down_proj": {"kernel": (32, 16)},
+                },
             }
         },
         "norm": {"scale": (16,)},
@@ -123,6 +123,12 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(standard_pro
     assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.parametrize("heads", [3, 16])
+def test_heads_that_do_not_fit_are_an_error(heads):
+    with pytest.raises(ValueError, match=rf"{heads} heads do not divide a width of 16"):
+        make(heads=heads)
+
+
 def test_labels_find_the_tables_and_nothing_else():
     params = nnx.state(make(), nnx.Param)
     tables = [table.path for table in ember_optax.summarize(params).tables]
@@ -141,6 +147,11 @@ def test_loss_in_chunks_is_the_same(chunks):
         nnx.to_pure_dict(whole[1]),
     )
     np.testing.assert_allclose(parts[0], whole[0], rtol=1e-6)
+
+
+def test_chunks_that_do_not_divide_are_an_error():
+    with pytest.raises(ValueError, match="loss_chunks is 3"):
+        loss_fn(make(), jnp.ones((2, 9), jnp.int32), 3)
 
 
 def test_padding_is_never_predicted_and_gets_no_gradient():
@@ -170,31 +181,54 @@ def test_scan_and_remat_change_memory_and_not_the_model(remat):
     found, scanned_grads = nnx.jit(nnx.value_and_grad(loss_fn))(scanned, tokens)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     np.testing.assert_allclose(
-        scanned_grads.layers.up_proj.kernel[1],
-        grads.layers[1].up_proj.kernel,
+        scanned_grads.layers.mlp.up_proj.kernel[1],
+        grads.layers[1].mlp.up_proj.kernel,
         atol=1e-6,
     )
 
 
+@pytest.mark.parametrize("name", ["remat", "attention"])
+def test_unknown_choice_is_an_error(name):
+    with pytest.raises(
+        ValueError, match=rf"model\.{name} is 'all', but it must be one"
+    ):
+        make(**{name: "all"})
+
+
 def test_grouped_queries_share_keys_and_values():
-    block = make(kv_heads=1).layers[0]
-    assert block.k_proj.kernel.shape == block.v_proj.kernel.shape == (16, 8)
-
-
-def test_norms_of_queries_keys_and_embeddings():
-    tokens = jax.random.randint(jax.random.key(0), (2, 8), 0, 64)
-    model = make(qk_norm=True, embed_norm=True)
-    logits = forward(model, tokens)
-    # Both remove the scale of their input.
-    model.embed.embedding[...] *= 8
-    for layer in model.layers:
-        layer.q_proj.kernel[...] *= 8
-        layer.k_proj.kernel[...] *= 8
-    np.testing.assert_allclose(forward(model, tokens), logits, atol=1e-3)
-    assert not np.allclose(forward(make(), tokens), logits, atol=1e-3)
+    attention = make(kv_heads=1).layers[0].attention
+    assert attention.k_proj.kernel.shape == attention.v_proj.kernel.shape == (16, 8)
+    with pytest.raises(ValueError, match="4 heads of keys and values do not divide 2"):
+        make(heads=2, kv_heads=4)
 
 
 def test_initial_scales():
-    model = make(embed_init_std=1.0, head_init_std=1e-4)
-    assert np.std(model.embed.embedding[...]) == pytest.approx(1.0, rel=0.1)
-    assert np.std(model.lm_head.kernel[...]) == pytest.approx(1e-4, rel=0.1)
+    model = make(vocab_size=4096, embed_init=0.5, head_init=0)
+    assert abs(model.embed.embedding[...].std() / 0.5 - 1) < 0.02
+    np.testing.assert_array_equal(model.lm_head.kernel, 0)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_norms_of_embedding_queries_and_keys(scan_layers):
+    """With them, the scales of what they normalize do not matter."""
+    model = make(qk_norm=True, embed_norm=True, scan_layers=scan_layers)
+    tokens = jax.random.randint(jax.random.key(0), (2, 8), 0, 64)
+    expected = forward(model, tokens)
+    layers = [model.layers] if scan_layers else model.layers
+    attentions = [layer.attention for layer in layers]
+    projections = [x for a in attentions for x in (a.q_proj, a.k_proj)]
+    for weight in (model.embed.embedding, *(x.kernel for x in projections)):
+        weight[...] *= 30
+    np.testing.assert_allclose(forward(model, tokens), expected, atol=1e-3)
+    assert attentions[0].q_norm.scale.shape[-1] == 8
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_packed_documents_have_the_logits_of_each_alone(scan_layers):
+    model = make(scan_layers=scan_layers, remat="full")
+    tokens = jax.random.randint(jax.random.key(0), (2, 16), 0, 64)
+    ids = jnp.broadcast_to(jnp.arange(16) // 8, (2, 16))
+    packed = nnx.jit(lambda model, *args: model(*args))(model, tokens, ids)
+    for part in (slice(0, 8), slice(8, 16)):
+        alone = forward(model, tokens[:, part])
+        np.testing.assert_allclose(packed[:, part], alone, atol=1e-5)
