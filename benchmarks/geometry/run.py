@@ -66,7 +66,7 @@ def matrices(params: Any) -> dict[str, jax.Array]:
     return {
         "embedding": params["embed"]["embedding"],
         "head": params["lm_head"]["kernel"].T,
-        "hidden": params["layers"][0]["up_proj"]["kernel"].T,
+        "hidden": params["layers"][0]["mlp"]["up_proj"]["kernel"].T,
     }
 
 

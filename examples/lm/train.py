@@ -174,7 +174,7 @@ class _progress:
 
     def __init__(self, config: Config, directory: epath.Path, step: int, mesh: Mesh):
         self._tokens = config.batch_size * config.sequence_length
-        self._flops = model_flops(config) / cost.peak_flops(mesh.devices.ravel())
+        self._flops = model_flops(config) / cost.peak_flops(list(mesh.devices.flat))
         self._bar = tqdm(
             desc=directory.name,
             initial=step * self._tokens,

@@ -14,7 +14,13 @@ def copy(config, **tables) -> ConfigDict:
     return config
 
 
-@pytest.mark.parametrize(("old", "new"), [("adam", "ember"), ("ember", "adam")])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("adam", "ember"),
+        pytest.param("ember", "adam", marks=pytest.mark.nightly),
+    ],
+)
 def test_the_run_continues_with_the_other_optimizer(old, new, config):
     old_config, new_config = (copy(config, optimizer=name) for name in (old, new))
     run(old_config)

@@ -17,7 +17,7 @@ def test_the_configs_of_this_repository_are_right():
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("tables.optimizer", "lion", "is 'lion', but must be one of ember, adam"),
+        ("tables.optimizer", "lion", "is 'lion', but must be one of adam, ember"),
         ("body.optimizer", "lion", "is 'lion', but must be one of adamw"),
         ("steps", 0, "must be positive"),
         ("tables.optimizer", "adam", "already"),
