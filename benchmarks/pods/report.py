@@ -6,9 +6,6 @@ OUTPUTS = Path(__file__).parent
 # Config and slice by name of the output.
 CASES = {
     "1b_v5p": ("pretrain_1b_pod", "v5p:4x4x4"),
-    "8b_v5p": ("pretrain_8b_pod", "v5p:8x8x4"),
-    "8b_v6e": ("pretrain_8b_pod", "v6e:16x16"),
-    "124m_v5e": ("pretrain_124m", "v5e:2x4"),
 }
 
 

@@ -64,7 +64,7 @@ MISTAKES = {
     "config.model.heads is 3": {"model.heads": 3},
     "config.model.kv_heads is 4": {"model.kv_heads": 4},
     "config.loss_chunks is 3": {"loss_chunks": 3},
-    "must be one of plain": {"model.attention": "flash"},
+    "must be one of auto": {"model.attention": "flash"},
     "must be one of ember": {"tables.optimizer": "lion"},
     "must be positive": {"steps": 0},
     "cannot be read as a tokenizer": {"data.tokenizer": "none.json"},
