@@ -31,19 +31,28 @@ $(TUNIX_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --editable . --group post-training
 	touch $@
 
-pretrain: $(READY)  ## Train a small language model on real text: Ember against AdamW on the tables
+# The standard library's source as tokens, made once.
+STDLIB := .cache/stdlib
+$(STDLIB)/.ready: $(READY)
+	rm -rf $(STDLIB)
+	$(BIN)/python -m examples.tools.tokenize_shards --train_vocab=4096 --validation=0.05 \
+	  --shards=4 --out=$(STDLIB) \
+	  "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')/*.py"
+	touch $@
+
+pretrain: $(STDLIB)/.ready  ## Train a small language model on real text: Ember against AdamW on the tables
 	$(BIN)/python -m examples.pretrain --config=configs/pretrain_small.py --compare \
 	  --config.overwrite
 
-pretrain-mesh: $(READY)  ## The same in 2 processes with 4 devices each, beside one device
+pretrain-mesh: $(STDLIB)/.ready  ## The same in 2 processes with 4 devices each, and on one device
 	$(BIN)/python -m examples.pretrain --config=configs/pretrain_small.py \
 	  --config.workdir=runs/one_device --config.overwrite --config.mesh.fsdp=1
 	$(BIN)/python -m examples.tools.launch --processes=2 --devices=4 -- \
 	  -m examples.pretrain --config=configs/pretrain_small.py \
 	  --config.workdir=runs/mesh --config.overwrite --config.mesh.tensor=2 \
-	  --beside=runs/one_device/ember
+	  --compare_with=runs/one_device/ember
 
-finetune: $(TUNIX_READY)  ## Pretrain, then finetune on instructions with tunix: Ember against AdamW on the tables
+finetune: $(TUNIX_READY) $(STDLIB)/.ready  ## Pretrain, then finetune on instructions with tunix: Ember against AdamW on the tables
 	$(BIN)/python -m examples.finetune --config=configs/finetune_small.py --compare \
 	  --config.overwrite
 

@@ -15,16 +15,14 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of the initial values and of the order of the batches
     config.sequence_length = 48  # tokens of prompt and answer
 
-    # Text to pretrain on, and the vocabulary made of it, see examples/lm/data.py.
+    # Tokens to pretrain on and their tokenizer, see configs/pretrain_small.py.
     config.data = ConfigDict()
-    config.data.path = placeholder(str)
-    config.data.vocab_size = 2048
-    config.data.validation_fraction = 0.05  # of the documents, or of the tasks
-    config.data.split_seed = 0
-    config.data.cache_dir = ".cache"
+    config.data.path = ".cache/stdlib/train/*.bin"
+    config.data.validation_path = ".cache/stdlib/validation/*.bin"
+    config.data.tokenizer = ".cache/stdlib/tokenizer.json"
 
-    # JSON Lines with "prompt" and "completion". By default the functions in the text
-    # to pretrain on, which is Python: the signature by the first line of the docstring.
+    # JSON Lines with "prompt" and "completion". By default the functions of Python's
+    # standard library: the signature by the first line of the docstring.
     config.tasks = placeholder(str)
 
     # Directory of tunix checkpoints to start from, such as runs/mine/pretrained, with

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from absl import flags, logging
+from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict, config_flags
 from tokenizers import Tokenizer
@@ -40,9 +41,9 @@ except ModuleNotFoundError as error:
     ) from error
 
 import ember_optax
-from examples.lm import Config, command, corpus, data, metrics, run_dir
-from examples.lm.errors import MissingFile
-from examples.lm.optimizer import TABLES, reset_tables, table_state_bytes
+from examples.lm import Config, command, data, metrics
+from examples.lm.errors import UserError
+from examples.lm.optimizer import TABLES, table_state_bytes, with_table_optimizer
 from examples.post_training import config_check, generation, instructions, supervised
 from examples.post_training.instructions import Task
 from examples.post_training.model import make_model
@@ -69,13 +70,11 @@ def run(config: Config, compare: bool = False) -> dict[str, list[metrics.Record]
       UserError: something is wrong with the config, the text, the tasks or the
         directories.
     """
-    config_check.check_finetuning(config, compare)
+    config_check.validate(config, ("pretraining", "finetuning"), compare)
+    config_check.claim(config, ["pretrained", *TABLES, "loss.png"])
     workdir = Path(config.workdir)
-    with run_dir.locked(workdir):
-        if not config.resume:
-            names = ["pretrained", *TABLES, "loss.png"]
-            run_dir.delete_earlier(workdir, names, config.overwrite)
-        return _run(config, compare, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    return _run(config, compare, workdir)
 
 
 def _run(
@@ -93,7 +92,7 @@ def _run(
     arms = {config.finetuning.tables.optimizer: config}
     if compare:
         arms["adam"] = with_adam_tables(config)
-    tokenizer = data.load_tokenizer(**config.data)
+    tokenizer = Tokenizer.from_file(config.data.tokenizer)
     shown = instructions.some(tokenizer, tasks.validation, SHOWN)
     runs, written = {}, {}
     for name, arm in arms.items():
@@ -102,7 +101,7 @@ def _run(
         if shown:
             written[name] = answers(config, finetuned, tokenizer, shown)
     plot = workdir / "loss.png"
-    metrics.plot(plot, runs)
+    metrics.plot(epath.Path(plot), runs)
     print(f"\n{'tables':<12}{'first loss':>14}{'last loss':>14}{'table state':>20}")
     for name, records in runs.items():
         losses = [r["validation_loss"] for r in records if "validation_loss" in r]
@@ -148,17 +147,21 @@ def pretrained(config: Config, directory: Path) -> Qwen3:
     """Returns the model of the user's checkpoint, or one pretrained for a short time.
 
     Raises:
-      MissingFile: there is no checkpoint where the user says.
+      UserError: there is no checkpoint where the user says.
     """
-    vocab_size = data.load_tokenizer(**config.data).get_vocab_size()
+    vocab_size = Tokenizer.from_file(config.data.tokenizer).get_vocab_size()
     model = make_model(config.model, vocab_size, config.seed)
     if config.checkpoint:
         restore(model, Path(config.checkpoint))
         return model
-    tokens, phase = data.load(**config.data), config.pretraining
-    windows = config.sequence_length - 1, phase.batch_size
-    batches = data.train_batches(tokens.train, *windows, config.seed)
-    held_out = data.validation_batches(tokens.validation, *windows, config.eval_batches)
+    phase = config.pretraining
+    train, validation = (
+        data.open_source(path, config.sequence_length - 1, vocab_size)
+        for path in (config.data.path, config.data.validation_path)
+    )
+    batches = data.train_batches([train], phase.batch_size, config.seed)
+    sizes = phase.batch_size, config.eval_batches
+    held_out = data.validation_batches(validation, *sizes)
     trainer = supervised.make_trainer(
         model, phase, config.eval_every, directory, "pretraining"
     )
@@ -175,10 +178,10 @@ def restore(model: Qwen3, directory: Path) -> None:
     """Gives a model the parameters of the last checkpoint in a directory of tunix's.
 
     Raises:
-      MissingFile: there is none.
+      UserError: there is none.
     """
     if not any(path.name.isdigit() for path in directory.glob("*")):
-        raise MissingFile(
+        raise UserError(
             f"checkpoint {str(directory)!r} holds no checkpoint of tunix. Give the"
             " directory whose subdirectories are named by their steps."
         )
@@ -207,13 +210,12 @@ def finetune(
 
 
 def load_tasks(config: Config) -> Tasks:
-    """Returns the instruction data, split as the text to pretrain on."""
-    tokenizer = data.load_tokenizer(**config.data)
-    how = config.data.validation_fraction, config.data.split_seed
+    """Returns the instruction data, split into two sides."""
+    tokenizer = Tokenizer.from_file(config.data.tokenizer)
     if config.tasks:
-        sides = data.split(instructions.read(config.tasks), *how)
+        sides = instructions.split(instructions.read(config.tasks))
     else:
-        documents = data.split(corpus.read_documents(config.data.path), *how)
+        documents = instructions.split(instructions.read_source())
         train, validation = map(instructions.from_source, documents)
         seen = set(train)
         sides = train, [task for task in validation if task not in seen]
@@ -225,7 +227,7 @@ def load_tasks(config: Config) -> Tasks:
 def with_adam_tables(config: Config) -> Config:
     """Returns the same config with AdamW on the tables, at its own tuned settings."""
     config = ConfigDict(config.to_dict())
-    reset_tables(config.finetuning, "adam")
+    config.finetuning = with_table_optimizer(config.finetuning, "adam")
     return config
 
 

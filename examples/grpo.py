@@ -49,13 +49,13 @@ except ModuleNotFoundError as error:
     ) from error
 
 import ember_optax
-from examples.lm import Config, command, run_dir
-from examples.lm.metrics import plt, smooth, tensorboard
+from examples.lm import Config, command
+from examples.lm.metrics import plt, smooth
 from examples.lm.optimizer import (
     TABLES,
     make_optimizer,
-    reset_tables,
     table_state_bytes,
+    with_table_optimizer,
 )
 from examples.post_training import config_check, generation, sorting, supervised
 from examples.post_training.model import make_model
@@ -86,12 +86,12 @@ def run(config: Config, compare: bool = False) -> dict[tuple[str, int], Result]:
     Raises:
       UserError: something is wrong with the config or the directory.
     """
-    config_check.check_grpo(config)
+    config_check.validate(config, ("supervised", "rl"))
+    names = ["supervised", *(f"{name}_*" for name in TABLES), "reward.png"]
+    config_check.claim(config, names)
     workdir = Path(config.workdir)
-    with run_dir.locked(workdir):
-        names = ["supervised", *(f"{name}_*" for name in TABLES), "reward.png"]
-        run_dir.delete_earlier(workdir, names, config.overwrite)
-        return _run(config, compare, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    return _run(config, compare, workdir)
 
 
 def _run(config: Config, compare: bool, workdir: Path) -> dict[tuple[str, int], Result]:
@@ -197,7 +197,9 @@ def reinforce(
             yield {"prompts": np.array(prompts)}
 
     start = time.perf_counter()
-    with tensorboard(directory if config.tensorboard else None, step=0) as show:
+    with supervised.tensorboard(
+        directory if config.tensorboard else None, step=0
+    ) as show:
 
         def show_reward(step: Any) -> None:
             if found := step.metrics.get("rewards/score/mean"):  # none after the last
@@ -239,7 +241,7 @@ def with_arm(config: Config, tables: str, batch_size: int) -> Config:
     """Returns the same config with another arm, at its own tuned settings."""
     config = ConfigDict(config.to_dict())
     config.rl.batch_size = batch_size
-    reset_tables(config.rl, tables)
+    config.rl = with_table_optimizer(config.rl, tables)
     return config
 
 

@@ -142,7 +142,7 @@ def advantage(
 
 def set_tables(tables: Config, settings: Settings) -> None:
     """Sets the optimizer of the tables; Ember without b2 has Adafactor's decay."""
-    tables.tuned.ember.pop("b2")
+    tables.defaults.ember.pop("b2")
     tables.update(
         optimizer=settings["arm"],
         embed_learning_rate=settings["embed_learning_rate"],

@@ -1,105 +1,53 @@
-"""Whether configs of the programs on tunix make sense, before anything runs."""
+"""Checks of configs of the programs on tunix, and of their directories."""
 
 from pathlib import Path
-from typing import Any
 
-from examples.lm import Config, corpus
-from examples.lm.config_check import (
-    BATCH,
-    COUNT,
-    DATA_FIELDS,
-    FLAG,
-    NOT_NEGATIVE,
-    OPTIMIZER_FIELDS,
-    POSITIVE,
-    SEED,
-    TEXT,
-    Rule,
-    check_writable,
-    field_mistakes,
-    integer,
-    optimizer_mistakes,
-    optional,
-)
-from examples.lm.errors import MissingFile, UserError
+from etils import epath
+
+from examples.lm import Config
+from examples.lm.errors import UserError
+from examples.lm.optimizer import BODIES
 
 
-def _phase(name: str) -> dict[str, Rule]:
-    fields = {**OPTIMIZER_FIELDS, "steps": COUNT, "batch_size": BATCH}
-    return {f"{name}.{field}": rule for field, rule in fields.items()}
-
-
-def _are_counts(value: Any) -> bool:
-    return isinstance(value, tuple) and bool(value) and all(map(COUNT.holds, value))
-
-
-_FINETUNING = {
-    **DATA_FIELDS,
-    **_phase("pretraining"),
-    **_phase("finetuning"),
-    "seed": SEED,
-    "sequence_length": integer(2),
-    "tasks": optional(TEXT),
-    "checkpoint": optional(TEXT),
-    "eval_every": COUNT,
-    "eval_batches": COUNT,
-    "tensorboard": FLAG,
-    "workdir": TEXT,
-    "resume": FLAG,
-    "overwrite": FLAG,
-}
-_GRPO = {
-    **_phase("supervised"),
-    **_phase("rl"),
-    "seed": SEED,
-    "numbers": COUNT,
-    "length": COUNT,
-    "held_out": COUNT,
-    "batch_sizes": Rule(_are_counts, "whole numbers from 1 up, such as (4, 16)"),
-    "rl.generations": integer(2),
-    "rl.temperature": POSITIVE,
-    "rl.beta": NOT_NEGATIVE,
-    "tensorboard": FLAG,
-    "workdir": TEXT,
-    "overwrite": FLAG,
-}
-
-
-def check_finetuning(config: Config, compare: bool = False) -> None:
-    """Raises UserError, with a line for each mistake in a config of finetune.py."""
-    _check(config, _FINETUNING, ("pretraining", "finetuning"))
-    if compare and config.finetuning.tables.optimizer == "adam":
-        raise UserError(
-            "--compare adds a run with config.finetuning.tables.optimizer adam, which"
-            " it is already: leave out one of the two."
-        )
-    if config.resume and config.overwrite:
-        raise UserError(
-            "config.resume goes on with a run and config.overwrite deletes it: give"
-            " only one of them."
-        )
-    if config.tasks and not Path(config.tasks).is_file():
-        raise MissingFile(
-            f"tasks {config.tasks!r} names no file. Check the spelling, or leave it out"
-            " for tasks made of the text."
-        )
-    corpus.find_files(config.data.path)
-    check_writable("data.cache_dir", config.data.cache_dir)
-
-
-def check_grpo(config: Config) -> None:
-    """Raises UserError, with a line for each mistake in a config of grpo.py."""
-    _check(config, _GRPO, ("supervised", "rl"))
-
-
-def _check(config: Config, rules: dict[str, Rule], phases: tuple[str, ...]) -> None:
-    # The fields of the model are those of tunix's ModelConfig.
-    model = {f"model.{name}": Rule(lambda _: True, "") for name in config.model}
-    mistakes = field_mistakes(config, rules | model)
-    if not mistakes:
-        for name in phases:
-            tied = config.model.get("use_tied_embedding", False)
-            mistakes += optimizer_mistakes(config[name], tied, f"config.{name}.")
+def validate(config: Config, phases: tuple[str, ...], compare: bool = False) -> None:
+    """Raises UserError, with a line for each mistake."""
+    mistakes = []
+    for name in phases:
+        phase = config[name]
+        if phase.tables.optimizer not in phase.tables.defaults:
+            mistakes.append(
+                f"config.{name}.tables.optimizer is {phase.tables.optimizer!r}, but"
+                f" must be one of {', '.join(phase.tables.defaults)}."
+            )
+        if phase.body.optimizer not in BODIES:
+            mistakes.append(
+                f"config.{name}.body.optimizer is {phase.body.optimizer!r}, but must be"
+                f" one of {', '.join(BODIES)}."
+            )
+        if phase.steps < 1 or phase.batch_size < 1:
+            mistakes.append(f"config.{name}.steps and batch_size must be positive.")
+    if compare and config[phases[-1]].tables.optimizer == "adam":
+        mistakes.append("--compare adds an arm with adam, which this run is already.")
+    if config.get("resume") and config.overwrite:
+        mistakes.append("Give only one of config.resume and config.overwrite.")
     if mistakes:
         raise UserError("\n".join(mistakes))
-    check_writable("workdir", config.workdir)
+
+
+def claim(config: Config, names: list[str]) -> None:
+    """Deletes the results of an earlier run if `config.overwrite` is set.
+
+    Raises:
+      UserError: there is one, and the config does not say to resume or overwrite it.
+    """
+    workdir = Path(config.workdir)
+    found = [path for name in names for path in workdir.glob(name)]
+    if config.get("resume") or not found:
+        return
+    if not config.overwrite:
+        raise UserError(
+            f"{workdir} contains a run: add --config.overwrite to delete it, or give"
+            " another --config.workdir."
+        )
+    for path in map(epath.Path, found):
+        path.rmtree() if path.is_dir() else path.unlink()

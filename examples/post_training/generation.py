@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from tunix.generate.sampler import CacheConfig, Sampler
 
 from examples.lm import Config
-from examples.lm.vocabulary import END_OF_TEXT
+from examples.lm.tokenizer import END_OF_TEXT
 
 
 class TextTokenizer:

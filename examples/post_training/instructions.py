@@ -1,23 +1,37 @@
 """Instruction data: a prompt and its answer, of which only the answer has a loss."""
 
 import ast
+import json
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 from tokenizers import Tokenizer
 
-from examples.lm import text_files
 from examples.lm.errors import UserError
-from examples.lm.vocabulary import END_OF_TEXT
+from examples.lm.tokenizer import END_OF_TEXT
 from examples.post_training.supervised import Batch
 
 
 class Task(NamedTuple):
     prompt: str
     answer: str
+
+
+def read_source() -> list[str]:
+    """Returns the text of the standard library's modules."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    return [file.read_text("utf-8") for file in sorted(root.glob("*.py"))]
+
+
+def split(items: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Returns shuffled items to train on, and a twentieth to validate on."""
+    order = np.random.default_rng(0).permutation(len(items))
+    n = max(1, round(0.05 * len(items)))
+    return [items[i] for i in order[n:]], [items[i] for i in order[:n]]
 
 
 def from_source(documents: list[str]) -> list[Task]:
@@ -34,8 +48,14 @@ def read(path: str) -> list[Task]:
     Raises:
       UserError: a line is not such an object, or there are no two of them.
     """
-    lines = text_files.json_lines(Path(path), "prompt", "completion")
-    tasks = [Task(*strings) for strings in lines]
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+        objects = [json.loads(line) for line in lines if line.strip()]
+        tasks = [Task(str(x["prompt"]), str(x["completion"])) for x in objects]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not JSON Lines with prompt and completion: {error!r}"
+        ) from error
     if len(tasks) < 2:
         raise UserError(
             f"{path} holds {len(tasks)} tasks, but at least 2 are needed: one to train"

@@ -31,7 +31,7 @@ def phase(
     config.tables.embed_learning_rate = placeholder(float)  # by default the tuned one
     config.tables.head_learning_rate = placeholder(float)  # likewise
     config.tables.b2 = placeholder(float)  # likewise
-    config.tables.tuned = ConfigDict(
+    config.tables.defaults = ConfigDict(
         {
             name: {"embed": embed, "head": head, **_DECAYS[name]}
             for name, (embed, head) in table_learning_rates.items()
@@ -39,9 +39,9 @@ def phase(
     )
     config.body = ConfigDict({"optimizer": "adamw", "weight_decay": 0.0})
     config.body.learning_rate = placeholder(float)  # by default the tuned one
-    config.body.tuned = ConfigDict({"adamw": body_learning_rate})
-    config.warmup_fraction = 0.1  # of the steps
-    config.final_fraction = 0.1  # of the peak
+    config.body.defaults = ConfigDict({"adamw": body_learning_rate})
+    config.warmup_ratio = 0.1  # of the steps
+    config.final_lr_ratio = 0.1  # of the peak
     config.clip_norm = 1.0  # of the gradient of tables and body together
     return config
 

@@ -2,7 +2,8 @@
 
 # pyright: reportMissingImports=false
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from tunix.sft.metrics_logger import MetricsLogger
 from tunix.sft.utils import build_positions_from_mask, make_causal_attn_mask
 
 from examples.lm import Config
-from examples.lm.metrics import Record, tensorboard
+from examples.lm.metrics import Record
 from examples.lm.optimizer import make_optimizer
 
 
@@ -55,6 +56,30 @@ def make_trainer(
             pbar_description=description,
         ),
     ).with_gen_model_input_fn(_model_input)
+
+
+@contextlib.contextmanager
+def tensorboard(
+    directory: Path | None, step: int
+) -> Iterator[Callable[[Record], None]]:
+    """Yields a function that shows a record in TensorBoard, if there is a directory.
+
+    Args:
+      directory: directory of the run.
+      step: step at which the run begins.
+    """
+    if directory is None:
+        yield lambda record: None
+        return
+    from tensorboardX import SummaryWriter  # slow to import
+
+    with SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1) as board:
+
+        def show(record: Record) -> None:
+            for name in record.keys() - {"step"}:
+                board.add_scalar(name, record[name], int(record["step"]))
+
+        yield show
 
 
 class ShownLosses(MetricsLogger):

@@ -46,13 +46,12 @@ def tunix_settings():
 
 
 @pytest.fixture
-def finetuning(tmp_path, corpus):
+def finetuning(tmp_path, tokens):
     """The configuration of `make finetune`, tiny."""
     config = finetune_small.get_config()
-    (corpus / "code.py").write_text(_functions(range(30)))
-    (corpus / "more.py").write_text(_functions(range(30, 60)))
-    config.data.update(path=str(corpus), cache_dir=str(tmp_path / "cache"))
-    config.data.update(vocab_size=300, validation_fraction=0.5)
+    config.data.path = f"{tokens}/train/*.bin"
+    config.data.validation_path = f"{tokens}/validation/*.bin"
+    config.data.tokenizer = f"{tokens}/tokenizer.json"
     config.model.update(MODEL)
     config.update(sequence_length=48, eval_every=2, eval_batches=1)
     for phase in (config.pretraining, config.finetuning):
