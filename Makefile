@@ -14,7 +14,7 @@ pretrain pretrain-mesh finetune grpo study: export GLIBC_TUNABLES ?= glibc.mallo
 endif
 
 .PHONY: help pretrain pretrain-mesh finetune grpo linux-doc study report docs \
-  docs-browser package test test-fast test-gpu-compiler random-cases lint types bench \
+  docs-browser package test test-all test-fast test-gpu-compiler lint types bench \
   bench-decoder bench-gpu-compiler trainers test-oldest test-newest clean
 
 help:  ## Show this text
@@ -75,8 +75,11 @@ study: $(READY) linux-doc  ## Repeat the optimizer study: hours; finished runs a
 report: $(READY)  ## Write all tables and figures of the documents from the results
 	JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks.report
 
-test: $(READY)  ## Run all tests and doctests
+test: $(READY)  ## Run tests and doctests, without the slow proofs
 	$(BIN)/python -m pytest -n 2
+
+test-all: $(READY)  ## Run all tests and doctests, those for a release (`nightly`) as well
+	$(BIN)/python -m pytest -n 2 -m ""
 
 test-fast: $(READY)  ## Run the unit tests only
 	$(BIN)/python -m pytest -n 2 tests/unit
@@ -93,9 +96,6 @@ $(GPU_COMPILER)/.ready: $(READY)
 
 test-gpu-compiler: $(GPU_COMPILER)/.ready  ## Test what XLA:GPU makes of a step for an H100 (no GPU needed)
 	$(WITH_GPU_COMPILER) $(BIN)/python -m pytest tests/compiled/test_gpu_compiler.py
-
-random-cases: $(READY)  ## Hold ten thousand random gradients against the float64 oracle
-	JAX_PLATFORMS=cpu $(BIN)/python -m tests.unit.random_cases --cases=10000
 
 lint: $(READY)  ## Check style and formatting
 	$(BIN)/ruff check .
