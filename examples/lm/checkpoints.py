@@ -65,9 +65,25 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         """Waits for the last checkpoint to be complete."""
-        self._manager.close()
+        if error:  # which says more than an unfinished checkpoint
+            with contextlib.suppress(Exception):
+                self._manager.close()
+            return
+        with self._explained():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # from any storage
+            reason = str(error).partition("\n")[0] or repr(error)
+            raise UserError(
+                f"No checkpoint can be written to {self._directory}: {reason:.300}. The"
+                " last complete one remains."
+            ) from error
 
     @property
     def latest_step(self) -> int | None:
@@ -82,16 +98,14 @@ class Checkpoints:
         sums, is_finite = _inspect(state)
         if not is_finite:
             raise diverged(step, "a parameter or its optimizer state is not finite")
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                data=ocp.args.JsonSave(position),
-                run=ocp.args.JsonSave(run),
-                checksums=ocp.args.JsonSave(np.asarray(sums).tolist()),
-            ),
-            force=True,
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            data=ocp.args.JsonSave(position),
+            run=ocp.args.JsonSave(run),
+            checksums=ocp.args.JsonSave(np.asarray(sums).tolist()),
         )
+        with self._explained():  # also errors of the checkpoint before
+            self._manager.save(step, args=items, force=True)
 
     def restore(self, target: Any, run: dict[str, Any] | None) -> Checkpoint | None:
         """Reads the last checkpoint that is not damaged, None if there is none.

@@ -1,5 +1,6 @@
 """Starting a program: its flags, and a line instead of a traceback for its user."""
 
+import logging as standard_logging
 import os
 import sys
 from collections.abc import Callable
@@ -20,6 +21,8 @@ def start(main: Callable[[], None]) -> None:
         if len(argv) > 1:
             sys.exit(f"Unknown argument {argv[1]!r}: flags begin with --.")
         logging.set_verbosity(logging.ERROR)  # Orbax reports every checkpoint
+        # Each retry would print a traceback. The last error is raised.
+        standard_logging.getLogger("gcsfs").setLevel("CRITICAL")
         try:
             main()
         except Exception as error:
@@ -34,8 +37,8 @@ def explain(error: Exception) -> str | None:
     """Returns what to tell the user, None if the error is a fault of the program."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}."
+    if isinstance(error, OSError):
+        return f"{error.filename or 'The storage'}: {error.strerror or error}."
     out_of_memory = isinstance(error, jax.errors.JaxRuntimeError) and any(
         words in str(error) for words in ("RESOURCE_EXHAUSTED", "Out of memory")
     )
