@@ -4,7 +4,6 @@ A prompt is "512 7 88 301 =" and its answer "7 88 301 512".
 """
 
 import numpy as np
-
 from examples.post_training.supervised import Batch
 
 _SPECIAL = ["<pad>", "<eos>", "="]
