@@ -38,7 +38,7 @@ WITH_PARTS = (
     switching,
     trainers,
 )
-WITH_FIGURES = (collectives, geometry, lazy, post_training, step, study)
+WITH_FIGURES = (collectives, geometry, lazy, step, study)
 ROOT = Path(__file__).parents[1]
 PART = re.compile(r"<!-- begin: (?P<name>\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
 

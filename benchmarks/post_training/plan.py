@@ -35,6 +35,10 @@ def plan() -> list[Settings]:
     runs += grid(**ADAFACTOR | {"head_rate": (1e-4, 1e-3)})
     runs += [arm | second for arm in (ADAMW, EMBER | {"head_rate": 3e-4})]
     runs += [ADAMW | second | {"head_rate": 1e-3}]
+    # Ten new rows alone.
+    for tables, rate in (("ember", 1e-2), ("adamw", 1e-2), ("ember", 3e-3)):
+        new = {"task": "new tokens", "steps": 20, "tables": tables, "head_rate": rate}
+        runs.append(new)
     # More seeds at the best.
     best = (FROZEN, EMBER, ADAMW)
     runs += [arm | {"seed": seed} for seed in SEEDS[1:] for arm in best]

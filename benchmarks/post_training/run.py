@@ -9,9 +9,10 @@ on one core.
 
 import argparse
 import functools
+from collections.abc import Callable
 
 from benchmarks.common import store
-from benchmarks.post_training import finetuning
+from benchmarks.post_training import finetuning, new_tokens
 from benchmarks.post_training.plan import RESULTS, plan
 
 
@@ -22,8 +23,7 @@ def main() -> None:
     done = store.read(RESULTS)
     while left := [s for s in plan() if not any(r["settings"] == s for r in done)]:
         settings = left[0]
-        is_before = settings["tables"] == "before"
-        execute = finetuning.before if is_before else finetuning.execute
+        execute = executor(settings)
         run = store.run_once(RESULTS, settings, functools.partial(execute, settings))
         done.append(run)
         print(
@@ -31,6 +31,13 @@ def main() -> None:
             f"loss {run['loss']:.3f}, English {run['english']:.3f}",
             flush=True,
         )
+
+
+def executor(settings: store.Settings) -> Callable[[store.Settings], store.Run]:
+    if settings["task"] == "new tokens":
+        return new_tokens.execute
+    is_before = settings["tables"] == "before"
+    return finetuning.before if is_before else finetuning.execute
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ FIGURES = {
     "rounding": "Loss by bytes a parameter",
 }
 ELSEWHERE = {
-    "post_training/post_training": "Finetuning loss, and GRPO reward by batch size",
     "geometry/ray": "How straight the paths of rows are, compared with random walks",
     "geometry/steps": "Step size by token frequency",
 }
@@ -132,11 +131,10 @@ def page(study: Study, links: Mapping[str, str]) -> str:
         ),
         tables.rounded(study),
         figure("rounding"),
-        "## Finetuning, reinforcement learning and token paths",
+        "## Finetuning and token paths",
         paragraphs(
-            """[Post-training](post_training.md) covers finetuning and reinforcement
-            learning with the trainers of tunix, [geometry](geometry.md) how gradients
-            and rows behave."""
+            """[Finetuning and RL](post_training.md) measures a real checkpoint,
+            [geometry](geometry.md) how gradients and rows behave."""
         ),
         *(f"![{x}](../benchmarks/{name}.png)" for name, x in ELSEWHERE.items()),
         "## What differs from the plan",
