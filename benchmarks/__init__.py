@@ -1,3 +1,3 @@
-"""What is measured: one package for each subject, and what they share in `common`."""
+"""Measurements: one package for each subject, and shared code in `common`."""
 
 import examples as examples  # which keeps libtpu quiet

@@ -1,58 +1,54 @@
-"""Makes all documents again that come from results: `make report`.
+"""`make report`: writes the generated parts of all pages from the results.
 
     python -m benchmarks.report
 
-A generated part of a page stands between two comments:
+A generated part of a page is enclosed in two comments:
 
     <!-- begin: step.summary -->
     ...
     <!-- end -->
 
-The `parts` of benchmarks/SUBJECT/report.py say what belongs there, by name. Subjects
-with figures have a function `draw` as well. docs/evidence.md is generated as a whole.
+`parts` of benchmarks/SUBJECT/report.py returns the parts by name, and `draw` draws the
+figures of a subject.
 """
 
 import re
 from pathlib import Path
 
 from benchmarks.collectives import report as collectives
-from benchmarks.fused import report as fused
 from benchmarks.geometry import report as geometry
 from benchmarks.lazy import report as lazy
 from benchmarks.pods import report as pods
 from benchmarks.post_training import report as post_training
 from benchmarks.step import report as step
 from benchmarks.study import report as study
-from benchmarks.switching import report as switching
 from benchmarks.trainers import report as trainers
 
 WITH_PARTS = (
     collectives,
-    fused,
     geometry,
     lazy,
     pods,
     post_training,
     step,
     study,
-    switching,
     trainers,
 )
-WITH_FIGURES = (collectives, geometry, lazy, step, study)
+WITH_FIGURES = (lazy, step, study)
 ROOT = Path(__file__).parents[1]
 PART = re.compile(r"<!-- begin: (?P<name>\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 
 def pages() -> dict[Path, str]:
-    """Returns all documents that have generated parts, as they should be.
+    """Returns all pages with generated parts, generated anew.
 
     Raises:
-      ValueError: a part that a page names does not exist, or no page names a part.
+      ValueError: a page names a part that does not exist, or no page names a part.
     """
     parts: dict[str, str] = {}
     for subject in WITH_PARTS:
         parts |= subject.parts()
-    found = {ROOT / path: text for path, text in study.pages().items()}
+    found: dict[Path, str] = {}
     used = set()
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         names = [match["name"] for match in PART.finditer(path.read_text())]

@@ -1,13 +1,11 @@
-"""Which axis of a table holds the tokens: the one place that decides it."""
+"""The axis of a table that holds the tokens: the one place that decides it."""
 
 from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
-import jax
-
 from ember_optax import _checks
-from ember_optax._paths import listed, normalize, quoted
+from ember_optax._paths import listed, quoted
 
 VocabAxis = int | Mapping[str, int] | None
 """The token axis of every table, or of tables by path; None for the longest axis."""
@@ -28,13 +26,13 @@ def check_vocab_axis(vocab_axis: Any) -> None:
 
 
 def token_axes(tables: Mapping[str, Any], vocab_axis: VocabAxis) -> dict[str, int]:
-    """Returns the token axis of each table, by path.
+    """Finds the token axis of each table, by path.
 
     It is `vocab_axis` where that is given, else the longest axis, the first of equals.
 
     Args:
       tables: array, or anything with a shape and a dtype, by path.
-      vocab_axis: as given to `scale_by_ember`.
+      vocab_axis: the argument of `scale_by_ember`.
 
     Raises:
       ValueError: a leaf is not a table, or `vocab_axis` does not fit the tables.
@@ -59,13 +57,13 @@ def token_axes(tables: Mapping[str, Any], vocab_axis: VocabAxis) -> dict[str, in
 def axis_of_state(
     path: str, shape: tuple[int, ...], moments: Any, vocab_axis: VocabAxis
 ) -> int:
-    """Returns the axis of a table that the `row` of an existing state belongs to.
+    """Finds the axis of a table that the `row` of an existing state belongs to.
 
     Args:
-      path: of the table.
-      shape: of the table.
+      path: path of the table.
+      shape: shape of the table.
       moments: `TableMoments` of the table, or their shapes.
-      vocab_axis: as given to the optimizer that the state belongs to.
+      vocab_axis: `vocab_axis` of the optimizer that the state belongs to.
 
     Raises:
       ValueError: the state fits no axis, or not the given one, or it fits several and
@@ -100,20 +98,17 @@ def axis_of_state(
 
 
 def longest_axis(shape: tuple[int, ...]) -> int:
-    """Returns the longest axis, the first of equals."""
+    """Finds the longest axis, the first of equals."""
     return max(range(len(shape)), key=shape.__getitem__)
 
 
 def _by_path(paths: Mapping[str, Any], vocab_axis: VocabAxis) -> dict[str, int]:
-    """Returns the axes that are given, by path."""
+    """Looks up the axes that are given, by path."""
     if vocab_axis is None:
         return {}
     if not isinstance(vocab_axis, Mapping):
         return dict.fromkeys(paths, vocab_axis)
-    return {
-        normalize((jax.tree_util.DictKey(name),)): axis
-        for name, axis in vocab_axis.items()
-    }
+    return dict(vocab_axis)
 
 
 def _checked(path: str, shape: tuple[int, ...], axis: int) -> int:

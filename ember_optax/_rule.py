@@ -67,7 +67,9 @@ def update_moments(
 
     def average(x: jax.Array, mean: jax.Array) -> jax.Array:
         mean = jnp.where(is_too_large(mean), 0, mean).astype(x.dtype)
-        return x + one_minus_b2.astype(x.dtype) * (mean - x)
+        gap = one_minus_b2.astype(x.dtype)
+        # Below a b2 of 0.5, 1 - gap is exact, and x - gap x would lose a small mean.
+        return jnp.where(gap > 0.5, (1 - gap) * x + gap * mean, x + gap * (mean - x))
 
     return TableMoments(
         average(moments.row, squares.row), average(moments.col, squares.col)
@@ -101,7 +103,10 @@ def denominators(
     if column_axes:
         mean = jax.lax.pmean(mean, column_axes)
     tiny = jnp.finfo(mean.dtype).tiny
-    factor = moments.col / jnp.maximum(mean, tiny) / bias_correction.astype(mean.dtype)
+    # One division: XLA makes (x / y) / z of two of them x / (y z), which may be 0 / 0.
+    # Not jnp.maximum, whose derivative here is 0 times that of a division by tiny^2.
+    divisor = mean * bias_correction.astype(mean.dtype)
+    factor = moments.col / jnp.where(divisor < tiny, tiny, divisor)
 
     def root(x: jax.Array, square: jax.Array) -> jax.Array:
         # Select before the root: XLA stores the V + D results of a root, but computes a

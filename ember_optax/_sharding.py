@@ -1,4 +1,4 @@
-"""Shardings of a whole optimizer state, for creating it where it belongs."""
+"""Shardings of a whole optimizer state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from ember_optax._ember import EmberState
 from ember_optax._mesh import common_mesh, find_shardings
 from ember_optax._paths import by_path
-from ember_optax._states import StateLeaf, leaves_of, owner
+from ember_optax._states import StateLeaf, flatten_state, owning_param
 
 
 def opt_state_shardings(
@@ -20,19 +20,20 @@ def opt_state_shardings(
     params: Any,
     param_shardings: Any,
 ) -> Any:
-    """Returns the sharding of every leaf of an optimizer state.
+    """Finds the sharding of every leaf of an optimizer state.
 
-    What has the shape of its parameter, such as Adam's moments, is sharded like it, and
-    so is a stack of such arrays, along all axes but the first. Everything else is
-    replicated: counts, statistics of other shapes, and the state of Ember.
+    An array with the shape of its parameter, such as a moment of Adam, is sharded like
+    the parameter. A stack of such arrays is sharded like it along all axes but the
+    first. Everything else is replicated: counts, statistics of other shapes, and the
+    state of Ember.
 
     Args:
       tx: any optimizer, with Ember somewhere in it or not.
       params: the parameters, as arrays or `jax.ShapeDtypeStruct`: a plain tree, linen
-        boxes or an `nnx.State`. An `nnx.State` with sharding metadata needs a mesh in
-        context (`jax.set_mesh`), here as anywhere.
+        boxes or an `nnx.State`. An `nnx.State` with sharding metadata requires a mesh
+        in context (`jax.set_mesh`).
       param_shardings: a `NamedSharding` for each parameter, in a tree whose paths are
-        those of `params`, or a prefix of it; boxes may be missing.
+        those of `params`, or a prefix of it. Boxes may be left out.
 
     Returns:
       A tree of `NamedSharding` with the structure of `tx.init(params)`, to be used as
@@ -62,17 +63,16 @@ def opt_state_shardings(
     def of_leaf(leaf: StateLeaf) -> Any:
         if isinstance(leaf.value, EmberState):
             return jax.tree.map(lambda _: replicated, leaf.value)
-        path = owner(leaf.path, leaves)
+        path = owning_param(leaf.path, leaves)
         if path is None:
             return replicated
         shape, spec = leaves[path].shape, shardings[path].spec
         if leaf.value.shape == shape:
             return shardings[path]
-        if leaf.value.shape[1:] == shape:  # a memory of several steps
+        if leaf.value.shape[1:] == shape:  # a stack, such as the history of L-BFGS
             return NamedSharding(mesh, P(None, *spec))
         return replicated
 
     state = jax.eval_shape(tx.init, params)
-    found = leaves_of(state, params, whole=EmberState)
-    structure = jax.tree.structure(state, is_leaf=lambda x: isinstance(x, EmberState))
+    found, structure = flatten_state(state, params, stop_at=EmberState)
     return jax.tree.unflatten(structure, map(of_leaf, found))

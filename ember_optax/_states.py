@@ -1,87 +1,85 @@
-"""What the leaves of an optimizer state are, whatever optimizer it belongs to."""
+"""Flattening of any optimizer state into leaves that know the state around them."""
 
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import jax
-from jax.tree_util import KeyPath, tree_flatten_with_path
+from jax.tree_util import KeyPath, all_leaves, tree_flatten_with_path
 
-from ember_optax._paths import normalize
+from ember_optax._paths import nearest, normalize
 
 
 class StateLeaf(NamedTuple):
     """A leaf of an optimizer state."""
 
-    part: type | None  # the innermost state around it, such as optax.ScaleByAdamState
-    field: str  # of that state, such as `mu`
-    path: str  # within the field, such as `embed/embedding`
-    place: KeyPath  # in the whole state
+    state_type: type | None  # innermost state around it, such as optax.ScaleByAdamState
+    field: str  # its field of that state, such as `mu`
+    path: str  # its path in the field, such as `embed/embedding`
+    key_path: KeyPath  # its path in the whole state
     value: Any
 
     @property
     def name(self) -> str:
         """The leaf as messages show it."""
-        if self.part is None:
-            return normalize(self.place)
-        return f"{self.part.__name__}.{self.field}"
+        if self.state_type is None:
+            return normalize(self.key_path)
+        return f"{self.state_type.__name__}.{self.field}"
 
 
-def leaves_of(
-    state: Any, params: Any, whole: type | tuple[type, ...] = ()
-) -> list[StateLeaf]:
-    """Returns all leaves of an optimizer state, in its order.
+def flatten_state(
+    state: Any, params: Any, stop_at: type | tuple[type, ...] = ()
+) -> tuple[list[StateLeaf], Any]:
+    """Flattens an optimizer state.
 
     Args:
-      state: of any optimizer.
-      params: the parameters; named tuples in them are no states.
-      whole: types of states that count as one leaf.
+      state: state of any optimizer.
+      params: the parameters. Named tuples that occur in them are containers, not
+        optimizer states.
+      stop_at: types of states that count as one leaf.
+
+    Returns:
+      The leaves, and the tree structure to unflatten them with.
     """
-    kinds = {type(node) for node in _nodes(params) if _is_named_tuple(node)}
+    containers = set()
 
-    def walk(
-        node: Any, part: type | None, field: str, path: KeyPath, place: KeyPath
-    ) -> Iterator[StateLeaf]:
-        children, _ = tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
-        is_leaf = len(children) == 1 and children[0][1] is node
-        if isinstance(node, whole) or is_leaf:
-            yield StateLeaf(part, field, normalize(path), place, node)
+    def collect(node: Any) -> bool:
+        containers.add(type(node))
+        return False
+
+    jax.tree.leaves(params, is_leaf=collect)
+
+    def walk(node: Any, leaf: StateLeaf) -> Iterator[StateLeaf]:
+        if isinstance(node, stop_at) or all_leaves([node]):
+            yield leaf._replace(value=node)
             return
+        is_named_tuple = isinstance(node, tuple) and hasattr(node, "_fields")
+        is_state = is_named_tuple and type(node) not in containers
+        children, _ = tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
         for keys, child in children:
-            if _is_named_tuple(node) and type(node) not in kinds:
-                name = normalize(keys)
-                yield from walk(child, type(node), name, (), place + keys)
+            key_path = leaf.key_path + keys
+            if is_state:
+                field = normalize(keys)
+                yield from walk(child, StateLeaf(type(node), field, "", key_path, None))
             else:
-                yield from walk(child, part, field, path + keys, place + keys)
+                path = "/".join(filter(None, (leaf.path, normalize(keys))))
+                yield from walk(child, leaf._replace(path=path, key_path=key_path))
 
-    return list(walk(state, None, "", (), ()))
+    leaves = list(walk(state, StateLeaf(None, "", "", (), None)))
+    return leaves, jax.tree.structure(state, is_leaf=lambda x: isinstance(x, stop_at))
 
 
-def owner(path: str, params: Collection[str]) -> str | None:
-    """Returns the path of the parameter that a leaf of a state belongs to, if any.
+def owning_param(path: str, params: Collection[str]) -> str | None:
+    """Finds the parameter that a leaf of a state belongs to, if any.
+
+    That is the parameter with the longest path that the leaf's path equals or ends
+    with, else the one that it starts with, as where a state has a list for each
+    parameter.
 
     Args:
-      path: of the leaf within its field: that of the parameter, perhaps with more
-        before it or after it.
+      path: path of the leaf in its field.
       params: paths of all parameters.
     """
-    segments = path.split("/") if path else []
-    n = len(segments)
-    runs = sorted(
-        ((i, j) for i in range(n) for j in range(i + 1, n + 1)),
-        key=lambda run: (run[0] - run[1], -run[1]),
-    )
-    names = ("/".join(segments[i:j]) for i, j in runs)
-    found = next((name for name in names if name in params), None)
-    return "" if found is None and "" in params else found
-
-
-def _is_named_tuple(node: Any) -> bool:
-    return isinstance(node, tuple) and hasattr(node, "_fields")
-
-
-def _nodes(tree: Any) -> Iterator[Any]:
-    yield tree
-    children = jax.tree.leaves(tree, is_leaf=lambda x: x is not tree)
-    if not (len(children) == 1 and children[0] is tree):
-        for child in children:
-            yield from _nodes(child)
+    segments = path.split("/")
+    endings = ("/".join(segments[i:]) for i in range(len(segments)))
+    found = next((ending for ending in endings if ending in params), None)
+    return nearest(path, dict.fromkeys(params)) if found is None else found

@@ -1,9 +1,9 @@
-"""What is routed to Ember, and what that saves."""
+"""Summary of the token tables of a model and of the memory that Ember saves."""
 
 import dataclasses
+import functools
 import math
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ class TableSummary:
     """One token table and the optimizer state that it needs."""
 
     path: str
-    role: str  # "head" if it predicts tokens, else "embed"
+    role: str  # its label: "head" if it predicts tokens, else "embed"
     shape: tuple[int, ...]
     dtype: str
     size: int  # parameters
@@ -52,48 +52,38 @@ class Summary:
 
     def __str__(self) -> str:
         rows = [("token table", "role", "shape", "dtype", "Ember state", "Adam state")]
-        rows += [
-            (
-                t.path,
-                t.role,
-                " x ".join(map(str, t.shape)),
-                t.dtype,
-                _readable(t.state_bytes),
-                _readable(t.adam_bytes),
-            )
-            for t in self.tables
-        ]
-        share = self.size / max(self.size + self.body_size, 1)
-        ratio = self.adam_bytes / max(self.state_bytes, 1)
-        rows.append(
-            (
-                f"{len(self.tables)} table{'s' * (len(self.tables) != 1)}",
-                "",
-                f"{self.size:,} params",
-                f"{share:.0%} of all",
-                _readable(self.state_bytes),
-                f"{_readable(self.adam_bytes)} ({ratio:,.0f}x)",
-            )
-        )
+        for t in self.tables:
+            shape = " x ".join(map(str, t.shape))
+            sizes = _readable(t.state_bytes), _readable(t.adam_bytes)
+            rows.append((t.path, t.role, shape, t.dtype, *sizes))
+        count = f"{len(self.tables)} table{'s' * (len(self.tables) != 1)}"
+        share = f"{self.size / max(self.size + self.body_size, 1):.0%} of all"
+        ratio = f"({self.adam_bytes / max(self.state_bytes, 1):,.0f}x)"
+        sizes = _readable(self.state_bytes), f"{_readable(self.adam_bytes)} {ratio}"
+        rows.append((count, "", f"{self.size:,} params", share, *sizes))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         rule = "-" * max(map(len, lines))
         return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
 
+_labels = functools.partial(label_token_tables, embed="embed", head="head")
+
+
 def summarize(
     params: Any,
-    labels: Any | Callable[[Any], Any] = label_token_tables,
+    labels: Any | Callable[[Any], Any] = _labels,
     *,
     table: str | Sequence[str] = ("table", "embed", "head"),
 ) -> Summary:
-    """Tells which parameters are token tables, what they do and what their state takes.
+    """Summarizes the token tables of a model: roles, shapes, bytes of optimizer state.
 
     Args:
       params: any pytree of arrays or of `jax.ShapeDtypeStruct`, such as
         `jax.eval_shape` returns.
       labels: tree of labels like `params` or a prefix of it, or a function from
-        `params` to one: the `param_labels` of `optax.multi_transform`.
+        `params` to one: the `param_labels` of `optax.multi_transform`, or the `labels`
+        of `with_ember`. Pass `label_token_tables` with a `vocab_size` if you can.
       table: the label of the token tables among them, or several.
 
     Returns:
@@ -114,51 +104,40 @@ def summarize(
       1 table            38,633,472 params  94% of all  204.3 kB     309.1 MB (1,513x)
     """
     tree = labels(params) if callable(labels) else labels
-    leaves = list(by_path(params).items())
-    found = jax.tree.leaves(jax.tree.broadcast(tree, params))
+    leaves = by_path(params)
+    each = jax.tree.leaves(jax.tree.broadcast(tree, params))
+    roles = dict(zip(leaves, each, strict=True))
     wanted = {table} if isinstance(table, str) else set(table)
-    if found and wanted.isdisjoint(found):
+    if roles and wanted.isdisjoint(each):
         raise ValueError(
             f"No parameter has the label {' or '.join(sorted(map(repr, wanted)))}, but"
-            f" there are {', '.join(sorted(map(repr, set(found))))}: pass the label of"
+            f" there are {', '.join(sorted(map(repr, set(each))))}: pass the label of"
             " the tables as table=."
         )
-    labelled = list(zip(leaves, found, strict=True))
-    tables = dict(leaf for leaf, label in labelled if label in wanted)
-    body = [leaf for (_, leaf), label in labelled if label not in wanted]
+    tables = {path: leaf for path, leaf in leaves.items() if roles[path] in wanted}
     axes = token_axes(tables, None)
-    roles = _roles(params, tables) | {
-        path: label for (path, _), label in labelled if label in ("embed", "head")
-    }
     return Summary(
         tuple(_summarize_table(k, roles[k], tables[k], axes[k]) for k in tables),
-        sum(math.prod(getattr(leaf, "shape", ())) for leaf in body),
+        sum(
+            math.prod(getattr(leaf, "shape", ()))
+            for path, leaf in leaves.items()
+            if path not in tables
+        ),
     )
-
-
-def _roles(params: Any, tables: Iterable[str]) -> dict[str, str]:
-    """Returns the roles of the tables, seen beside those that are routed elsewhere."""
-    include = f"^({'|'.join(map(re.escape, tables))})$"
-    labels = label_token_tables(params, include=include, embed="embed", head="head")
-    return dict(zip(by_path(params), jax.tree.leaves(labels), strict=True))
 
 
 def _summarize_table(path: str, role: str, leaf: Any, axis: int) -> TableSummary:
     moments = jax.eval_shape(lambda: init_moments(leaf.shape, leaf.dtype, axis))
     size = math.prod(leaf.shape)
-    return TableSummary(
-        path=path,
-        role=role,
-        shape=tuple(leaf.shape),
-        dtype=str(leaf.dtype),
-        size=size,
-        state_bytes=sum(x.size * x.dtype.itemsize for x in moments),
-        adam_bytes=2 * size * jnp.dtype(leaf.dtype).itemsize,
-    )
+    dtype = jnp.dtype(leaf.dtype)
+    state_bytes = sum(x.size * x.dtype.itemsize for x in moments)
+    adam_bytes = 2 * size * dtype.itemsize
+    shape = tuple(leaf.shape)
+    return TableSummary(path, role, shape, str(dtype), size, state_bytes, adam_bytes)
 
 
 def _readable(n_bytes: int) -> str:
-    """Returns 1234567 as `1.2 MB`, in powers of 1000."""
+    """Formats 1234567 as `1.2 MB`, in powers of 1000."""
     power = min(int(math.log10(max(n_bytes, 1))) // 3, 4)
     unit = ("B", "kB", "MB", "GB", "TB")[power]
     return f"{n_bytes / 1000**power:.{0 if power == 0 else 1}f} {unit}"

@@ -145,19 +145,20 @@ def with_ember(
     References:
       `Token Geometry <https://arxiv.org/abs/2607.01455>`_, 2026
     """
-    rates = {
-        "embed": embed_learning_rate,
-        "head": head_learning_rate,
-        **{f"other {k}": rate for k, rate in (other_learning_rates or {}).items()},
-    }
-    _check_arguments(body, rates, max_norm, weight_decay, vocab_size, labels)
+    others = dict(other_learning_rates or {})
+    rates = {"embed": embed_learning_rate, "head": head_learning_rate}
+    rates |= {_other(pattern): rate for pattern, rate in others.items()}
+    patterns = list(others)
+    _check_arguments(body, rates, patterns, vocab_size, labels)
     _checks.check_hyperparameters(b2, eps)
+    _checks.check_weight_decay(weight_decay)
+    if max_norm is not None:
+        _checks.check_max_norm(max_norm)
     check_vocab_axis(vocab_axis)
     body = optax.with_extra_args_support(body)
     rule = TableRule(b2, eps, vocab_axis, param_shardings)
-    find_roles = functools.partial(
-        _find_roles, list(other_learning_rates or ()), _label_fn(labels, vocab_size)
-    )
+    label_fn = _label_fn(labels, vocab_size, patterns)
+    find_roles = functools.partial(_find_roles, label_fn, patterns)
     decays = not isinstance(weight_decay, (int, float)) or weight_decay > 0
 
     def init_fn(params: optax.Params) -> WithEmberState:
@@ -188,39 +189,42 @@ def with_ember(
         measured = rule.measure({p: x for p, (_, x) in tables.items()}, state.ember)
         body_grads, scale = _body(updates, roles), None
         if max_norm is not None:
-            # Without a barrier XLA fuses these sums with the sum of all squares below
-            # and reads every gradient again.
-            squares = jax.lax.optimization_barrier(measured.squares)
-            measured = measured._replace(squares=squares)
-            norm = _global_norm(measured, body_grads)
-            scale = jnp.where(norm < max_norm, 1, max_norm / norm)
-            body_grads = jax.tree.map(lambda x: x * scale.astype(x.dtype), body_grads)
-        body_params = None if params is None else _body(params, roles)
+            measured, body_grads, scale = _clip(measured, body_grads, max_norm)
         body_updates, body_state = body.update(
-            body_grads, state.body, body_params, **extra_args
+            body_grads,
+            state.body,
+            None if params is None else _body(params, roles),
+            **extra_args,
         )
-        table_updates, ember_state = rule.update(measured, state.ember, scale)
+        steps, ember_state = rule.update(measured, state.ember, scale)
         values = by_path(params) if decays else {}
-        for path, update in table_updates.items():
+        table_updates = {}
+        for path, step in steps.items():
             role, grad = tables[path]
             rate = rates[role]
-            rate = rate(state.ember.count) if callable(rate) else rate
+            if callable(rate):
+                rate = rate(state.ember.count)
             if decays:
-                update += weight_decay * values[path].astype(update.dtype)
-            # Round once, after the learning rate.
-            update *= -jnp.asarray(rate, update.dtype)
-            table_updates[path] = update.astype(grad.dtype)
+                step += weight_decay * values[path].astype(step.dtype)
+            step *= -jnp.asarray(rate, step.dtype)
+            table_updates[path] = step.astype(grad.dtype)
         merged = _merge(updates, roles, table_updates, body_updates)
         return merged, WithEmberState(ember_state, body_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _label_fn(labels: Any, vocab_size: Any) -> Callable[[Any], Any]:
-    """Makes a function from a tree to its roles, in that tree or a prefix of it."""
+def _label_fn(
+    labels: Any, vocab_size: Any, patterns: list[str]
+) -> Callable[[Any], Any]:
+    """Makes a function from a tree to its labels, in that tree or a prefix of it."""
     if labels is None:
         return functools.partial(
-            label_token_tables, vocab_size=vocab_size, embed="embed", head="head"
+            label_token_tables,
+            vocab_size=vocab_size,
+            include=patterns,
+            embed="embed",
+            head="head",
         )
     if callable(labels):
         return labels
@@ -240,8 +244,13 @@ def _label_fn(labels: Any, vocab_size: Any) -> Callable[[Any], Any]:
     return functools.partial(tree_map_with_path, look_up)
 
 
-def _find_roles(patterns: list[str], label_fn: Callable[[Any], Any], tree: Any) -> Any:
-    """Labels the parameters of a tree with the keys of the rates and with "body"."""
+def _other(pattern: str) -> str:
+    """The role of tables with a learning rate of their own, as messages show it."""
+    return f"other_learning_rates[{pattern!r}]"
+
+
+def _find_roles(label_fn: Callable[[Any], Any], patterns: list[str], tree: Any) -> Any:
+    """Finds the key of its learning rate for each table; "body" for all else."""
     paths = by_path(tree)
     for pattern in patterns:
         matches = any(re.search(pattern, path) for path in paths)
@@ -250,15 +259,12 @@ def _find_roles(patterns: list[str], label_fn: Callable[[Any], Any], tree: Any) 
                 f"other_learning_rates has {pattern!r}, which matches no parameter. It"
                 f" is searched in paths such as {', '.join(list(paths)[:3])}."
             )
-    if isinstance(label_fn, functools.partial) and label_fn.func is label_token_tables:
-        include = [p for p in patterns if any(re.search(p, path) for path in paths)]
-        label_fn = functools.partial(label_fn, include=include)
 
     def role(key_path: Any, label: str) -> str:
         path = normalize(key_path)
         for pattern in patterns:
             if re.search(pattern, path):
-                return f"other {pattern}"
+                return _other(pattern)
         if label not in ("embed", "head", "body"):
             raise ValueError(
                 f"labels gives {quoted(path)} the label {label!r}, but it must be"
@@ -300,14 +306,26 @@ def _merge(
     )
 
 
+def _clip(
+    measured: Measured, body_grads: Any, max_norm: Scalar
+) -> tuple[Measured, Any, jax.Array]:
+    """Scales the body's gradients, and finds the scale that tables still need."""
+    # Without a barrier XLA fuses the row means with the sum of all squares below and
+    # reads every gradient again.
+    squares = jax.lax.optimization_barrier(measured.squares)
+    measured = measured._replace(squares=squares)
+    norm = _global_norm(measured, body_grads)
+    scale = jnp.where(norm < max_norm, 1, max_norm / norm)
+    body_grads = jax.tree.map(lambda x: x * scale.astype(x.dtype), body_grads)
+    return measured, body_grads, scale
+
+
 def _global_norm(measured: Measured, body_grads: Any) -> jax.Array:
     """Computes the norm of all gradients, that of the tables from their row means."""
-    squares = [
-        jnp.sum(measured.squares[path].row) * (grad.size / grad.shape[axis])
-        for path, grad in measured.grads.items()
-        for axis in [measured.axes[path]]
-    ]
-    squares.append(optax.tree.norm(body_grads, squared=True))
+    squares = [optax.tree.norm(body_grads, squared=True)]
+    for path, grad in measured.grads.items():
+        n_columns = grad.size / grad.shape[measured.axes[path]]
+        squares.append(jnp.sum(measured.squares[path].row) * n_columns)
     is_double = any(x.dtype == jnp.float64 for x in squares)
     dtype = jnp.float64 if is_double else jnp.float32
     return jnp.sqrt(sum(x.astype(dtype) for x in squares))
@@ -323,8 +341,7 @@ def _has_masks(tree: Any) -> bool:
 def _check_arguments(
     body: Any,
     rates: Mapping[str, Any],
-    max_norm: Any,
-    weight_decay: Any,
+    patterns: list[str],
     vocab_size: Any,
     labels: Any,
 ) -> None:
@@ -332,18 +349,12 @@ def _check_arguments(
         raise ValueError(
             f"body must be an Optax optimizer such as optax.adamw(1e-3), got {body!r}."
         )
+    for pattern in patterns:
+        _checks.check_pattern("other_learning_rates", pattern)
     for role, rate in rates.items():
-        name = f"{role}_learning_rate"
-        if role.startswith("other "):
-            pattern = role.removeprefix("other ")
-            _checks.check_pattern("other_learning_rates", pattern)
-            name = f"other_learning_rates[{pattern!r}]"
-        elif rate is None:
-            continue
-        _checks.check_learning_rate(name, rate)
-    if max_norm is not None:
-        _checks.check_max_norm(max_norm)
-    _checks.check_weight_decay(weight_decay)
+        name = f"{role}_learning_rate" if role in ("embed", "head") else role
+        if rate is not None or name == role:
+            _checks.check_learning_rate(name, rate)
     if isinstance(vocab_size, jax.Array):
         raise ValueError(
             "vocab_size is a JAX array, but it must be an int. With"

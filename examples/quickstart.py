@@ -1,8 +1,8 @@
-"""Trains a small language model on real text: token tables on Ember, the rest on AdamW.
+"""Trains a small language model: Ember for its token tables, AdamW for the body.
 
     python -m examples.quickstart
 
-One file to copy from: it needs ember_optax, flax, and nothing else of this repository.
+Copy this file: it needs ember_optax and flax, but no other file of this repository.
 """
 
 import re
@@ -10,7 +10,6 @@ import sysconfig
 from argparse import ArgumentParser, RawTextHelpFormatter
 from array import array
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -38,7 +37,7 @@ class LanguageModel(nn.Module):
 
 
 def read_tokens() -> jax.Array:
-    """Returns the standard library's source as ids of words; rare words are 0."""
+    """Reads the source of Python's standard library as word ids; rare words are 0."""
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     text = "".join(file.read_text("utf-8") for file in files)
     words = re.findall(r"\w+|\s+|[^\w\s]", text)
@@ -48,7 +47,7 @@ def read_tokens() -> jax.Array:
 
 
 def sample(tokens: jax.Array, seed: int) -> jax.Array:
-    """Returns random windows, int32[BATCH, TIME + 1]."""
+    """Cuts out random windows, int32[BATCH, TIME + 1]."""
     last = len(tokens) - TIME
     starts = jax.random.randint(jax.random.key(seed), (BATCH, 1), 0, last)
     return tokens[starts + jnp.arange(TIME + 1)]
@@ -58,16 +57,13 @@ def make_optimizer(steps: int) -> optax.GradientTransformation:
     def schedule(peak: float) -> optax.Schedule:
         return optax.warmup_cosine_decay_schedule(0.0, peak, steps // 10, steps)
 
-    b2 = ember_optax.adafactor_decay()
-    routed = optax.multi_transform(
-        {
-            "embed": ember_optax.ember(schedule(0.7), b2),
-            "head": ember_optax.ember(schedule(0.04), b2),
-            "body": optax.adamw(schedule(3e-3)),
-        },
-        partial(ember_optax.label_token_tables, embed="embed", head="head"),
+    return ember_optax.with_ember(
+        optax.adamw(schedule(3e-3)),
+        embed_learning_rate=schedule(0.7),
+        head_learning_rate=schedule(0.04),
+        vocab_size=VOCAB_SIZE,
+        max_norm=1.0,
     )
-    return ember_optax.clipped(routed, max_norm=1.0)
 
 
 def loss_fn(params: optax.Params, state: TrainState, tokens: jax.Array) -> jax.Array:
@@ -83,10 +79,10 @@ def train_step(state: TrainState, tokens: jax.Array) -> tuple[TrainState, jax.Ar
 
 
 def main(steps: int = 200) -> tuple[float, float]:
-    """Trains, and returns the loss on held-out text before and after."""
+    """Trains. Returns the loss on held-out text before and after."""
     tokens, model = read_tokens(), LanguageModel()
     train, held_out = jnp.split(tokens, [len(tokens) * 9 // 10])
-    init = jax.jit(model.init)  # in one go, which compiles faster
+    init = jax.jit(model.init)  # one program compiles faster than many
     params = init(jax.random.key(0), sample(train, seed=0))["params"]
     print(ember_optax.summarize(params), end="\n\n")
     tx = make_optimizer(steps)
@@ -105,5 +101,5 @@ def main(steps: int = 200) -> tuple[float, float]:
 
 if __name__ == "__main__":
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200, help="of training (200)")
+    parser.add_argument("--steps", type=int, default=200, help="training steps (200)")
     main(parser.parse_args().steps)

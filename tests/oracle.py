@@ -17,7 +17,7 @@ import numpy as np
 
 
 class Oracle:
-    """One table; `theta`, `row`, `col` and the last `update` are there to be read."""
+    """One table, with its `theta`, `row`, `col` and last `update` as attributes."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Oracle:
         self.col = b2 * self.col + (1 - b2) * col_mean.reshape(self.col.shape)
 
         scale = self.col.mean()
-        update = np.zeros_like(g)  # and stays so where 0 / 0 has no value
+        update = np.zeros_like(g)  # also the result of 0 / 0
         if scale > 0:
             product = np.outer(self.row, self.col.ravel())
             vhat = product / (scale * (1 - self.remaining))
@@ -64,26 +64,3 @@ class Oracle:
         self.update = np.moveaxis(update, 0, self.vocab_axis)
         decay = self.weight_decay * self.theta
         self.theta = self.theta - self.learning_rate * (self.update + decay)
-
-
-def after_many_steps(
-    grads: np.ndarray, b2s: np.ndarray, eps: float = 1e-8
-) -> tuple[np.ndarray, float]:
-    """Returns the last update of a table and 1 - b2_1 b2_2 ... b2_t, without a loop.
-
-    What a step brings to a statistic is multiplied by all later b2. The weights that
-    all steps have in the end add up to what the correction divides by.
-
-    Args:
-      grads: [t, V, D] of every step.
-      b2s: [t], the decay of every step.
-      eps: added to the root of the second moment.
-    """
-    b2s, squares = np.float64(b2s), np.float64(grads) ** 2
-    later = np.cumprod(np.append(1, b2s[:0:-1]))[::-1]
-    weights = (1 - b2s) * later
-    row = np.tensordot(weights, squares.mean(2), 1)
-    col = np.tensordot(weights, squares.mean(1), 1)
-    vhat = np.outer(row, col) / col.mean() / weights.sum()
-    denominator = np.where(grads[-1] == 0, 1, np.sqrt(vhat) + eps)
-    return grads[-1] / denominator, weights.sum()

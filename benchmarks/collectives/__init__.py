@@ -1,1 +1,1 @@
-"""What a step on sharded token tables communicates."""
+"""Collectives of a step on sharded token tables."""

@@ -1,4 +1,4 @@
-"""What a step on sharded token tables communicates, on CPU devices and on TPU pods.
+"""Collectives of a step on sharded token tables, on CPU devices and on TPU pods.
 
     python -m benchmarks.collectives.run
 
@@ -26,8 +26,8 @@ from tqdm import tqdm
 import ember_optax
 from benchmarks.collectives.report import RESULTS, SHOWN
 from benchmarks.common import store
-from examples.lm import topology
-from examples.lm.hlo import collectives
+from tests.compiling import compile_on_mesh, sharded_state, tpu_devices
+from tests.hlo import collectives
 
 MESHES = {"CPU": (4, 2), "v5e:8x8": (8, 8), "v5p:4x4x4": (16, 4), "v6e:4x4": (4, 4)}
 # Mesh axes of the tokens and of the features.
@@ -38,9 +38,6 @@ LAYOUTS = {
 }
 OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "Ember": lambda s: ember_optax.ember(1e-2, param_shardings=s),
-    "Ember, sharded rows": lambda s: ember_optax.ember(
-        1e-2, param_shardings=s, row_state="sharded"
-    ),
     "Ember, no shardings given": lambda _: ember_optax.ember(1e-2),
     "Adafactor": lambda _: optax.adafactor(1e-2),
     "Adam": lambda _: optax.adam(1e-3),
@@ -50,48 +47,13 @@ OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
 
 def devices_of(name: str) -> list[Any]:
     """Returns the devices of a mesh in MESHES."""
-    return jax.devices("cpu")[:8] if name == "CPU" else topology.devices(name)
-
-
-def sharded_state(tx: optax.GradientTransformation, params: Any, **options: Any) -> Any:
-    """Returns the state of an optimizer as shapes with shardings.
-
-    Args:
-      tx: any optimizer.
-      params: `jax.ShapeDtypeStruct` with shardings.
-      **options: of `opt_state_shardings`.
-    """
-    shardings = jax.tree.map(lambda x: x.sharding, params)
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        jax.eval_shape(tx.init, params),
-        ember_optax.opt_state_shardings(tx, params, shardings, **options),
-    )
-
-
-def compile_step(tx: optax.GradientTransformation, params: Any, state: Any) -> Any:
-    """Compiles update and apply on a mesh, with parameters and state donated.
-
-    Args:
-      tx: the optimizer.
-      params: `jax.ShapeDtypeStruct` with shardings, which are those of the gradients.
-      state: likewise.
-    """
-
-    def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    out_shardings = jax.tree.map(lambda x: x.sharding, (params, state))
-    jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=out_shardings)
-    with jax.set_mesh(jax.tree.leaves(params)[0].sharding.mesh):
-        return jitted.lower(params, state, params).compile()
+    return jax.devices("cpu")[:8] if name == "CPU" else tpu_devices(name)
 
 
 def measure(
     mesh: jax.sharding.Mesh, layout: str, optimizer: str, shape: tuple[int, int]
 ) -> dict[str, Any]:
-    """Compiles a step on an embedding and a head and reads what it takes.
+    """Compiles a step on an embedding and a head and returns its costs.
 
     Returns:
       `collectives`, for each kind its number and the bytes of their results on one
@@ -109,9 +71,7 @@ def measure(
         ),
     }
     tx = OPTIMIZERS[optimizer](shardings)
-    row_state = "sharded" if optimizer == "Ember, sharded rows" else "replicated"
-    state = sharded_state(tx, params, row_state=row_state)
-    compiled = compile_step(tx, params, state)
+    compiled = compile_on_mesh(tx, params)
     found = collectives(compiled.as_text())
     numbers = Counter(c.op for c in found)
     return {
@@ -119,7 +79,9 @@ def measure(
             op: {"number": n, "bytes": sum(c.bytes for c in found if c.op == op)}
             for op, n in sorted(numbers.items())
         },
-        "state_bytes": sum(map(_shard_bytes, jax.tree.leaves(state))),
+        "state_bytes": sum(
+            map(_shard_bytes, jax.tree.leaves(sharded_state(tx, params)))
+        ),
         "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
     }
 

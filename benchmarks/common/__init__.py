@@ -1,1 +1,1 @@
-"""What all subjects share: search, store, intervals, tables, figures, provenance."""
+"""Shared code: search, store, intervals, tables, figures, provenance, HLO."""

@@ -30,6 +30,6 @@ def color(optimizer: str) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a figure and forgets it."""
+    """Writes and closes a figure."""
     figure.savefig(path)
     plt.close(figure)

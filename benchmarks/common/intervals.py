@@ -1,4 +1,4 @@
-"""Means of a few seeds with their confidence intervals, and verdicts on them."""
+"""Means over a few seeds with confidence intervals, and verdicts on differences."""
 
 import math
 import statistics
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from scipy.stats import t as student
 
 MARGIN = 0.01
-"""A loss higher by less than this is no worse; in nats, chosen before the runs."""
+"""Non-inferiority margin in nats, chosen before the runs."""
 
 
 class Interval(NamedTuple):
@@ -20,12 +20,12 @@ class Interval(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Judges the first of two losses, given their difference: first - second."""
+        """The verdict on the first of two losses, for an interval of first - second."""
         if self.high < 0:
             return "better"
         if self.low > 0:
             return "worse"
-        return "no worse" if self.high < MARGIN else "undecided"
+        return "non-inferior" if self.high < MARGIN else "undecided"
 
     def __str__(self) -> str:
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
@@ -34,11 +34,11 @@ class Interval(NamedTuple):
 def interval(values: Sequence[float], n_comparisons: int = 1) -> Interval:
     """Returns the mean of at least two values with its interval (Student's t).
 
-    All three numbers are NaN where a value is not finite, as after a divergence.
+    All three numbers are NaN if a value is not finite, as after a divergence.
 
     Args:
-      values: of the runs.
-      n_comparisons: how many intervals are to be right together with 95% (Bonferroni).
+      values: one value for each run.
+      n_comparisons: number of intervals that hold together with 95% (Bonferroni).
     """
     if not all(map(math.isfinite, values)):
         return Interval(math.nan, math.nan, math.nan)

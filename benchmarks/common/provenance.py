@@ -1,4 +1,4 @@
-"""Where and how a result was measured."""
+"""Provenance of a result: command, machine and versions."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ def provenance(*packages: str) -> dict[str, Any]:
     """Returns the command, the machine and the versions behind a measurement.
 
     Args:
-      *packages: distributions whose versions to record besides those in PACKAGES.
+      *packages: further distributions whose versions to record.
     """
     module = getattr(sys.modules["__main__"], "__spec__", None)
     program = f"-m {module.name}" if module else sys.argv[0]

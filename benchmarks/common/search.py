@@ -9,7 +9,7 @@ class Grid(NamedTuple):
     """Learning rates 10^(k / per_decade) for whole k, rounded."""
 
     per_decade: int
-    digits: int  # that are kept
+    digits: int  # significant digits
 
     def rate(self, k: int) -> float:
         return float(f"{10 ** (k / self.per_decade):.{self.digits}g}")
@@ -30,14 +30,14 @@ def search(
     grid: Grid,
     stride: int = 1,
 ) -> dict[float, float]:
-    """Searches until the best learning rate has a worse one on either side.
+    """Searches until both neighbors of the best learning rate are worse.
 
     Args:
-      losses_at: returns the losses at some learning rates.
-      rates: those to begin with, `stride` apart on the grid.
-      grid: the learning rates there are.
-      stride: how far beyond an edge to go while the best is there, in steps of the
-        grid. If it is more than 1, both neighbors of the best are tried in the end.
+      losses_at: returns the losses at a list of learning rates.
+      rates: initial learning rates, `stride` apart on the grid.
+      grid: all learning rates that may be tried.
+      stride: distance to the next learning rate while the best is at an edge, in steps
+        of the grid. If it is more than 1, both neighbors of the best are tried last.
 
     Returns:
       The loss at each learning rate that was tried, in ascending order.
@@ -66,11 +66,11 @@ def search_pair(
     """Searches until the best pair of learning rates has four worse neighbors.
 
     Args:
-      losses_at: returns the losses at some pairs.
-      start: the pair to begin with.
-      grid: the learning rates there are.
-      strides: how far neighbors are apart, in steps of the grid: a search for each, the
-        next one from the best pair of the last.
+      losses_at: returns the losses at a list of pairs.
+      start: initial pair.
+      grid: all learning rates that may be tried.
+      strides: distances between neighbors in steps of the grid. There is one search for
+        each; it starts at the best pair of the previous one.
 
     Returns:
       The loss at each pair that was tried.

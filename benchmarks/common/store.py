@@ -1,6 +1,6 @@
 """Results on disk: finished runs as JSON Lines, other measurements as JSON objects.
 
-A run is a dict. Its "settings" tell it from all other runs in its file.
+A run is a dict. Its "settings" identify it among the runs of its file.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ Settings = dict[str, Any]
 
 
 def read(path: Path) -> list[Run]:
-    """Returns the finished runs of a file, none if there is no file."""
+    """Returns the finished runs of a file; an empty list if the file does not exist."""
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines]
 
@@ -30,7 +30,7 @@ def find(path: Path, settings: Settings) -> Run | None:
 
 
 def append(path: Path, run: Run) -> None:
-    """Adds a line, whole even when other processes add theirs at the same time."""
+    """Adds a line atomically, so that several processes can append to a file."""
     line = json.dumps(run, allow_nan=False) + "\n"
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
@@ -41,9 +41,9 @@ def append(path: Path, run: Run) -> None:
 
 @contextlib.contextmanager
 def claim(path: Path, settings: Settings) -> Iterator[bool]:
-    """Yields whether this process may do a run whose result belongs in `path`.
+    """Yields True if this process may do a run whose result belongs in `path`.
 
-    The claim is a lock on a file, so it ends with the process, however that ends.
+    The claim is a lock on a file, which the system releases when the process ends.
     """
     key = json.dumps([str(path.resolve()), settings])
     directory = Path(".cache", "claims")
@@ -62,13 +62,13 @@ def claim(path: Path, settings: Settings) -> Iterator[bool]:
 def run_once(
     path: Path, settings: Settings, execute: Callable[[], Run], *packages: str
 ) -> Run:
-    """Returns the finished run with these settings, after doing it if there is none.
+    """Returns the run with these settings; does it first if it is not finished.
 
     Args:
       path: file of the runs.
-      settings: of the run.
-      execute: does the run and returns its results.
-      *packages: distributions whose versions to record.
+      settings: settings of the run.
+      execute: function that does the run and returns its results.
+      *packages: further distributions whose versions to record.
     """
     run = find(path, settings)
     if run is None:
@@ -83,11 +83,11 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def write_object(path: Path, content: dict[str, Any], *packages: str) -> None:
-    """Writes a measurement with its provenance, in place of the one before.
+    """Writes a measurement with its provenance; replaces the previous one.
 
     Args:
-      path: where.
-      content: what JSON can hold.
-      *packages: distributions whose versions to record.
+      path: file of the measurement.
+      content: the measurement, as JSON types.
+      *packages: further distributions whose versions to record.
     """
     path.write_text(json.dumps(provenance(*packages) | content, indent=2) + "\n")

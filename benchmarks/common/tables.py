@@ -11,9 +11,8 @@ def markdown(
 
     Args:
       head: titles of the columns.
-      rows: cells below them.
-      left: number of columns aligned to the left, before those of numbers; by default
-        all are.
+      rows: cells of each row.
+      left: number of left-aligned columns; the others are right-aligned. Default: all.
     """
     left = len(head) if left is None else left
     rule = ["---"] * left + ["---:"] * (len(head) - left)
@@ -21,7 +20,7 @@ def markdown(
 
 
 def paragraphs(*texts: str) -> str:
-    """Returns texts with their lines filled anew."""
+    """Returns texts as paragraphs with lines of equal length."""
     return "\n\n".join(
         textwrap.fill(" ".join(text.split()), 92, break_on_hyphens=False)
         for text in texts

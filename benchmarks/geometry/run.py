@@ -1,12 +1,12 @@
-"""What token tables look like while they are trained, compared with what chance gives.
+"""Statistics of token tables during training, compared with chance.
 
     python -m benchmarks.geometry.run
 
 Trains a small language model on Python's standard library, with Ember and with Adam on
-its tables, and takes the statistics of `benchmarks.geometry.instrument` in the loop: of
-the embedding, of the head and, for comparison, of a hidden matrix. Takes about three
-minutes on one core. Each run is a line in benchmarks/geometry/results.jsonl and is not
-run again; what watching costs is in cost.json.
+its tables, and measures the statistics of `benchmarks.geometry.statistics` at every
+step: of the embedding, of the head and, for comparison, of a hidden matrix. Takes about
+three minutes on one core. Each run is a line in benchmarks/geometry/results.jsonl and
+is not run again.
 """
 
 import argparse
@@ -22,32 +22,29 @@ from tqdm import tqdm
 
 from benchmarks.common import store
 from benchmarks.common.store import Run, Settings
-from benchmarks.geometry import instrument as geometry
-from benchmarks.geometry import readings
-from benchmarks.geometry.results import COST, RESULTS
+from benchmarks.geometry import statistics
+from benchmarks.geometry.report import RESULTS, SHARES
 from configs import pretrain_small
 from examples.lm import Config, data
 from examples.lm.optimizer import make_optimizer, schedule
 from examples.lm.program import loss_fn, make_model
 
 B2 = 0.999
-# Of both tables; benchmarks/study has since found that each wants its own.
-LEARNING_RATES = {"ember": 1e-2, "adam": 3e-2}
+STEPS = 250
+LEARNING_RATES = {"ember": 1e-2, "adam": 3e-2}  # of both tables, not tuned
 LAGS = 4
-# Rows are followed in groups, by how often their token is to occur in the run.
+# Rows are followed in groups, by the expected occurrences of their token in the run.
 GROUPS = {"rare": (3, 10), "middle": (30, 100), "frequent": (300, np.inf)}
-
-
-Rows = dict[str, jax.Array]
-"""Which rows of each matrix are followed."""
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+MIN_TOUCHES = 10  # of a row whose autocorrelation counts
 
 
 class Streams(NamedTuple):
-    """What is updated at every step, of one matrix."""
+    """The statistics of one matrix that every step updates."""
 
-    history: geometry.GradientHistory
-    moment: geometry.SecondMoment
-    steps: geometry.Steps
+    history: statistics.History
+    moment: statistics.SecondMoment
+    steps: statistics.Steps
 
 
 def get_config(optimizer: str, seed: int, steps: int) -> Config:
@@ -64,10 +61,7 @@ def get_config(optimizer: str, seed: int, steps: int) -> Config:
 
 
 def matrices(params: Any) -> dict[str, jax.Array]:
-    """Returns what is watched, rows first; all have the width of the model as columns.
-
-    A row of the hidden matrix is what one neuron reads.
-    """
+    """Returns the matrices as [rows, width]; a hidden row is the input of a neuron."""
     return {
         "embedding": params["embed"]["embedding"],
         "head": params["lm_head"]["kernel"].T,
@@ -75,7 +69,7 @@ def matrices(params: Any) -> dict[str, jax.Array]:
     }
 
 
-def choose_rows(config: Config, tokens: np.ndarray, n: int) -> Rows:
+def choose_rows(config: Config, tokens: np.ndarray, n: int) -> dict[str, jax.Array]:
     """Chooses n rows of each group and of the hidden matrix, the same for all runs."""
     rng = np.random.default_rng(0)
     counts = np.bincount(tokens, minlength=config.data.vocab_size)
@@ -90,14 +84,8 @@ def choose_rows(config: Config, tokens: np.ndarray, n: int) -> Rows:
     return {"embedding": rows, "head": rows, "hidden": hidden}
 
 
-def groups_of(name: str, n: int) -> readings.Groups:
-    if name == "hidden":
-        return {"all": slice(None)}
-    return {group: slice(i * n, (i + 1) * n) for i, group in enumerate(GROUPS)}
-
-
-def make_step(config: Config, rows: Rows) -> tuple[Any, Any]:
-    """Returns what a run starts from, and a step that watches what `rows` names."""
+def make_step(config: Config, rows: dict[str, jax.Array]) -> tuple[Any, Any]:
+    """Returns the initial state of a run and its training step with statistics."""
     graph, state = nnx.split(make_model(config), nnx.Param)
     params = nnx.to_pure_dict(state)
     clip, tx = optax.clip_by_global_norm(config.clip_norm), make_optimizer(config)
@@ -106,12 +94,11 @@ def make_step(config: Config, rows: Rows) -> tuple[Any, Any]:
     rates = {"embedding": tables, "head": tables, "hidden": body}
     streams = {
         name: Streams(
-            geometry.history_init(x, rows[name], LAGS),
-            geometry.second_moment_init(x, rows[name]),
-            geometry.steps_init(x),
+            statistics.history_init(rows[name].size, LAGS, x.shape[1]),
+            statistics.second_moment_init(rows[name].size, x.shape[1]),
+            statistics.steps_init(x.shape[0]),
         )
         for name, x in matrices(params).items()
-        if name in rows
     }
 
     def step(carry: Any, tokens: jax.Array, count: jax.Array) -> Any:
@@ -120,139 +107,159 @@ def make_step(config: Config, rows: Rows) -> tuple[Any, Any]:
         def loss(params: Any) -> jax.Array:
             return loss_fn(nnx.merge(graph, params), tokens)
 
-        value, grads = jax.value_and_grad(loss)(params)
+        grads = jax.grad(loss)(params)
         updates, opt_state = tx.update(grads, opt_state, params)
-        clipped, _ = clip.update(grads, clip.init(params))  # what the optimizers see
+        clipped, _ = clip.update(grads, clip.init(params))  # as the optimizers see them
+        grads_of, updates_of = matrices(clipped), matrices(updates)
         streams = {
-            name: watch(
-                stream,
-                matrices(clipped)[name],
-                matrices(updates)[name],
-                rates[name](count),
+            name: Streams(
+                statistics.history_update(x.history, grads_of[name][rows[name]]),
+                statistics.second_moment_update(
+                    x.moment, grads_of[name], rows[name], B2
+                ),
+                statistics.steps_update(
+                    x.steps,
+                    # The rate of the first step is 0.
+                    updates_of[name] / jnp.maximum(rates[name](count), 1e-12),
+                    grads_of[name],
+                ),
             )
-            for name, stream in streams.items()
+            for name, x in streams.items()
         }
-        return (optax.apply_updates(params, updates), opt_state, streams), value
+        return optax.apply_updates(params, updates), opt_state, streams
 
     return (params, tx.init(params), streams), jax.jit(step, donate_argnums=0)
 
 
-def watch(streams: Streams, grad: Any, update: Any, rate: Any) -> Streams:
-    relative = update / jnp.maximum(rate, 1e-12)  # the rate of the first step is 0
-    return Streams(
-        geometry.history_update(streams.history, grad),
-        geometry.second_moment_update(streams.moment, grad, B2),
-        geometry.steps_update(streams.steps, relative, grad),
-    )
-
-
 def train(settings: Settings, tokens: data.Tokens) -> Run:
     """Trains a model and returns its statistics."""
-    n, every = settings["rows"], settings["every"]
     config = get_config(*(settings[key] for key in ("optimizer", "seed", "steps")))
-    rows = choose_rows(config, tokens.train, n)
+    rows = choose_rows(config, tokens.train, settings["rows"])
     carry, step = make_step(config, rows)
     sizes = config.sequence_length, config.batch_size
     batches = data.train_batches(tokens.train, *sizes, config.seed)
-    snapshots: dict[str, list[Any]] = {name: [] for name in rows}
-    counts = np.zeros(config.data.vocab_size, int)
+    snapshots = []
     label = f"{config.tables.optimizer}, seed {config.seed}"
     for count in tqdm(range(config.steps), desc=label):
-        if count % every == 0:
-            snapshot(snapshots, carry[0], rows)
-        batch = next(batches)
-        counts += np.bincount(batch[:, 1:].ravel(), minlength=len(counts))
-        carry, _ = step(carry, batch, jnp.asarray(count))
-    params, _, streams = carry
-    snapshot(snapshots, params, rows)
+        if count % settings["every"] == 0:
+            snapshots.append({k: x[rows[k]] for k, x in matrices(carry[0]).items()})
+        carry = step(carry, next(batches), jnp.asarray(count))
+    snapshots.append({k: x[rows[k]] for k, x in matrices(carry[0]).items()})
 
     key = jax.random.key(config.seed)
     measured = {}
-    for name, stream in streams.items():
-        groups = groups_of(name, n)
+    for name, stream in carry[2].items():
+        n = settings["rows"]
+        groups = {group: slice(i * n, (i + 1) * n) for i, group in enumerate(GROUPS)}
+        groups = {"all": slice(None)} if name == "hidden" else groups
+        points = jnp.stack([snapshot[name] for snapshot in snapshots])
         measured[name] = {
-            "ray": readings.rays(key, jnp.stack(snapshots[name]), groups),
-            "autocorrelation": readings.autocorrelations(stream.history, groups),
-            "factorization": readings.factorization(key, stream.moment),
+            "ray": rays(key, points, groups),
+            "autocorrelation": autocorrelations(stream.history, groups),
+            "factorization": factorizations(key, stream.moment),
         }
-    held_out = data.validation_batches(tokens.validation, *sizes, n_batches=64)
-    actual, drawn, loss = evaluate(key, config, params, held_out)
-    steps = streams["embedding"].steps
+    steps = step_sizes(carry[2]["embedding"].steps, config.steps)
+    return {"matrices": measured, "steps": steps}
+
+
+Groups = dict[str, slice]
+"""Followed rows by name."""
+
+
+def rays(key: jax.Array, points: jax.Array, groups: Groups) -> dict[str, Any]:
+    """Returns quantiles over the rows of each group, and those of random walks."""
+    found: dict[str, Any] = {name: {} for name in groups}
+    walk = statistics.random_walk(key, points)
+    for case, x in (("actual", points), ("walk", walk)):
+        share = statistics.ray_share(x)
+        cosine = jnp.nanmean(statistics.ray_cosine(x), axis=0)
+        for name, group in groups.items():
+            of_group = {"share": share[group], "cosine": cosine[group]}
+            found[name][case] = {k: quantiles(x) for k, x in of_group.items()}
+    return found
+
+
+def autocorrelations(history: statistics.History, groups: Groups) -> dict[str, Any]:
+    """Returns means over the rows of each group with enough touches."""
+    enough = history.touches >= MIN_TOUCHES
+    actual = statistics.autocorrelation(history)
+    null = statistics.autocorrelation_null(history)
+    actual = jnp.where(enough[:, None], actual, jnp.nan)
+    null = jnp.where(enough, null, jnp.nan)
     return {
-        "validation_loss": loss,
-        "matrices": measured,
-        "steps": readings.step_sizes(steps, config.steps, B2),
-        "frequencies": readings.predictions(actual, drawn, counts),
+        name: {
+            "rows": int(jnp.sum(enough[group])),
+            "actual": numbers(jnp.nanmean(actual[group], axis=0)),
+            "null": numbers(jnp.nanmean(null[group])),
+        }
+        for name, group in groups.items()
     }
 
 
-def snapshot(snapshots: Any, params: Any, rows: Rows) -> None:
-    for name, x in matrices(params).items():
-        snapshots[name].append(x[rows[name]])
+def factorizations(key: jax.Array, moment: statistics.SecondMoment) -> dict[str, Any]:
+    """Returns errors of row x col, of its null models, and of the row moment alone."""
+    dense, col = moment.dense, moment.col
+    shuffled = jax.random.permutation(key, dense.ravel()).reshape(dense.shape)
+    cases = {
+        "row x col": (dense, col),
+        "if it were exact": (statistics.factored_null(key, moment), col),
+        "row alone": (dense, jnp.ones_like(col)),
+        "shuffled": (shuffled, shuffled.mean(axis=0)),
+    }
+    found = {}
+    for name, case in cases.items():
+        log_ratio, divergence = statistics.factorization_error(*case, QUANTILES)
+        found[name] = {
+            "log_ratio": numbers(log_ratio),
+            "divergence": numbers(divergence),
+        }
+    return found
 
 
-def evaluate(
-    key: jax.Array, config: Config, params: Any, held_out: list[np.ndarray]
-) -> tuple[geometry.Frequencies, geometry.Frequencies, float]:
-    """Returns frequencies, those of drawn targets, and the validation loss."""
-    model = nnx.merge(nnx.split(make_model(config), nnx.Param)[0], params)
-
-    @jax.jit
-    def update(carry: Any, batch: jax.Array, key: jax.Array) -> Any:
-        actual, drawn, loss = carry
-        logits, targets = model(batch[:, :-1]), batch[:, 1:]
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-        at_random = geometry.calibrated_targets(key, logits)
-        return (
-            geometry.frequencies_update(actual, logits, targets),
-            geometry.frequencies_update(drawn, logits, at_random),
-            loss + losses.mean() / len(held_out),
+def step_sizes(steps: statistics.Steps, n_steps: int) -> list[dict[str, Any]]:
+    """Returns quantiles over the tokens of each class of frequency."""
+    share = np.asarray(steps.touches) / n_steps
+    touches = np.maximum(steps.touches, 1)
+    counts = jnp.arange(1, n_steps + 1)
+    bins, found = np.digitize(share, SHARES), []
+    for i in range(len(SHARES) + 1):
+        these = (bins == i) & (share > 0)
+        median = float(np.median(share[these]))
+        expected = statistics.expected_step(jnp.asarray(median), counts, B2).mean()
+        found.append(
+            {
+                "tokens": int(these.sum()),
+                "share": median,
+                "expected": float(expected),
+                "touched": quantiles((np.asarray(steps.touched) / touches)[these]),
+                "per_touch": quantiles((np.asarray(steps.path) / touches)[these]),
+            }
         )
-
-    empty = geometry.frequencies_init(config.data.vocab_size)
-    carry = empty, empty, jnp.zeros(())
-    for i, batch in enumerate(held_out):
-        carry = update(carry, batch, jax.random.fold_in(key, i))
-    return carry[0], carry[1], float(carry[2])
+    return found
 
 
-def measure_cost(config: Config, tokens: data.Tokens, n: int) -> dict[str, float]:
-    """Returns what watching adds to a step, as XLA counts, and the bytes it keeps."""
-    batch = np.zeros((config.batch_size, config.sequence_length + 1), np.int32)
-    rows = choose_rows(config, tokens.train, n)
-    counted = []
-    for watched in ({}, rows):
-        carry, step = make_step(config, watched)
-        compiled = step.lower(carry, batch, jnp.asarray(0)).compile()
-        counted.append(compiled.cost_analysis())
-    return {
-        "flops_ratio": counted[1]["flops"] / counted[0]["flops"],
-        "bytes_ratio": counted[1]["bytes accessed"] / counted[0]["bytes accessed"],
-        "state_bytes": sum(x.nbytes for x in jax.tree.leaves(carry[2])),
-        "parameter_bytes": sum(x.nbytes for x in jax.tree.leaves(carry[0])),
-    }
+def quantiles(x: Any) -> list[float]:
+    return numbers(np.nanquantile(x, QUANTILES))
+
+
+def numbers(x: Any) -> Any:
+    """Returns numbers for JSON: null for those that are not finite."""
+    x = np.round(np.asarray(x, np.float64), 5)
+    return jax.tree.map(lambda y: y if np.isfinite(y) else None, x.tolist())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--rows", type=int, default=64, help="of each group, to follow")
-    parser.add_argument("--every", type=int, default=5, help="steps between snapshots")
-    args = parser.parse_args()
-    config = get_config("ember", 0, args.steps)
-    tokens = data.load(**config.data)
-    for seed in range(args.seeds):
+    ).parse_args()
+    tokens = data.load(**get_config("ember", 0, STEPS).data)
+    for seed in (0, 1):
         for optimizer, rate in LEARNING_RATES.items():
-            of_all = {"b2": B2, "steps": args.steps, "rows": args.rows}
             settings = {"optimizer": optimizer, "seed": seed, "learning_rate": rate}
-            settings |= of_all | {"every": args.every}
+            settings |= {"b2": B2, "steps": STEPS, "rows": 64, "every": 5}
             execute = functools.partial(train, settings, tokens)
             store.run_once(RESULTS, settings, execute)
-    store.write_object(COST, measure_cost(config, tokens, args.rows))
-    print(f"Wrote {RESULTS} and {COST}")
+    print(f"Wrote {RESULTS}")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Lazy rows: what a step costs, and what a table of n-grams is good for."""
+"""Huge tables: the cost of a lazy step, and the gain of a table of n-grams."""

@@ -1,4 +1,4 @@
-"""What a hashed table of bigrams adds to a small model, by the rule that trains it.
+"""Losses of a small model with a hashed table of bigrams, by the rule that trains it.
 
     python -m benchmarks.lazy.ngram_table
 
@@ -26,19 +26,19 @@ from examples.ngram_table import TableStep
 
 
 def ember(rate: float) -> TableStep:
-    return partial(lazy.apply, learning_rate=rate)
+    return partial(lazy.update, learning_rate=rate)
 
 
 def rows_only(rate: float) -> TableStep:
-    return partial(lazy.apply, learning_rate=rate, columns=False)
+    return partial(lazy.update, learning_rate=rate, factored=False)
 
 
 def row_wise_adagrad(rate: float) -> TableStep:
     def schedule(count: Any) -> jax.Array:
         return rate / jnp.sqrt(jnp.float32(count) + 1)
 
-    # Nothing is forgotten: the mean over all steps times their number is the sum.
-    return partial(lazy.apply, learning_rate=schedule, b2=1 - 1e-9, columns=False)
+    # Such a b2 forgets nothing: the mean times the number of steps is the sum.
+    return partial(lazy.update, learning_rate=schedule, b2=1 - 1e-9, factored=False)
 
 
 RULES: dict[str, tuple[Callable[[float], TableStep], tuple[float, ...]]] = {

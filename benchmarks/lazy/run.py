@@ -3,9 +3,9 @@
     python -m benchmarks.lazy.run
 
 Times are medians of steps on new random rows, taken in turns in one process. XLA counts
-an array that is written in place as if it were accessed whole, several times; what is
-left without these counts is what the batch accesses. Tables that would take more than
-two thirds of the free memory are left out. Takes about a minute on two cores. Writes
+an array that is updated in place as if all of it were accessed, several times; these
+counts are subtracted. Tables that need more than two thirds of the free memory are left
+out. Takes about a minute on two cores. Writes
 benchmarks/lazy/results.json.
 """
 
@@ -31,11 +31,11 @@ LARGEST_DENSE = 10**7  # with its gradient and update three tables
 
 
 def lazy_step(table: Any, state: Any, ids: Any, row_grads: Any) -> Any:
-    return lazy.apply(table, state, ids, row_grads, learning_rate=1e-2)
+    return lazy.update(table, state, ids, row_grads, learning_rate=1e-2)
 
 
 def row_wise_step(table: Any, state: Any, ids: Any, row_grads: Any) -> Any:
-    return lazy.apply(table, state, ids, row_grads, learning_rate=1e-2, columns=False)
+    return lazy.update(table, state, ids, row_grads, learning_rate=1e-2, factored=False)
 
 
 TX = ember_optax.ember(1e-2, vocab_axis=0)
@@ -115,7 +115,7 @@ def measure(n: int, columns: int, repeats: int) -> dict[str, dict[str, Any]]:
             m["time_over_smallest"] = statistics.median(a / b for a, b in ratios)
     for rule in ("lazy", "lazy, rows only"):
         smallest, second = (measured[rule][str(rows)] for rows in sizes[:2])
-        # The same for each row more, so it is what XLA counts and nobody accesses.
+        # XLA's count for a row that the batch does not access.
         per_row = (second["bytes_accessed"] - smallest["bytes_accessed"]) / (
             sizes[1] - sizes[0]
         )

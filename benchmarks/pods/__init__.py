@@ -1,1 +1,1 @@
-"""What a training step costs each chip of a TPU pod, by the TPU compiler."""
+"""Costs of a training step on each chip of a TPU pod, by the TPU compiler."""

@@ -1,4 +1,4 @@
-"""The commands of docs/pods.md and what they print."""
+"""The commands of docs/pods.md and their output."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a training step costs each chip of some TPU pods, without a TPU.
+"""Costs of a training step on each chip of some TPU pods, without a TPU.
 
     python -m benchmarks.pods.run
 

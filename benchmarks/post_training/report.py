@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from benchmarks.common import store
-from benchmarks.common.intervals import Interval, difference
+from benchmarks.common.intervals import difference
 from benchmarks.common.store import Run, Settings
 from benchmarks.common.tables import markdown
 from benchmarks.post_training.plan import ADAMW, EMBER, FROZEN, RESULTS, SEEDS, plan
@@ -67,11 +67,17 @@ def seeds(runs: list[Run]) -> str:
     return markdown(["table", "rate", "loss on answers", "on English"], rows, left=2)
 
 
-def gap(runs: list[Run]) -> Interval | None:
-    """Computes the loss of Ember minus AdamW's at its rate; None without all seeds."""
-    losses = [[run["loss"] for run in _by_seed(runs, arm)] for arm in (EMBER, ADAMW)]
-    complete = all(len(x) == len(SEEDS) for x in losses)
-    return difference(*losses) if complete else None
+def claim() -> tuple[str, str]:
+    """Returns the loss of Ember minus AdamW's at its rate, and the verdict."""
+    runs = store.read(RESULTS)
+    ember, adamw = (
+        [run["loss"] for run in _by_seed(runs, arm)] for arm in (EMBER, ADAMW)
+    )
+    complete = len(ember) == len(adamw) == len(SEEDS)
+    if not complete:
+        return "not finished", "undecided"
+    gap = difference(ember, adamw)
+    return f"Ember minus AdamW (loss on answers): {gap}", gap.verdict
 
 
 def _by_seed(runs: list[Run], arm: Settings) -> list[Run]:

@@ -1,4 +1,4 @@
-"""The optimizers that are compared, and a compiled step of one of them."""
+"""The optimizers that are compared, and a compiled step of each."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,7 @@ import optax
 from optax import contrib
 
 import ember_optax
+from tests.compiling import bytes_of
 
 Optimizer = Callable[[], optax.GradientTransformation]
 
@@ -25,38 +26,20 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "Adafactor": lambda: optax.adafactor(1e-2),
     "Muon": lambda: contrib.muon(1e-2),
 }
-# A step of Muon is its matrix products; the compiler takes minutes over them.
+# The compiler takes minutes for the matrix products of Muon.
 WITHOUT_MUON = [name for name in OPTIMIZERS if name != "Muon"]
 
 
-def clipped(name: str, inner: optax.GradientTransformation) -> Any:
-    """Returns an optimizer behind clipping by the global norm, as people train.
-
-    Args:
-      name: of the optimizer of the tables; Ember has clipping of its own.
-      inner: the whole optimizer.
-    """
+def clipped(name: str) -> optax.GradientTransformation:
+    """Returns an optimizer of one table with clipping by the global norm."""
     if name == "Ember":
-        return ember_optax.clipped(inner, 1.0)
-    return optax.chain(optax.clip_by_global_norm(1.0), inner)
-
-
-def bytes_of(tree: Any) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def compile_step(tx: optax.GradientTransformation, table: jax.ShapeDtypeStruct) -> Any:
-    """Compiles update and apply, with table and state donated, where the table is."""
-
-    def step(table: Any, state: Any, grad: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(grad, state, table)
-        return optax.apply_updates(table, updates), state
-
-    state = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=table.sharding),
-        jax.eval_shape(tx.init, table),
-    )
-    return jax.jit(step, donate_argnums=(0, 1)).lower(table, state, table).compile()
+        return ember_optax.with_ember(
+            optax.identity(),
+            embed_learning_rate=1e-2,
+            max_norm=1.0,
+            labels=lambda params: jax.tree.map(lambda _: "embed", params),
+        )
+    return optax.chain(optax.clip_by_global_norm(1.0), OPTIMIZERS[name]())
 
 
 def bytes_accessed_over_table(step: Any, table: jax.ShapeDtypeStruct) -> float:
@@ -68,11 +51,11 @@ def state_bytes(tx: optax.GradientTransformation, table: Any) -> int:
 
 
 def sizes(step: Any, table: jax.ShapeDtypeStruct) -> dict[str, float]:
-    """Returns what a compiled step takes.
+    """Returns the memory and the bytes accessed of a compiled step.
 
     Returns:
-      `temp_bytes`, and `bytes_accessed_over_table`: bytes read and written, by XLA's
-      count, in sizes of the table.
+      `temp_bytes`, and `bytes_accessed_over_table`: XLA's count of bytes read and
+      written, in multiples of the table's size.
     """
     return {
         "temp_bytes": step.memory_analysis().temp_size_in_bytes,

@@ -1,12 +1,12 @@
-"""A whole training step of a real size by the optimizer of its token tables.
+"""Memory and time of a whole training step by the optimizer of its token tables.
 
     python -m benchmarks.step.decoder
 
-compiles the training step of `examples/pretrain.py`, clipping and all, for TPUs that
-are not there (`pip install 'jax[tpu]'`): 12 layers of width 768 with a
-vocabulary of 50,304 on one device, and configs/pretrain_1b_pod.py on 64. Nothing is
-run. Writes benchmarks/step/decoder.json. `make bench-gpu-compiler` does the same for
-one H100 and writes benchmarks/step/decoder_gpu.json.
+compiles the training step of `examples/pretrain.py` for TPUs that are not present
+(`pip install 'jax[tpu]'`): 12 layers of width 768 with a vocabulary of 50,304 on one
+device, and configs/pretrain_1b_pod.py on 64.
+Nothing is run. Writes benchmarks/step/decoder.json. `make bench-gpu-compiler` does the
+same for one H100 and writes benchmarks/step/decoder_gpu.json.
 """
 
 import argparse
@@ -20,10 +20,11 @@ from tqdm import tqdm
 from benchmarks.common import store
 from benchmarks.step.report import DECODER, DECODER_GPU
 from configs import pretrain_1b_pod, pretrain_124m
-from examples.lm import Config, report, topology
+from examples.lm import Config, report
 from examples.lm.mesh import use_mesh
 from examples.lm.program import make_program
 from examples.lm.report import Repeated
+from tests.compiling import h100, tpu_devices
 
 ON_ONE, ON_PODS = "12 x 768", "1b"
 TABLES = ("sgd", "ember", "adam", "adafactor")
@@ -44,7 +45,7 @@ def make_config(model: str) -> Config:
 
 
 def measure(config: Config, devices: Sequence[Any]) -> dict[str, dict[str, Any]]:
-    """Returns what a step takes of a device, by optimizer of the tables.
+    """Returns the costs of a step on a device, by optimizer of the tables.
 
     Returns:
       `peak_bytes`, the `state_bytes` of the tables' optimizer, the bytes that it
@@ -92,13 +93,11 @@ def main() -> None:
     )
     parser.add_argument("--gpu", action="store_true", help="for an H100 instead")
     if parser.parse_args().gpu:
-        from benchmarks.step import gpu
-
-        device = list(gpu.h100().device_set)
+        device = list(h100().device_set)
         write(DECODER_GPU, {ON_ONE: [("h100", device)]}, "jax-cuda12-plugin")
         return
     slices = {
-        model: [(name, topology.devices(name)) for name in names]
+        model: [(name, tpu_devices(name)) for name in names]
         for model, names in SLICES.items()
     }
     slices[ON_ONE] = [(name, devices[:1]) for name, devices in slices[ON_ONE]]

@@ -1,41 +1,20 @@
-"""What XLA:GPU makes of a step for an H100, without a GPU: bytes accessed, memory.
+"""Bytes accessed and memory of a step on an H100, compiled without a GPU.
 
     make bench-gpu-compiler
 
-compiles ahead of time; nothing is run. XLA:GPU counts no bytes, so these are the sizes
-of operands and results of the kernels, read from the HLO. Writes
+compiles ahead of time; nothing is run. XLA:GPU does not count bytes, so these are the
+sizes of operands and results of the kernels, read from the HLO. Writes
 benchmarks/step/gpu.json.
 """
 
 import argparse
-import importlib.util
-import os
-from pathlib import Path
-
-from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
 
 from benchmarks.common import store
-from benchmarks.step.ahead import measure_tables
+from benchmarks.step.aot import measure_tables
 from benchmarks.step.report import GPU
+from tests.compiling import h100
 
-TARGET = Path(__file__).with_name("h100.txtpb")  # what the compiler has to know of one
 TABLES = [(50304, 768), (131072, 4096)]
-
-
-def is_installed() -> bool:
-    """Whether the compiler for GPUs is there."""
-    return importlib.util.find_spec("jax_cuda12_plugin") is not None
-
-
-def h100() -> SingleDeviceSharding:
-    """Returns the sharding of arrays on one H100, to compile for."""
-    # The compiler would try kernels out, for which it needs a GPU.
-    os.environ.setdefault("XLA_FLAGS", "--xla_gpu_autotune_level=0")
-    topology = topologies.get_topology_desc(
-        "h100", platform="cuda", target_config=TARGET.read_text(), topology="1x1x1"
-    )
-    return SingleDeviceSharding(topology.devices[0])
 
 
 def main() -> None:

@@ -1,12 +1,13 @@
 """Tables of docs/performance.md and README.md, and their figures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import store
 from benchmarks.common.figures import color, plt, save
 from benchmarks.common.tables import markdown
-from benchmarks.step.compiling import DTYPES, OPTIMIZERS
+from benchmarks.step.compiling import DTYPES
 
 RESULTS = Path(__file__).with_name("results.json")
 TPU = Path(__file__).with_name("tpu.json")
@@ -17,7 +18,7 @@ ACCESSED = "bytes_accessed_over_table"
 NAMES = {"sgd": "SGD", "ember": "Ember", "adam": "Adam", "adafactor": "Adafactor"}
 
 ByName = dict[str, dict[str, Any]]
-"""What was measured on one table in one dtype: by optimizer."""
+"""Measurements on one table in one dtype: by optimizer."""
 
 
 def parts() -> dict[str, str]:
@@ -30,8 +31,8 @@ def parts() -> dict[str, str]:
     of_models = {
         model: by_slice | on_h100.get(model, {}) for model, by_slice in decoder.items()
     }
-    cpu = {f"step.cpu_{table}": cpu_table(x) for table, x in on_cpu.items()}
-    gpu = {f"step.gpu_{table}": gpu_table(x) for table, x in on_gpu.items()}
+    cpu = {f"step.cpu_{k}": table(x, ("Adam", "SGD")) for k, x in on_cpu.items()}
+    gpu = {f"step.gpu_{k}": table(x) for k, x in on_gpu.items()}
     tpu = {
         f"step.tpu_{table}_{dtype}": tpu_table(on_tpu, table, dtype)
         for table, dtype in (
@@ -47,41 +48,27 @@ def parts() -> dict[str, str]:
     return cpu | gpu | tpu | rest
 
 
-def cpu_table(by_dtype: dict[str, ByName]) -> str:
-    """Returns all that was measured on one table."""
+def table(by_dtype: dict[str, ByName], times: Sequence[str] = ()) -> str:
+    """Returns the measurements on one table.
+
+    Args:
+      by_dtype: the measurements.
+      times: other optimizers, with which times are compared.
+    """
     head = ["", "state"]
     for dtype in by_dtype:
         head += [f"{dtype}: bytes accessed", "alone", "temporaries"]
-        head += ["time / Adam", "time / SGD"]
+        head += [f"time / {other}" for other in times]
     rows = []
     for name in by_dtype["float32"]:
         cells = [name, f"{by_dtype['float32'][name]['state_bytes'] / 1e6:,.2f} MB"]
         for by_name in by_dtype.values():
-            cells += _memory(by_name[name])
-            behind = by_name[name]["clipped"]
-            cells += [f"{behind['over_adam']:.2f}", f"{behind['over_sgd']:.2f}"]
+            behind, alone = by_name[name]["clipped"], by_name[name]["alone"]
+            cells += [f"{x[ACCESSED]:.2f}" for x in (behind, alone)]
+            cells.append(f"{behind['temp_bytes'] / 1e6:,.1f} MB")
+            cells += [f"{behind[f'over_{other.lower()}']:.2f}" for other in times]
         rows.append(cells)
     return markdown(head, rows, left=1)
-
-
-def gpu_table(by_dtype: dict[str, ByName]) -> str:
-    """Returns what the compiler for an H100 says of one table."""
-    head = ["", "state"]
-    for dtype in by_dtype:
-        head += [f"{dtype}: bytes accessed", "alone", "temporaries"]
-    rows = []
-    for name in by_dtype["float32"]:
-        cells = [name, f"{by_dtype['float32'][name]['state_bytes'] / 1e6:,.2f} MB"]
-        for by_name in by_dtype.values():
-            cells += _memory(by_name[name])
-        rows.append(cells)
-    return markdown(head, rows, left=1)
-
-
-def _memory(m: dict[str, Any]) -> list[str]:
-    behind, alone = m["clipped"], m["alone"]
-    accessed = [f"{x[ACCESSED]:.2f}" for x in (behind, alone)]
-    return [*accessed, f"{behind['temp_bytes'] / 1e6:,.1f} MB"]
 
 
 def tpu_table(measured: dict[str, Any], table: str, dtype: str) -> str:
@@ -131,7 +118,7 @@ def summary(
 
 
 def decoder_table(of_models: dict[str, dict[str, ByName]]) -> str:
-    """Returns what a whole training step takes by the optimizer of its tables."""
+    """Returns the costs of a whole training step by the optimizer of its tables."""
     head = ["model", "on", "tables", "state of the tables", "peak memory"]
     head += ["bytes accessed", "of which tables", "estimated time"]
     rows = []
@@ -157,35 +144,6 @@ def decoder_table(of_models: dict[str, dict[str, ByName]]) -> str:
 
 
 def draw() -> None:
-    """Draws what a step on one table takes, and what a whole training step does."""
-    measured = store.read_object(RESULTS)["measured"]
-    sizes = {table: table.replace("x", " x ") for table in measured}
-    panels = [("bytes accessed (XLA's count),\nin sizes of the table", ACCESSED, 1)]
-    panels += [
-        (f"time of a step, Adam = 1\n{size}", "over_adam", i)
-        for i, size in enumerate(sizes.values())
-    ]
-    figure, axes = plt.subplots(1, 4, figsize=(13, 4), sharey=True, layout="tight")
-    for axis, (label, key, i) in zip(axes, panels, strict=True):
-        for j, by_name in enumerate(list(measured.values())[i].values()):
-            for y, (name, m) in enumerate(by_name.items()):
-                place, value = y + 0.4 * (j - 0.5), m["clipped"][key]
-                axis.barh(place, value, 0.36, color=color(name), alpha=1 - 0.45 * j)
-                text = f" {value:.{1 if key == ACCESSED else 2}f}"
-                axis.text(value, place, text, va="center", fontsize=6)
-        axis.set_yticks(range(len(OPTIMIZERS)), OPTIMIZERS)
-        axis.set_xlabel(label)
-        axis.set(xscale="log", xlim=(1 if key == ACCESSED else 0.05, 150))
-    axes[0].invert_yaxis()
-    figure.suptitle(
-        "One step on one token table behind clipping on a CPU; dark float32, light"
-        " bfloat16"
-    )
-    save(figure, RESULTS.with_name("step.png"))
-    draw_decoder()
-
-
-def draw_decoder() -> None:
     """Draws peak memory of a whole step by the optimizer of its tables."""
     on_one = store.read_object(DECODER)["measured"]["12 x 768"]
     on_one |= store.read_object(DECODER_GPU)["measured"]["12 x 768"]

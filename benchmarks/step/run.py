@@ -2,12 +2,11 @@
 
     python -m benchmarks.step.run
 
-Every optimizer is behind clipping by the global norm, as people train; its step alone
-is compiled as well. What XLA allocates and reads is exact and the same everywhere.
-Times are medians of ratios in one process: each round runs SGD, optax.adam and one
-other optimizer, one after the other. SGD is the least that a step behind clipping does:
-a reduction over the gradient, then `p - lr * scale * g`. Writes
-benchmarks/step/results.json.
+Every step is compiled with clipping by the global norm, and alone. Memory and bytes
+accessed are XLA's and are the same on every machine. Times are medians of ratios in one
+process: each round runs SGD, optax.adam and one other optimizer in turn. SGD is the
+minimum for a step with clipping: a reduction over the gradient, then
+`p - lr * scale * g`. Writes benchmarks/step/results.json.
 """
 
 import argparse
@@ -25,11 +24,11 @@ from benchmarks.step.compiling import (
     OPTIMIZERS,
     WITHOUT_MUON,
     clipped,
-    compile_step,
     sizes,
     state_bytes,
 )
 from benchmarks.step.report import RESULTS
+from tests.compiling import compile_step
 
 # Shapes, and how many steps of each optimizer are timed.
 TABLES = {(4096, 96): 25, (50304, 768): 15, (256128, 1024): 5}
@@ -41,14 +40,13 @@ def measure(table: jax.ShapeDtypeStruct, repeats: int) -> dict[str, dict[str, An
     """Measures one step of each optimizer on a table of one shape and dtype.
 
     Returns:
-      For each optimizer its `state_bytes`, what `sizes` says of its step `alone` and
-      `clipped`, and of the clipped one the medians of its `seconds` and of its time
+      For each optimizer its `state_bytes` and the `sizes` of its step `alone` and
+      `clipped`; for the clipped one also the medians of its `seconds` and of its time
       `over_adam` and `over_sgd` in the same round.
     """
     grad = 1e-3 * jax.random.normal(jax.random.key(0), table.shape, table.dtype)
     names = list(OPTIMIZERS) if table.shape[0] <= MUON_ROWS else WITHOUT_MUON
-    makers = {name: OPTIMIZERS[name] for name in names}
-    optimizers = {name: clipped(name, make()) for name, make in makers.items()}
+    optimizers = {name: clipped(name) for name in names}
     steps = {name: compile_step(tx, table) for name, tx in optimizers.items()}
     measured: dict[str, dict[str, Any]] = {}
     for name, tx in optimizers.items():
@@ -63,7 +61,7 @@ def measure(table: jax.ShapeDtypeStruct, repeats: int) -> dict[str, dict[str, An
         measured[name] = {
             "state_bytes": state_bytes(tx, table),
             "clipped": behind,
-            "alone": sizes(compile_step(makers[name](), table), table),
+            "alone": sizes(compile_step(OPTIMIZERS[name](), table), table),
         }
     return measured
 

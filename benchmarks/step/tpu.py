@@ -1,35 +1,23 @@
-"""What the TPU compiler makes of a step: bytes accessed, estimated time.
+"""Bytes accessed and estimated time of a step on TPUs, compiled without a TPU.
 
     python -m benchmarks.step.tpu
 
 Compiles for one device of each family, without a TPU (`pip install 'jax[tpu]'`);
 nothing is run, so the numbers are exact, and times are the compiler's own estimates.
-Every optimizer is behind clipping by the global norm, as people train; its step alone
-is compiled as well. Writes benchmarks/step/tpu.json.
+Every step is compiled with clipping by the global norm, and alone. Writes
+benchmarks/step/tpu.json.
 """
 
 import argparse
 
-from jax.sharding import SingleDeviceSharding
 from tqdm import tqdm
 
 from benchmarks.common import store
-from benchmarks.step.ahead import measure_tables
+from benchmarks.step.aot import measure_tables
 from benchmarks.step.report import TPU
-from examples.lm import topology
+from tests.compiling import CHIPS, chip
 
-CHIPS = {
-    "v5e": "v5e:2x2",
-    "v5p": "v5p:2x2x1",
-    "v6e": "v6e:2x2",
-    "tpu7x": "tpu7x:2x2x1",
-}
 TABLES = [(50304, 768), (256128, 2048)]
-
-
-def chip(family: str) -> SingleDeviceSharding:
-    """Returns the sharding of arrays on one device, to compile for."""
-    return SingleDeviceSharding(topology.devices(CHIPS[family])[0])
 
 
 def main() -> None:

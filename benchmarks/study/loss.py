@@ -1,8 +1,8 @@
-"""The loss of the model with a gradient that XLA's CPU backend runs fast.
+"""The loss of the model with a gradient that is fast on XLA:CPU.
 
-JAX's own gradient of the same loss goes through a transposed copy of the logits and a
-scatter into them, and takes four times as long there. That of a product with [batch,
-time, width] takes twice as long as that of the same with [batch * time, width].
+JAX's own gradient of the loss copies the logits transposed and scatters into them,
+which takes four times as long. The gradient of a product with [batch, time, width]
+takes twice as long as the gradient of the same product with [batch * time, width].
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from examples.lm.model import Decoder
 
 
 def flatten_products(model: Decoder) -> None:
-    """Makes all linear layers of a model multiply matrices, not stacks of them."""
+    """Makes all linear layers of a model multiply matrices, not stacks of matrices."""
 
     def product(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
         return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
@@ -26,14 +26,14 @@ def flatten_products(model: Decoder) -> None:
 
 
 def loss_fn(model: Decoder, tokens: jax.Array) -> jax.Array:
-    """Returns what `examples.lm.program.loss_fn` does, for a vocabulary not padded.
+    """Returns the same as `examples.lm.program.loss_fn`, without padded vocabularies.
 
     Args:
       model: the language model.
       tokens: int32[batch, time + 1].
     """
     hidden = model.hidden(tokens[:, :-1])
-    head = model.embed.embedding[...].T if model.tied else model.lm_head.kernel[...]
+    head = model.embed.embedding[...].T if model.tie_embeddings else model.lm_head.kernel[...]
     hidden = hidden.reshape(-1, hidden.shape[-1])
     return cross_entropy(hidden, head, tokens[:, 1:].reshape(-1))
 

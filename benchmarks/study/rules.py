@@ -1,4 +1,4 @@
-"""Optimizers of tables that Optax does not have, for the study only."""
+"""Optimizers of tables that exist neither in Optax nor in Ember."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,8 +13,8 @@ class RowState(NamedTuple):
     row: optax.Params  # one second moment for each token, in [V, 1] or [1, V]
 
 
-def row_only(b2: float, eps: float = 1e-8) -> optax.GradientTransformation:
-    """Ember without its columns: a gradient over the root of its row's moment."""
+def row_only(b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+    """Ember without its column moment: divides by the root of the row moment."""
 
     def row_means(tables: optax.Params) -> optax.Params:
         def row_mean(x: jax.Array) -> jax.Array:
@@ -43,7 +43,7 @@ def row_only(b2: float, eps: float = 1e-8) -> optax.GradientTransformation:
 def adam_with_schedule(
     b1: float, b2: Callable[[Any], Any], eps: float = 1e-8
 ) -> optax.GradientTransformation:
-    """Adam whose b2 is a schedule that begins at 0, so that nu needs no correction."""
+    """Adam with a schedule for b2 that starts at 0: nu needs no bias correction."""
 
     def init(params: optax.Params) -> optax.ScaleByAdamState:
         zeros = optax.tree.zeros_like(params)
@@ -70,14 +70,14 @@ def balanced_momentum(
 ) -> optax.GradientTransformation:
     """Nesterov momentum whose rows and columns are scaled to unit root mean square.
 
-    As DeepSeek-V4.1-Flash describes it for its token tables: rows far below the mean
+    DeepSeek-V4.1-Flash describes it for its token tables: rows with very small momentum
     are left out, then rows and columns are scaled in turn, as in Sinkhorn's algorithm.
 
     Args:
-      decay: of the momentum; 0 keeps no state.
-      rounds: how often rows, then columns, are scaled.
-      masked_below: share of the root mean square of the whole table, below which a row
-        is not moved.
+      decay: decay of the momentum; 0 keeps no state.
+      rounds: number of times that rows, then columns, are scaled.
+      masked_below: rows whose root mean square is below this fraction of the table's
+        are not moved.
     """
 
     def balance(x: jax.Array) -> jax.Array:
@@ -101,10 +101,9 @@ def balanced_momentum(
 
 
 def centered() -> optax.GradientTransformation:
-    """Takes the mean over the vocabulary out of the update of a head.
+    """Subtracts the mean over the vocabulary from the update of a head.
 
-    The gradient of a softmax has none: a head that moves all its logits by the same
-    amount changes no probability.
+    Moving all logits by the same amount changes no probability.
     """
 
     def center(x: jax.Array) -> jax.Array:

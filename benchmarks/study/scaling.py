@@ -1,126 +1,84 @@
-"""How the best learning rates go with the width, the tokens in a step, and the length.
+"""Rules that scale the best learning rates with width, tokens in a step and length.
 
-A rule multiplies the best pair of the main setting with powers of those. What a rule
-costs in a setting is the loss at its pair minus that at the best one there, one seed.
+A rule multiplies the best pair of the main setting by powers of these. Its cost in a
+setting is the loss at the resulting pair minus the loss at the best pair, one seed.
 """
 
 import dataclasses
-import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable
 
 import numpy as np
 
 from benchmarks.common.search import Pair
-from benchmarks.study import shared, stages
-from benchmarks.study.rows import Study, setting
+from benchmarks.study import stages
 from benchmarks.study.settings import Losses, Settings
-from benchmarks.study.shared import Case, WaitingFor
+from benchmarks.study.stages import Case
 
-STAGES = ("rule",)
-ARMS = stages.RIVALS[:2]
-# What a setting of a stage has more of than the main one, as a factor.
-FACTORS = {
+# By stage: a setting's size relative to the main setting.
+FACTORS: dict[str, Callable[[Settings], float]] = {
     "width": lambda run: run.width / Settings.width,
     "batch": lambda run: run.batch * run.window / (Settings.batch * Settings.window),
     "length": lambda run: run.tokens / Settings.tokens,
 }
 
+Rule = dict[str, Pair]
+"""By stage: exponents of the factor for embedding and head."""
 
-class Rule(NamedTuple):
-    """Exponents of the factors of `FACTORS`, for the embedding and for the head."""
-
-    title: str
-    width: Pair
-    batch: Pair
-    length: Pair
-
-    def exponents(self, stage: str) -> Pair:
-        return getattr(self, stage)
+KEPT: Rule = dict.fromkeys(FACTORS, (0.0, 0.0))
+COMMON: Rule = {"width": (-0.5, -0.5), "batch": (0.5, 0.5), "length": (0.0, 0.0)}
 
 
-class Cost(NamedTuple):
-    """What a rule costs in every setting, by its name."""
-
-    rule: Rule
-    costs: dict[str, float]
-
-
-KEPT = Rule("the same pair everywhere", (0.0, 0.0), (0.0, 0.0), (0.0, 0.0))
-PRACTICE = Rule("as in practice", (-0.5, -0.5), (0.5, 0.5), (0.0, 0.0))
+def rules(arm: str, losses: Losses) -> dict[str, Rule]:
+    """Returns the rules by title."""
+    return {
+        "the same pair everywhere": KEPT,
+        "commonly used": COMMON,
+        "fitted to the best pairs": fitted(arm, losses),
+    }
 
 
 def fitted(arm: str, losses: Losses) -> Rule:
-    """Returns the powers that fit the best pairs, rounded to halves.
-
-    Raises:
-      WaitingFor: a search is not finished.
-    """
+    """Returns the powers that fit the best pairs, rounded to halves."""
     main = stages.tuned({"arm": arm}, losses)
-    found = {}
+    found: Rule = {}
     for stage, factor in FACTORS.items():
         runs = [main, *(stages.tuned(case, losses) for case in cases(arm, stage))]
         logs = np.log([[factor(run), *stages.rates(run)] for run in runs])
-        slopes = np.polyfit(logs[:, 0], logs[:, 1:], 1)[0]
-        found[stage] = tuple(round(2 * slope) / 2 for slope in slopes)
-    return Rule("fitted to the best pairs", **found)
-
-
-def rules(arm: str, losses: Losses) -> list[Rule]:
-    return [KEPT, PRACTICE, fitted(arm, losses)]
+        embed, head = np.polyfit(logs[:, 0], logs[:, 1:], 1)[0]
+        found[stage] = round(2 * embed) / 2, round(2 * head) / 2
+    return found
 
 
 def cases(arm: str, stage: str) -> list[Case]:
     return [case for case in stages.CASES[stage] if case["arm"] == arm]
 
 
-def by_rule(rule: Rule, stage: str, case: Case, losses: Losses) -> Settings:
-    """Returns the run of a case at the pair of a rule."""
-    run = stages.start(case, losses)
+def scaled(rule: Rule, stage: str, case: Case, losses: Losses) -> Settings:
+    """Returns the run of a case at the pair that a rule gives."""
+    run = stages.untuned(case, losses)
     factor = FACTORS[stage](run)
     main = stages.rates(stages.tuned(stages.main(case), losses))
     lr, head_lr = (
         float(f"{rate * factor**power:.2g}")
-        for rate, power in zip(main, rule.exponents(stage), strict=True)
+        for rate, power in zip(main, rule[stage], strict=True)
     )
     return dataclasses.replace(run, lr=lr, head_lr=head_lr)
 
 
 def runs(arm: str, losses: Losses) -> list[Settings]:
     return [
-        by_rule(rule, stage, case, losses)
-        for rule in rules(arm, losses)
+        scaled(rule, stage, case, losses)
+        for rule in rules(arm, losses).values()
         for stage in FACTORS
         for case in cases(arm, stage)
     ]
 
 
-def missing(stage: str, losses: Losses) -> Iterator[Settings]:
-    """Returns the runs that can be done now and are not finished."""
-    del stage
-    jobs = [lambda arm=arm: runs(arm, losses) for arm in ARMS]
-    return shared.unfinished(jobs, losses)
-
-
-def costs(study: Study, arm: str) -> list[Cost]:
-    """Returns what each rule costs an arm, nothing where runs are missing."""
-    losses = study.losses
-    try:
-        if any(run not in losses for run in runs(arm, losses)):
-            return []
-        found = []
-        for rule in rules(arm, losses):
-            of_rule = {}
-            for stage in FACTORS:
-                for case in cases(arm, stage):
-                    best = stages.tuned(case, losses)
-                    loss = losses[by_rule(rule, stage, case, losses)]
-                    of_rule[setting(best)] = loss - losses[best]
-            found.append(Cost(rule, of_rule))
-    except WaitingFor:
-        return []
+def costs(rule: Rule, arm: str, losses: Losses) -> dict[Settings, float]:
+    """Returns the cost of a rule in each setting, by the best run there."""
+    found = {}
+    for stage in FACTORS:
+        for case in cases(arm, stage):
+            best = stages.tuned(case, losses)
+            found[best] = losses[scaled(rule, stage, case, losses)] - losses[best]
     return found
-
-
-def mean(cost: Cost) -> float:
-    return math.fsum(cost.costs.values()) / len(cost.costs)

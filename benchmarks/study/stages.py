@@ -1,39 +1,49 @@
-"""Which runs the study consists of, some of which depend on the results of others.
+"""The runs of the study. Which ones there are depends on the results of others.
 
-A case is what a run differs in from the others. Each case is tuned first, by a search
-for the learning rates of its two tables with one seed, and then run at the best pair
-with seeds that the search has not seen. PLAN.md says why these cases.
+A case contains the settings in which a run differs from the defaults. Each case is
+tuned by a search over the learning rates of its two tables with seed 0, and then run at
+the best pair with other seeds. PLAN.md gives the reasons for these cases.
 """
 
 import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from benchmarks.common.search import QUARTERS, Pair, best_pair, search_pair
-from benchmarks.study import shared
+from benchmarks.common.search import (
+    QUARTERS,
+    Pair,
+    best_pair,
+    best_rate,
+    search,
+    search_pair,
+)
 from benchmarks.study.arms import ARMS
 from benchmarks.study.settings import Losses, Settings
-from benchmarks.study.shared import BATCHES, LENGTHS, SEEDS, WIDTHS, Case
 
-RIVALS = ("ember_adafactor", "adam80", "adam", "ember")
-LARGE: Case = {"width": 256, "layers": 4, "vocab": 16_384, "tokens": 1_048_576}
-# For one large GPU.
-SCALE: Case = {
-    "config": "pretrain_124m",
-    "width": 768,
-    "layers": 12,
-    "batch": 16,
-    "window": 1024,
-    "tokens": 8_388_608,
+Case = dict[str, Any]
+
+SEEDS = (1, 2, 3, 4, 5)
+FEW_SEEDS = (1, 2, 3)  # of the larger model
+# The rate of the body is the best for Ember and Adam together; it is searched with one
+# rate for both tables.
+BODY_RATES = {
+    "adamw": (1e-3, 2e-3, 4e-3, 8e-3),
+    "muon": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2),
 }
-SCALE_BODY_LR = 1e-3  # of AdamW, a usual one for models of this size
-FEW_SEEDS = (1, 2, 3)  # where a run takes long
-# Factors by which the best pair is missed: on the embedding, on the head, on both.
-OFF = (0.25, 0.5, 2.0, 4.0)
-# Learning rates 10^(k/4) of embedding and of head, a factor of 3.2 apart.
-PLANE = (range(-7, 4, 2), range(-12, -1, 2))
-MEASURED = ("ember_adafactor", "ember", "adam95", "adam", "amsgrad")
+BODY_CASES: tuple[Case, ...] = (
+    {"arm": "ember", "lr": 0.01},
+    {"arm": "adam95", "lr": 0.056},
+)
+RIVALS = ("ember_adafactor", "adam80", "adam", "ember")
+BATCHES = (8, 32, 128, 512)
+WIDTHS = (48, 192)
+LENGTHS = (65_536, 1_048_576)  # tokens
+LARGE: Case = {"width": 256, "layers": 4, "vocab": 16_384, "tokens": 1_048_576}
+FACTORS = (0.25, 0.5, 2.0, 4.0)  # by which rates are mistuned
+# Learning rates 10^(k/4) of embedding and head, a factor of 3.2 apart.
+GRID = (range(-7, 4, 2), range(-12, -1, 2))
 
 CASES: dict[str, list[Case]] = {
     "arms": [
@@ -56,7 +66,7 @@ CASES: dict[str, list[Case]] = {
     "linux": [{"arm": arm, "text": "linux"} for arm in RIVALS],
     "tied": [{"arm": arm, "tied": True} for arm in RIVALS],
     "muon": [{"arm": arm, "body": "muon"} for arm in RIVALS],
-    # Short windows, so that the largest batch still makes 32 steps.
+    # Short windows, so that a run with the largest batch still has 32 steps.
     "batch": [
         {"arm": arm, "batch": batch, "window": 16}
         for batch, arm in itertools.product(BATCHES, RIVALS)
@@ -69,110 +79,65 @@ CASES: dict[str, list[Case]] = {
         for tokens, arm in itertools.product(LENGTHS, RIVALS)
     ],
     "decay": [{"arm": arm, "weight_decay": 0.1} for arm in RIVALS[:2]],
-    "rare": [{"arm": arm, "frequencies": True} for arm in MEASURED],
+    "rare": [
+        {"arm": arm, "frequencies": True}
+        for arm in ("ember_adafactor", "ember", "adam95", "adam", "amsgrad")
+    ],
     "rounding": [
         {"arm": RIVALS[0], "rounding": rounding, **longest}
         for longest in ({}, {"tokens": LENGTHS[-1]})
         for rounding in ("nearest", "stochastic")
     ],
     "large": [LARGE | {"arm": arm} for arm in RIVALS[:3]],
-    "scale": [
-        SCALE | {"arm": "ember_adafactor"},
-        SCALE | {"arm": "adam80"},
-        SCALE | {"arm": "adam80_995", "head_arm": "adam80_96"},
-    ],
 }
-STAGES = (*CASES, "plane", "off")
-ON_CPU = tuple(stage for stage in STAGES if stage != "scale")
+STAGES = ("body", *CASES, "lr_grid", "mistuned")
+
+
+class Unfinished(Exception):
+    """The answer depends on runs that are not finished."""
+
+    def __init__(self, runs: list[Settings]):
+        super().__init__(f"{len(runs)} runs are not finished")
+        self.runs = runs
+
+
+def missing(
+    jobs: Sequence[Callable[[], list[Settings]]], losses: Losses
+) -> Iterator[Settings]:
+    """Yields the unfinished runs of jobs, or those on which the jobs depend."""
+    for job in jobs:
+        try:
+            runs = job()
+        except Unfinished as unfinished:
+            runs = unfinished.runs
+        yield from (run for run in runs if run not in losses)
+
+
+def jobs(stage: str, losses: Losses) -> list[Callable[[], list[Settings]]]:
+    """Returns functions that return the runs of a stage or raise `Unfinished`."""
+    if stage == "body":
+        return [lambda body=body: body_runs(body) for body in BODY_RATES]
+    if stage == "lr_grid":
+        return [lambda arm=arm: lr_grid(arm, losses) for arm in RIVALS[:2]]
+    if stage == "mistuned":
+        return [lambda arm=arm: [*mistuned(arm, losses).values()] for arm in RIVALS[:2]]
+    return [lambda case=case: seeded(case, losses) for case in CASES[stage]]
+
+
+def require(runs: list[Settings], losses: Losses) -> list[float]:
+    """Returns the losses of runs.
+
+    Raises:
+      Unfinished: a run is not finished. So does every function below that needs it.
+    """
+    if unfinished := [run for run in runs if run not in losses]:
+        raise Unfinished(unfinished)
+    return [losses[run] for run in runs]
 
 
 def name_of(stage: str, case: Case) -> str:
     """Returns the name of a row of the evidence, such as `batch/ember/8/16`."""
     return "/".join(map(str, (stage, *case.values())))
-
-
-def missing(stage: str, losses: Losses) -> Iterator[Settings]:
-    """Returns the runs of a stage that can be done now and are not finished."""
-    jobs: list[Callable[[], list[Settings]]]
-    if stage == "plane":
-        jobs = [lambda: plane(losses)]
-    elif stage == "off":
-        jobs = [lambda arm=arm: list(off(arm, losses).values()) for arm in RIVALS[:2]]
-    else:
-        jobs = [lambda case=case: seeded(case, losses) for case in CASES[stage]]
-    return shared.unfinished(jobs, losses)
-
-
-def seeded(case: Case, losses: Losses) -> list[Settings]:
-    """Returns the runs of a case at its best learning rates.
-
-    Raises:
-      WaitingFor: they are not known yet.
-    """
-    best = tuned(case, losses)
-    seeds = FEW_SEEDS if is_larger(case) else SEEDS
-    return [dataclasses.replace(best, seed=seed) for seed in seeds]
-
-
-def tuned(case: Case, losses: Losses) -> Settings:
-    """Returns a case at its best learning rates, with the seed of the search.
-
-    Raises:
-      WaitingFor: they are not known yet.
-    """
-    base = start(case, losses)
-    if "tied" in case:
-        _, center = rates(tuned(main(case), losses))
-        return shared.best_of(base, center, 1, losses)
-    if "frequencies" in case:
-        lr, head_lr = rates(tuned(main(case), losses))
-    elif "rounding" in case:
-        in_float32 = {key: x for key, x in case.items() if key != "rounding"}
-        lr, head_lr = rates(tuned(in_float32, losses))
-    elif is_larger(case):
-        scale = math.sqrt(Settings.width / base.width)
-        lr, head_lr = (scale * x for x in rates(tuned(main(case), losses)))
-    else:
-        lr, head_lr = best_pair(searched(case, losses))
-    return dataclasses.replace(base, lr=lr, head_lr=head_lr)
-
-
-def searched(case: Case, losses: Losses) -> dict[Pair, float]:
-    """Returns the losses of the search of a case, by learning rates of its tables.
-
-    Raises:
-      WaitingFor: the search is not finished.
-    """
-    base = start(case, losses)
-
-    def losses_at(pairs: Sequence[Pair]) -> list[float]:
-        runs = [dataclasses.replace(base, lr=lr, head_lr=head) for lr, head in pairs]
-        return [losses[run] for run in shared.require(runs, losses)]
-
-    if case.keys() == {"arm"}:
-        pair, strides = ARMS[case["arm"]].pair, (2, 1)
-    elif case.keys() == {"arm", "head_arm"}:
-        embed, head = case["arm"], case["head_arm"]
-        pair, strides = (ARMS[embed].pair[0], ARMS[head].pair[1]), (2, 1)
-    else:
-        pair, strides = rates(tuned(main(case), losses)), (1,)
-    return search_pair(losses_at, pair, QUARTERS, strides)
-
-
-def start(case: Case, losses: Losses) -> Settings:
-    """Returns the settings of a case but for its own learning rates."""
-    body_lr = shared.best_body_rate(case.get("body", "adamw"), losses)
-    run = Settings(lr=math.nan, b2=ARMS[case["arm"]].b2, body_lr=body_lr, **case)
-    if run.config == SCALE["config"]:
-        return dataclasses.replace(run, body_lr=SCALE_BODY_LR)
-    # The usual rule for another number of tokens in a step.
-    scale = math.sqrt(run.batch * run.window / (Settings.batch * Settings.window))
-    return dataclasses.replace(run, body_lr=float(f"{body_lr * scale:.3g}"))
-
-
-def is_larger(case: Case) -> bool:
-    """Whether rates are those of the main setting by the rule of practice."""
-    return case.keys() >= LARGE.keys() or case.keys() >= SCALE.keys()
 
 
 def main(case: Case) -> Case:
@@ -185,25 +150,98 @@ def rates(run: Settings) -> Pair:
     return run.lr, run.head_lr
 
 
-def plane(losses: Losses) -> list[Settings]:
-    """Returns the runs of a coarse grid of pairs, for Ember and for Adam."""
-    pairs = itertools.product(*([QUARTERS.rate(k) for k in ks] for ks in PLANE))
-    bases = [start({"arm": arm}, losses) for arm in RIVALS[:2]]
+def seeded(case: Case, losses: Losses) -> list[Settings]:
+    """Returns the runs of a case at its best learning rates."""
+    best = tuned(case, losses)
+    seeds = FEW_SEEDS if case.keys() >= LARGE.keys() else SEEDS
+    return [dataclasses.replace(best, seed=seed) for seed in seeds]
+
+
+def tuned(case: Case, losses: Losses) -> Settings:
+    """Returns a case at its best learning rates, with the seed of the search."""
+    base = untuned(case, losses)
+    if "tied" in case:
+        return tuned_rate(base, rates(tuned(main(case), losses))[1], losses)
+    if "frequencies" in case:
+        lr, head_lr = rates(tuned(main(case), losses))
+    elif "rounding" in case:
+        in_float32 = {key: x for key, x in case.items() if key != "rounding"}
+        lr, head_lr = rates(tuned(in_float32, losses))
+    elif case.keys() >= LARGE.keys():
+        scale = math.sqrt(Settings.width / base.width)
+        lr, head_lr = (scale * x for x in rates(tuned(main(case), losses)))
+    else:
+        lr, head_lr = best_pair(searched(case, losses))
+    return dataclasses.replace(base, lr=lr, head_lr=head_lr)
+
+
+def tuned_rate(base: Settings, center: float, losses: Losses) -> Settings:
+    """Returns settings at their best single learning rate, searched from a center."""
+
+    def losses_at(rates: Sequence[float]) -> list[float]:
+        return require([dataclasses.replace(base, lr=rate) for rate in rates], losses)
+
+    k = QUARTERS.index(center)
+    start = [QUARTERS.rate(i) for i in (k - 2, k, k + 2)]
+    best = best_rate(search(losses_at, start, QUARTERS, stride=2))
+    return dataclasses.replace(base, lr=best)
+
+
+def searched(case: Case, losses: Losses) -> dict[Pair, float]:
+    """Returns the losses in the search of a case, by learning rates of its tables."""
+    base = untuned(case, losses)
+
+    def losses_at(pairs: Sequence[Pair]) -> list[float]:
+        runs = [dataclasses.replace(base, lr=lr, head_lr=head) for lr, head in pairs]
+        return require(runs, losses)
+
+    if case == main(case):
+        head_arm = case.get("head_arm", case["arm"])
+        start = ARMS[case["arm"]].start[0], ARMS[head_arm].start[1]
+        return search_pair(losses_at, start, QUARTERS, strides=(2, 1))
+    start = rates(tuned(main(case), losses))
+    return search_pair(losses_at, start, QUARTERS, strides=(1,))
+
+
+def untuned(case: Case, losses: Losses) -> Settings:
+    """Returns the settings of a case without learning rates of its tables."""
+    body_lr = best_body_rate(case.get("body", "adamw"), losses)
+    run = Settings(lr=math.nan, body_lr=body_lr, **case)
+    # The usual rule for a different number of tokens in a step.
+    scale = math.sqrt(run.batch * run.window / (Settings.batch * Settings.window))
+    return dataclasses.replace(run, body_lr=float(f"{body_lr * scale:.3g}"))
+
+
+def best_body_rate(body: str, losses: Losses) -> float:
+    """Returns the body's learning rate that is best for Ember and Adam together."""
+    runs = body_runs(body)
+    require(runs, losses)
+    return min(
+        BODY_RATES[body],
+        key=lambda rate: sum(losses[run] for run in runs if run.body_lr == rate),
+    )
+
+
+def body_runs(body: str) -> list[Settings]:
     return [
-        dataclasses.replace(base, lr=lr, head_lr=head)
-        for (lr, head), base in itertools.product(pairs, bases)
+        Settings(body_lr=rate, body=body, **case)
+        for rate in BODY_RATES[body]
+        for case in BODY_CASES
     ]
 
 
-def off(arm: str, losses: Losses) -> dict[Pair, Settings]:
-    """Returns the runs that miss the best pair of an arm, by the factors they are off.
+def lr_grid(arm: str, losses: Losses) -> list[Settings]:
+    """Returns the runs of a coarse grid of pairs."""
+    pairs = itertools.product(*([QUARTERS.rate(k) for k in ks] for ks in GRID))
+    base = untuned({"arm": arm}, losses)
+    return [dataclasses.replace(base, lr=lr, head_lr=head) for lr, head in pairs]
 
-    Raises:
-      WaitingFor: the best pair is not known yet.
-    """
+
+def mistuned(arm: str, losses: Losses) -> dict[Pair, Settings]:
+    """Returns runs at the best pair of an arm times factors, by these factors."""
     best = tuned({"arm": arm}, losses)
     lr, head_lr = rates(best)
-    factors = [pair for x in OFF for pair in ((x, 1.0), (1.0, x), (x, x))]
+    factors = [pair for x in FACTORS for pair in ((x, 1.0), (1.0, x), (x, x))]
     return {
         (embed, head): dataclasses.replace(best, lr=embed * lr, head_lr=head * head_lr)
         for embed, head in factors

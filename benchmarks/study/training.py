@@ -15,25 +15,26 @@ from flax import nnx
 from tqdm import tqdm
 
 import ember_optax
-from benchmarks.geometry import instrument as geometry
 from benchmarks.study import loss as fast
 from benchmarks.study.arms import ARMS
-from benchmarks.study.settings import EDGES, Settings
-from configs import pretrain_124m, pretrain_small
+from benchmarks.study.settings import Settings
+from configs import pretrain_small
 from examples.lm import Config, data, program
 from examples.lm.model import Decoder
 from examples.lm.optimizer import body_optimizer, schedule
 
 Rates = dict[str, float]
 
+TABLES = ("embed", "lm_head")
 VALIDATION_TOKENS = 32_768
+EDGES = (1, 4, 16, 64, 256, 1024)
+"""Edges between classes of tokens, by their occurrences in the run so far."""
 MEASUREMENTS = 8  # of frequencies in a run
-CONFIGS = {"pretrain_small": pretrain_small, "pretrain_124m": pretrain_124m}
 
 
 def make_config(run: Settings) -> Config:
     """Returns the config of a pretraining run, changed by the settings of a run."""
-    config: Config = CONFIGS[run.config].get_config()
+    config: Config = pretrain_small.get_config()
     config.update(
         steps=run.steps, batch_size=run.batch, sequence_length=run.window, seed=run.seed
     )
@@ -42,44 +43,33 @@ def make_config(run: Settings) -> Config:
         mlp_width=config.model.mlp_width * run.width // config.model.width,
         layers=run.layers,
         tied=run.tied,
-        vocab_multiple=1,  # the loss knows no padding
+        vocab_multiple=1,  # the loss does not support padding
     )
     config.body.update(optimizer=run.body, learning_rate=run.body_lr)
     return config
 
 
-def table_optimizer(
-    run: Settings, config: Config, arm: str, b2: float | None, lr: Any
-) -> optax.GradientTransformation:
-    """Returns an arm with its learning rate, on the schedule of all others."""
-    decay = optax.add_decayed_weights(run.weight_decay)
-    return optax.chain(
-        ARMS[arm].scale_by(b2),
-        decay if run.weight_decay else optax.identity(),
-        optax.scale_by_schedule(schedule(config, 1.0)),
-        optax.scale(-lr),
-        ember_optax.stochastic_rounding(0)
-        if run.rounding == "stochastic"
-        else optax.identity(),
-    )
+def arms_of(run: Settings) -> dict[str, str]:
+    """Returns the arm of each table."""
+    return {"embed": run.arm, "lm_head": run.head_arm or run.arm}
 
 
-def arms_of(run: Settings) -> dict[str, tuple[str, float | None]]:
-    """Returns the arm of each table and its b2."""
-    arms = {"embed": (run.arm, run.b2), "lm_head": (run.arm, run.b2)}
-    if run.head_arm:
-        arms["lm_head"] = run.head_arm, ARMS[run.head_arm].b2
-    if run.tables != "both":
-        arms["lm_head" if run.tables == "embed" else "embed"] = "adam", 0.999
-    return arms
-
-
-def rates_of(run: Settings) -> dict[str, float]:
+def rates_of(run: Settings) -> Rates:
     """Returns the learning rate of each table."""
-    rates = {"embed": run.lr, "lm_head": run.lr if run.head_lr is None else run.head_lr}
-    if run.other_lr is not None:
-        rates["lm_head" if run.tables == "embed" else "embed"] = run.other_lr
-    return rates
+    return {"embed": run.lr, "lm_head": run.lr if run.head_lr is None else run.head_lr}
+
+
+def table_optimizer(
+    run: Settings, config: Config, arm: str, lr: Any
+) -> optax.GradientTransformation:
+    """Returns an arm with a learning rate. All arms have the same schedule."""
+    steps = [ARMS[arm].scale_by()]
+    if run.weight_decay:
+        steps.append(optax.add_decayed_weights(run.weight_decay))
+    steps += [optax.scale_by_schedule(schedule(config, 1.0)), optax.scale(-lr)]
+    if run.rounding == "stochastic":
+        steps.append(ember_optax.stochastic_rounding(0))
+    return optax.chain(*steps)
 
 
 def make_optimizer(
@@ -87,7 +77,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns the optimizer of a whole model; learning rates may be traced."""
     tables: dict[Hashable, optax.GradientTransformation] = {
-        table: table_optimizer(run, config, *arm, rates[table])
+        table: table_optimizer(run, config, arm, rates[table])
         for table, arm in arms_of(run).items()
     }
     return optax.chain(
@@ -97,20 +87,19 @@ def make_optimizer(
 
 
 def _labels(params: Any) -> Any:
-    """Labels each table by its name and everything else as the body."""
+    """Labels both tables by their names and everything else as the body."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, label: path[0].key if label == "table" else label,
-        ember_optax.label_token_tables(params),
+        lambda path, _: path[0].key if path[0].key in TABLES else "body", params
     )
 
 
 class Functions(NamedTuple):
-    """What XLA compiles."""
+    """The compiled functions of a run."""
 
     init: Callable[[int], program.State]
     step: Callable[[program.State, Any, Rates], tuple[program.State, jax.Array]]
     loss: Callable[[Any, Any], jax.Array]
-    logits: Callable[[Any, Any], jax.Array]
+    predicted: Callable[[Any, Any], jax.Array]  # expected occurrences of each token
 
 
 @functools.lru_cache(maxsize=2)  # each takes tens of megabytes
@@ -126,20 +115,15 @@ def make_functions(run: Settings, vocab_size: int) -> Functions:
         model = make_model(rngs=nnx.Rngs(jax.random.key(seed)))
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
         if run.rounding:
-            params |= jax.tree.map(
-                lambda x: x.astype(jnp.bfloat16),
-                {table: params[table] for table in arms_of(run) if table in params},
-            )
+            for name in set(TABLES) & params.keys():
+                params[name] = optax.tree.cast(params[name], jnp.bfloat16)
         tx = make_optimizer(run, config, rates_of(run))
         return program.State(params, tx.init(params))
 
     def loss(params: Any, tokens: jax.Array) -> jax.Array:
         if run.rounding:  # computes in float32, with gradients in bfloat16
-            params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-        model = nnx.merge(graph, params)
-        if config.loss_chunks == 1:
-            return fast.loss_fn(model, tokens)
-        return program.loss_fn(model, tokens, config.loss_chunks)
+            params = optax.tree.cast(params, jnp.float32)
+        return fast.loss_fn(nnx.merge(graph, params), tokens)
 
     def step(
         state: program.State, tokens: jax.Array, rates: Rates
@@ -150,30 +134,31 @@ def make_functions(run: Settings, vocab_size: int) -> Functions:
         params = optax.apply_updates(state.params, updates)
         return program.State(params, opt_state), value
 
-    def logits(params: Any, tokens: jax.Array) -> jax.Array:
-        return nnx.merge(graph, params)(tokens[:, :-1])
+    def predicted(params: Any, tokens: jax.Array) -> jax.Array:
+        logits = nnx.merge(graph, params)(tokens[:, :-1])
+        return jax.nn.softmax(logits).sum((0, 1))
 
     step = jax.jit(step, donate_argnums=0)
-    return Functions(jax.jit(init), step, jax.jit(loss), jax.jit(logits))
+    return Functions(jax.jit(init), step, jax.jit(loss), jax.jit(predicted))
 
 
 def execute(run: Settings, tokens: data.Tokens, vocab_size: int) -> dict[str, Any]:
-    """Trains one model.
+    """Trains one model and returns its record.
+
+    The validation loss is measured after the last step, on the same text for all runs
+    with the same window; it is None where training diverged.
 
     Args:
-      run: its settings.
-      tokens: of its text and vocabulary.
+      run: settings of the run.
+      tokens: tokens of its text and vocabulary.
       vocab_size: number of tokens in the vocabulary.
-
-    Returns:
-      What is kept of it. The validation loss is that of the last step on the same
-      text for every run with the same window; it is None where training diverged.
     """
-    functions = make_functions(_compiled(run), vocab_size)
+    rates = {"lr": 0.0, "head_lr": None if run.head_lr is None else 0.0}
+    functions = make_functions(dataclasses.replace(run, **rates, seed=0), vocab_size)
     state = functions.init(run.seed)
     state_bytes = table_state_bytes(run, state.params)
     batches = data.train_batches(tokens.train, run.window, run.batch, run.seed)
-    size = min(run.batch, 64)  # one size of logits for large batches
+    size = min(run.batch, 64)  # limits the memory of logits
     n_batches = VALIDATION_TOKENS // (size * run.window)
     validation = data.validation_batches(tokens.validation, run.window, size, n_batches)
 
@@ -210,39 +195,29 @@ def frequency_error(
     functions: Functions, params: Any, batches: list[np.ndarray], counts: np.ndarray
 ) -> list[float | None]:
     """Returns log(predicted / actual) frequency by `EDGES`, None where not finite."""
-    frequencies = geometry.frequencies_init(counts.size)
-    for batch in batches:
-        logits = functions.logits(params, batch)
-        frequencies = _update_frequencies(frequencies, logits, batch[:, 1:])
-    errors = geometry.frequency_error(frequencies, jnp.array(counts), jnp.array(EDGES))
+    predicted = sum(np.asarray(functions.predicted(params, x), float) for x in batches)
+    targets = np.concatenate([batch[:, 1:].ravel() for batch in batches])
+    actual = np.bincount(targets, minlength=counts.size)
+    classes = np.digitize(counts, EDGES)
+    n = len(EDGES) + 1
+    with np.errstate(divide="ignore", invalid="ignore"):
+        errors = np.log(np.bincount(classes, predicted, n))
+        errors -= np.log(np.bincount(classes, actual, n))
     return [round(e, 4) if math.isfinite(e) else None for e in errors.tolist()]
-
-
-_update_frequencies = jax.jit(geometry.frequencies_update)
 
 
 def table_state_bytes(run: Settings, params: Any) -> int:
     """Returns the bytes of optimizer state of the token tables."""
     total = 0
-    for table, (arm, b2) in arms_of(run).items():
+    for table, arm in arms_of(run).items():
         if table in params:
-            init = ARMS[arm].scale_by(b2).init
+            init = ARMS[arm].scale_by().init
             state = jax.eval_shape(init, {table: params[table]})
             total += sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     return total
 
 
-def _compiled(run: Settings) -> Settings:
-    """Returns the settings of all runs that the same functions serve."""
-    rates = {
-        "lr": 0.0,
-        "head_lr": None if run.head_lr is None else 0.0,
-        "other_lr": None if run.other_lr is None else 0.0,
-    }
-    return dataclasses.replace(run, **rates, seed=0)
-
-
 def _thinned(losses: list[float]) -> list[float]:
-    """Returns the means over 16 parts of a run, or fewer where it has fewer steps."""
+    """Returns the means over 16 parts of a run, or fewer if it has fewer steps."""
     parts = np.array_split(losses, min(16, len(losses)))
     return [round(float(np.mean(part)), 4) for part in parts]

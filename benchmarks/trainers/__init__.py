@@ -1,1 +1,1 @@
-"""Ember in other people's training loops: `make trainers`."""
+"""Ember in existing training loops: `make trainers`."""

@@ -33,7 +33,7 @@ from benchmarks.trainers import checks, environment, text
 from benchmarks.trainers.checks import HEAD_RATE, LEARNING_RATE, SAVED, STEPS
 from examples.trainers import big_vision as plug_in  # noqa: F401
 
-# It has no versions: the commit.
+# big_vision has no versions, so the commit identifies it.
 PINNED = tomllib.loads(environment.TABLE.read_text())["big_vision"]
 VERSION = PINNED["checkout"]["commit"][:12]
 TABLE = "llm/embedder/input_embedding"
@@ -71,14 +71,13 @@ def get_config(run: str) -> ml_collections.ConfigDict:
     c.sharding_strategy = [(".*", 'fsdp(axis="data", min_size_to_shard_mb=0)')]
 
     c.lr = LEARNING_RATE
+    c.grad_clip_norm = 1.0
     c.wd = 1e-4
     c.schedule = [(".*", schedule)]
     if run == "adamw":
         c.optax_name = "scale_by_adam"
-        c.grad_clip_norm = 1.0
         return c
     c.optax_name = "big_vision.scale_by_adam_and_ember"
-    c.optax = {"max_norm": 1.0}
     c.lr_mults = [(TABLE, HEAD_RATE / LEARNING_RATE)]
     c.sharding_strategy = [("opt/.*/table/.*", "replicate"), *c.sharding_strategy]
     if run == "frozen":
@@ -87,14 +86,14 @@ def get_config(run: str) -> ml_collections.ConfigDict:
 
 
 class DataSource(core.DataSource):
-    """Windows of text, each beside an image of noise.
+    """Windows of text, each with an image of noise.
 
-    big_vision does not save its place in the data. Twice the same SAVED batches are
-    what both the straight run and the one that goes on read.
+    big_vision does not save its position in the data. Therefore both the uninterrupted
+    run and the resumed one read the same SAVED batches twice.
     """
 
     def get_tfdata(self, ordered: bool, **_: Any) -> tf.data.Dataset:
-        with jax.transfer_guard("allow"):  # not so in big_vision's loop
+        with jax.transfer_guard("allow"):  # which big_vision's loop disallows
             tokens = text.batches()[:SAVED].reshape(-1, text.TIME + 1)
         size = (len(tokens), SIDE, SIDE, 3)
         images = np.random.default_rng(0).integers(256, size=size, dtype=np.uint8)
@@ -126,7 +125,7 @@ API = "jit"  # of the evaluator
 
 @functools.cache
 def loop() -> Any:
-    """Returns the module of big_vision's loop, which finds what is defined here."""
+    """Imports big_vision's loop, and registers the classes of this file with it."""
     here = sys.modules[__name__]
     sys.modules["big_vision.datasets.ember_windows"] = here
     sys.modules["big_vision.evaluators.ember_keep"] = here
@@ -142,7 +141,7 @@ def loop() -> Any:
         return config
 
     gemma.get_config = get_config
-    # Its barrier at the end is made of a sharding that jax has no more.
+    # Its barrier at the end uses a sharding that newer versions of jax removed.
     utils.sync = functools.partial(multihost_utils.sync_global_devices, "end")
     found = importlib.import_module("big_vision.trainers.proj.paligemma.train")
     jax.config.update("jax_transfer_guard", "allow")  # outside the loop
@@ -151,7 +150,7 @@ def loop() -> Any:
 
 def train(name: str, workdir: Path) -> checks.Trained:
     main = loop().main
-    utils.chrono = utils.Chrono()  # or it goes on from the run before
+    utils.chrono = utils.Chrono()  # otherwise it continues the previous run's
     flags.FLAGS(["train", f"--config={__file__}:{name}", f"--workdir={workdir}"])
     with jax.transfer_guard("disallow"):
         main([])
@@ -173,49 +172,24 @@ def run(workdir: Path) -> dict[str, Any]:
     frozen = train("frozen", workdir / "frozen")
     checks.check_falls("a frozen table", frozen.losses)
     checks.check_only_adamw(frozen.opt_state)
-    check_clipping()
     check_decay()
-    also = ["frozen table", "`max_norm` as `grad_clip_norm`"]
-    return result | {"also": also, "families": checks.check_families(build, MODELS)}
-
-
-def check_clipping() -> None:
-    """Raises unless `max_norm` does what big_vision's own clipping does."""
-    config: Any = get_config("ember")
-    config.schedule = [("img/.*", None), *config.schedule]
-    scales = [0.05, 100.0]  # one norm below the largest and one above it
-    inside = updates(config, scales)
-    config.optax.max_norm = 1e9
-    not_clipped = updates(config, scales)
-    config.grad_clip_norm = 1.0
-    in_front = updates(config, scales)
-    assert not np.allclose(inside[TABLE], not_clipped[TABLE], rtol=1e-2)
-    for path, update in inside.items():
-        np.testing.assert_allclose(update, in_front[path], rtol=1e-5)
-        assert np.any(update != 0) == (not path.startswith("img")), path
+    return result | {
+        "also": ["frozen table"],
+        "families": checks.check_families(build, MODELS),
+    }
 
 
 def check_decay() -> None:
-    """Raises unless `wd` reaches a kernel of the image tower and not the table."""
-    without_gradients = updates(get_config("ember"), [0.0, 0.0])
-    assert np.all(without_gradients["img/head/kernel"] < 0)
-    assert np.all(without_gradients[TABLE] == 0)
-
-
-def updates(
-    config: ml_collections.ConfigDict, scales: list[float]
-) -> dict[str, np.ndarray]:
-    """Returns the last updates of one parameter each of tower, table and body."""
-    rng = np.random.default_rng(0)
+    """Raises unless `wd` decays a kernel of the image tower but not the table."""
     shapes = {"img/head/kernel": (8, 4), TABLE: (32, 4), "llm/layers/linear": (4, 8)}
     params = utils.recover_tree(shapes, map(jnp.ones, shapes.values()))
-    tx, _ = bv_optax.make(config, params, sched_kw={"total_steps": STEPS})
-    grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), params)
-    state, found = tx.init(params), params
-    for scale in scales:
-        found, state = tx.update(optax.tree.scale(scale, grads), state, params)
-    named, _ = utils.tree_flatten_with_names(found)
-    return {name: np.asarray(update) for name, update in named}
+    tx, _ = bv_optax.make(get_config("ember"), params, sched_kw={"total_steps": STEPS})
+    state, updates = tx.init(params), params
+    for _ in range(2):  # the learning rate of the first step is 0
+        updates, state = tx.update(optax.tree.zeros_like(params), state, params)
+    named = dict(utils.tree_flatten_with_names(updates)[0])
+    assert np.all(named["img/head/kernel"] < 0)
+    assert np.all(named[TABLE] == 0)
 
 
 def build(name: str) -> tuple[Any, int]:

@@ -1,4 +1,4 @@
-"""What must hold in every trainer: AdamW, then Ember, then Ember from a checkpoint."""
+"""Checks for every trainer: AdamW, then Ember, then Ember resumed from a checkpoint."""
 
 import functools
 import json
@@ -14,7 +14,7 @@ import optax
 import ember_optax
 
 STEPS, SAVED = 12, 6
-"""Steps of a run, and about the step of the checkpoint that it is continued from."""
+"""Steps of a run, and roughly the step of the checkpoint that it resumes from."""
 
 MARGIN = 0.05
 """Smallest change of a loss that counts, in nats."""
@@ -26,7 +26,7 @@ STATISTIC = re.compile(r"(^|\|)tables\|(?P<table>[^|]+)\|(?P<name>row|col)\b")
 
 
 class Trained(NamedTuple):
-    """What a training loop leaves behind."""
+    """Result of a training loop."""
 
     losses: list[float]
     params: Any
@@ -35,6 +35,22 @@ class Trained(NamedTuple):
 
 def schedule(peak: float) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(0.0, peak, 2, STEPS)
+
+
+SCHEDULES = schedule(LEARNING_RATE), schedule(EMBED_RATE), schedule(HEAD_RATE)
+
+
+def freeze(tx: optax.GradientTransformation, path: str) -> optax.GradientTransformation:
+    """Freezes the parameters in whose path the regular expression `path` matches."""
+
+    def label(key_path: Any, _: Any) -> str:
+        found = jax.tree_util.keystr(key_path, simple=True, separator="/")
+        return "frozen" if re.search(path, found) else "trained"
+
+    return optax.multi_transform(
+        {"trained": tx, "frozen": optax.set_to_zero()},
+        functools.partial(jax.tree_util.tree_map_with_path, label),
+    )
 
 
 def compare(
@@ -46,14 +62,14 @@ def compare(
     """Runs a trainer with AdamW, with Ember, and again from Ember's checkpoint.
 
     Args:
-      train: trains STEPS steps, given `adamw` or `ember` and a folder; goes on from the
+      train: trains STEPS steps, given `adamw` or `ember` and a folder; resumes from the
         last checkpoint there.
-      drop_after: deletes from that folder what was saved after step SAVED.
+      drop_after: deletes the checkpoints after step SAVED from that folder.
       workdir: an empty folder.
-      vocab_size: of the model.
+      vocab_size: number of tokens of the model.
 
     Returns:
-      What was measured.
+      The measurements, as they are stored.
     """
     adamw = train("adamw", workdir / "adamw")
     check_falls("AdamW", adamw.losses)
@@ -84,16 +100,16 @@ def compare(
 
 
 def check_switch(kept: list[float], switched: list[float]) -> dict[str, Any]:
-    """Raises if the loss rises where AdamW's checkpoint goes on with Ember.
+    """Raises if the loss rises where Ember continues AdamW's checkpoint.
 
-    Batches differ in difficulty, so it is compared with AdamW's on the same batch.
+    Batches differ in difficulty, so the comparison is with AdamW on the same batch.
 
     Args:
-      kept: losses of the run that stays with AdamW, all of them.
+      kept: all losses of the run that stays with AdamW.
       switched: losses after the change, the first of them before any step of Ember.
 
     Returns:
-      Both, from the change on.
+      The losses of both runs after the change.
     """
     kept = kept[-len(switched) :]
     if not np.isclose(switched[0], kept[0], rtol=1e-5):
@@ -104,7 +120,7 @@ def check_switch(kept: list[float], switched: list[float]) -> dict[str, Any]:
 
 
 def check_falls(name: str, losses: list[float]) -> None:
-    """Raises unless the loss ends below where it began, by a margin."""
+    """Raises unless the last loss is below the first by the margin."""
     if not losses or not losses[-1] < losses[0] - MARGIN:
         raise AssertionError(f"The loss with {name} does not fall: {losses}.")
 
@@ -116,7 +132,12 @@ def check_state(trained: Trained, vocab_size: int) -> dict[str, dict[str, Any]]:
       Role and shape of each table by path.
     """
     found = statistics(trained.opt_state)
-    labels = functools.partial(ember_optax.label_token_tables, vocab_size=vocab_size)
+    labels = functools.partial(
+        ember_optax.label_token_tables,
+        vocab_size=vocab_size,
+        embed="embed",
+        head="head",
+    )
     tables = ember_optax.summarize(trained.params, labels).tables
     if found.keys() != {table.path.replace("/", ":") for table in tables}:
         raise AssertionError(f"Ember has {sorted(found)}, but the tables are {tables}.")
@@ -132,7 +153,7 @@ def check_state(trained: Trained, vocab_size: int) -> dict[str, dict[str, Any]]:
 
 
 def statistics(opt_state: Any) -> dict[str, dict[str, jax.Array]]:
-    """Returns `row` and `col` by the key of their table, in whatever container."""
+    """Returns `row` and `col` by the key of their table, in any container."""
     found: dict[str, dict[str, jax.Array]] = {}
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
         path = jax.tree_util.keystr(key_path, simple=True, separator="|")
@@ -142,7 +163,7 @@ def statistics(opt_state: Any) -> dict[str, dict[str, jax.Array]]:
 
 
 def check_only_adamw(opt_state: Any) -> None:
-    """Raises if a table is left to Ember where none is trained."""
+    """Raises if Ember has the state of a table."""
     check_tables(opt_state)
 
 
@@ -155,9 +176,9 @@ def check_tables(opt_state: Any, *paths: str) -> None:
 
 
 def check_labels(params: Any, vocab_size: int, *, by_name: bool) -> None:
-    """Raises unless tables are the leaves with an axis of `vocab_size`, one a head.
+    """Raises unless the leaves with an axis of `vocab_size` are tables, one a head.
 
-    The size must be that of no other axis, so that it tells the truth about names.
+    No other axis may have that size, so that it shows which names are tables.
     """
     labels = ember_optax.label_token_tables(
         params,
@@ -183,17 +204,17 @@ def check_families(
 
     Args:
       build: returns shapes of the parameters and the size of the vocabulary, by name.
-      names: of the models.
+      names: names of the models.
 
     Returns:
-      Models that are right by name alone and with `vocab_size`, or only with that; by
-      name what is wrong, or why the trainer did not build it.
+      Lists of the models whose labels are right by name alone and with `vocab_size`, or
+      only with it; by name, the wrong labels, or the error of the trainer's builder.
     """
     right, with_size, wrong, not_built = [], [], {}, {}
     for name in names:
         try:
             params, vocab_size = build(name)
-        except Exception as error:  # any of the trainer's own
+        except Exception as error:  # trainers raise all kinds
             not_built[name] = f"{type(error).__name__}: {error}"[:200]
             continue
         try:
@@ -215,7 +236,7 @@ def check_families(
 
 
 def host(tree: Any) -> dict[str, np.ndarray]:
-    """Returns the arrays of a tree by path, in memory of their own."""
+    """Copies the arrays of a tree to host memory, by path."""
     return {
         jax.tree_util.keystr(key_path): np.array(leaf)
         for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -223,12 +244,12 @@ def host(tree: Any) -> dict[str, np.ndarray]:
 
 
 def check_equal(first: Mapping[str, np.ndarray], second: Mapping[str, Any]) -> None:
-    """Raises unless both have the same arrays, to the bit."""
+    """Raises unless both have bitwise identical arrays."""
     if first.keys() != second.keys():
-        raise AssertionError(f"Other leaves: {first.keys() ^ second.keys()}.")
+        raise AssertionError(f"Leaves differ: {first.keys() ^ second.keys()}.")
     other = [k for k, x in first.items() if x.tobytes() != second[k].tobytes()]
     if other:
-        raise AssertionError(f"Not as in the straight run: {other}.")
+        raise AssertionError(f"Not as in the uninterrupted run: {other}.")
 
 
 def state_bytes(opt_state: Any) -> int:
@@ -243,7 +264,7 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def write(path: Path, record: dict[str, Any], order: Iterable[str]) -> None:
-    """Puts a record in the place of the one before of the same trainer."""
+    """Replaces the record of the same trainer."""
     by_name = read(path)
     by_name[record["trainer"]] = dict(record)
     kept = [by_name[name] for name in order if name in by_name]

@@ -39,8 +39,9 @@ OPTIONS = {
     "adamw": {"clip_grad": 1.0},
     "ember": {
         "extra_optimizer_kwargs": {
-            "embed": EMBED_RATE / LEARNING_RATE,
-            "head": HEAD_RATE / LEARNING_RATE,
+            "body_learning_rate": LEARNING_RATE,
+            "embed_learning_rate": EMBED_RATE,
+            "head_learning_rate": HEAD_RATE,
         }
     },
 }

@@ -1,8 +1,8 @@
-"""Makes the environment of a trainer with the versions of environments.toml.
+"""Creates the environment of a trainer with the versions of environments.toml.
 
     python3 benchmarks/trainers/environment.py maxtext   # makes .venv-maxtext
 
-Needs Python 3.11 or later and nothing else. What is there already is left alone.
+Needs only Python 3.11 or later. An environment that is up to date is not changed.
 """
 
 import hashlib
@@ -29,11 +29,11 @@ def main(name: str) -> None:
         return
     run(find_python(wanted["python"]), "-m", "venv", str(folder))
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-    run(*pip, "--upgrade", "pip")  # older ones know no groups
+    run(*pip, "--upgrade", "pip")  # older versions lack --group
     if "group" in wanted:
         group = f"{ROOT / 'pyproject.toml'}:{wanted['group']}"
         run(*pip, *wanted["packages"], "--editable", str(ROOT), "--group", group)
-    else:  # also with versions below the library's bounds, to see whether it works
+    else:  # --no-deps also allows versions below the library's bounds
         run(*pip, *wanted["packages"])
         run(*pip, "--no-deps", "--editable", str(ROOT))
     if "checkout" in wanted:
@@ -42,7 +42,7 @@ def main(name: str) -> None:
 
 
 def check_out(folder: Path, url: str, commit: str) -> None:
-    """Puts a repository that cannot be installed on the environment's path."""
+    """Adds a repository that cannot be installed to the environment's path."""
     source = folder / "src"
     git = ["git", "-C", str(source)]
     run("git", "init", "--quiet", str(source))
@@ -53,7 +53,7 @@ def check_out(folder: Path, url: str, commit: str) -> None:
 
 
 def find_python(version: str) -> str:
-    """Returns an interpreter of this version: from the path, or one of pyenv's."""
+    """Finds an interpreter of this version on the path or in pyenv."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     builds = sorted(pyenv.glob(f"versions/{version}.*/bin/python{version}"))
     for python in [f"python{version}", *map(str, builds)]:

@@ -18,7 +18,7 @@ from kauldron import kd
 from kauldron.train import metric_writer
 
 from benchmarks.trainers import checks, text
-from benchmarks.trainers.checks import EMBED_RATE, HEAD_RATE, LEARNING_RATE, STEPS
+from benchmarks.trainers.checks import STEPS
 from examples.trainers import kauldron as plug_in
 
 PACKAGE = "kauldron"
@@ -57,7 +57,7 @@ class Windows:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data(kd.data.py.DataSourceBase):
-    """What Kauldron reads `Windows` through."""
+    """Wraps `Windows` for Kauldron."""
 
     @functools.cached_property
     def data_source(self) -> Windows:
@@ -76,11 +76,10 @@ class Recorder(metric_writer.NoopWriter):
 
 
 def optimizer(name: str) -> optax.GradientTransformation:
-    rate = checks.schedule(LEARNING_RATE)
     if name == "ember":
-        ratios = EMBED_RATE / LEARNING_RATE, HEAD_RATE / LEARNING_RATE
-        return plug_in.make_optimizer(rate, *ratios)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate))
+        return plug_in.make_optimizer(*checks.SCHEDULES)
+    adamw = optax.adamw(checks.SCHEDULES[0])
+    return optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
 
 def model() -> Any:
@@ -103,7 +102,7 @@ def train(
         ),
         model=made or model(),
         num_train_steps=STEPS,
-        stop_after_steps=STEPS,  # or it takes one step more
+        stop_after_steps=STEPS,  # otherwise it takes one step more
         log_metrics_every=1,
         train_losses={
             "loss": kd.losses.SoftmaxCrossEntropyWithIntLabels(

@@ -56,12 +56,14 @@ MODELS = """
 OPTIMIZERS = {
     "adamw": AdamConfig(learning_rate=LEARNING_RATE),
     "ember": plug_in.EmberConfig(
-        learning_rate=LEARNING_RATE, embed_rate=EMBED_RATE, head_rate=HEAD_RATE
+        learning_rate=LEARNING_RATE,
+        embed_learning_rate=EMBED_RATE,
+        head_learning_rate=HEAD_RATE,
     ),
     "ember_low": plug_in.EmberConfig(  # with AdamW's rate on the tables
         learning_rate=LEARNING_RATE,
-        embed_rate=LEARNING_RATE,
-        head_rate=LEARNING_RATE,
+        embed_learning_rate=LEARNING_RATE,
+        head_learning_rate=LEARNING_RATE,
     ),
     "ember_skip": plug_in.EmberConfig(  # all steps are bad after the first two
         learning_rate=LEARNING_RATE,
@@ -80,7 +82,7 @@ def with_factors() -> Any:
 
 
 def all_but_embedding(model: Any) -> Any:
-    """Returns what Levanter calls a filter: what is trained."""
+    """Returns the filter of trained parameters, as Levanter expects it."""
     everything = hax.tree_util.tree_map(lambda _: True, model)
     return eqx.tree_at(lambda tree: tree.embeddings, everything, False)
 
@@ -93,7 +95,7 @@ def train(
     batches: np.ndarray | None = None,
     from_adam: Path | None = None,
 ) -> checks.Trained:
-    """Trains; with `from_adam`, on from the last checkpoint of that folder."""
+    """Trains; with `from_adam`, resumes from the last checkpoint of that folder."""
     losses: dict[int, float] = {}  # the last step calls hooks twice
     batches = text.batches() if batches is None else batches
     with trainer(name, workdir) as loop:
@@ -157,7 +159,7 @@ def example(loop: Trainer, tokens: Any) -> Any:
 
 
 def run(workdir: Path) -> dict[str, Any]:
-    # Half of all runs compile what one before has compiled.
+    # Half of the runs compile the same programs as an earlier one.
     jax.config.update("jax_compilation_cache_dir", str(workdir / "cache"))
     result = checks.compare(train, drop_after, workdir, text.VOCAB_SIZE)
     drop_after(workdir / "adamw")
@@ -165,7 +167,7 @@ def run(workdir: Path) -> dict[str, Any]:
         name: train(name, workdir / f"to_{name}", from_adam=workdir / "adamw").losses
         for name in ("ember", "ember_low")
     }
-    # At rates of a fresh run the first step is too large: recorded, not asserted.
+    # At the rates of a fresh run the first step is too large: recorded, not asserted.
     result["switch"] = checks.check_switch(
         result["losses"]["adamw"], losses["ember_low"]
     )
@@ -197,7 +199,7 @@ def build(name: str) -> tuple[Any, int]:
     config = LmConfig.get_choice_class(name)()
     model = eqx.filter_eval_shape(config.build, vocab, key=jax.random.PRNGKey(0))
     is_shape = eqx.filter(model, lambda x: hasattr(x, "shape") and hasattr(x, "dtype"))
-    # Whisper alone goes by the size in its configuration.
+    # Only Whisper uses the size in its configuration.
     return is_shape, config.vocab_size if name == "whisper" else vocab.size
 
 

@@ -1,4 +1,4 @@
-"""One's own loop with Flax linen, on a mesh of 2 x 2 devices."""
+"""Your own loop with Flax linen, on a mesh of 2 x 2 devices."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,6 @@ from flax.training.train_state import TrainState
 from jax.sharding import NamedSharding
 
 from benchmarks.trainers import checks, text
-from benchmarks.trainers.checks import EMBED_RATE, HEAD_RATE, LEARNING_RATE
 from examples.trainers import linen_loop
 
 PACKAGE = "flax"
@@ -36,18 +35,15 @@ class Model(nn.Module):
 
 
 def optimizer(name: str, frozen: str | None = None) -> optax.GradientTransformation:
-    rate = checks.schedule(LEARNING_RATE)
     if name == "ember":
-        return linen_loop.make_optimizer(
-            rate, EMBED_RATE / LEARNING_RATE, HEAD_RATE / LEARNING_RATE, frozen
-        )
-    adamw = optax.adamw(rate, b2=0.95, weight_decay=0.1)
+        tx = linen_loop.make_optimizer(*checks.SCHEDULES, text.VOCAB_SIZE)
+        return checks.freeze(tx, frozen) if frozen else tx
+    adamw = optax.adamw(checks.SCHEDULES[0], b2=0.95, weight_decay=0.1)
     return optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
 
 def create(name: str, frozen: str | None) -> TrainState:
-    """Returns a state that is sharded from the start."""
-
+    """Creates the state sharded, without a replicated copy first."""
     tokens = text.batches()[0, :, :-1]
 
     def init() -> TrainState:
@@ -64,9 +60,7 @@ def create(name: str, frozen: str | None) -> TrainState:
 
 def train(name: str, workdir: Path, frozen: str | None = None) -> checks.Trained:
     with text.checkpoints(workdir) as manager:
-        state, losses = linen_loop.train(
-            create(name, frozen), text.batches(), manager, frozen
-        )
+        state, losses = linen_loop.train(create(name, frozen), text.batches(), manager)
     return checks.Trained(losses, state.params, state.opt_state)
 
 

@@ -92,7 +92,8 @@ def use(name: str) -> None:
     optimizers.get_optimizer = (
         plug_in.get_optimizer if name == "ember" else plug_in.get_builtin
     )
-    plug_in.EMBED_RATE, plug_in.HEAD_RATE = checks.EMBED_RATE, checks.HEAD_RATE
+    plug_in.EMBED_LEARNING_RATE = checks.EMBED_RATE
+    plug_in.HEAD_LEARNING_RATE = checks.HEAD_RATE
 
 
 def run(workdir: Path) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def run(workdir: Path) -> dict[str, Any]:
 
 
 def switch(workdir: Path, kept: list[float]) -> dict[str, list[float]]:
-    """Goes on with Ember from AdamW's checkpoint, and returns the losses beside."""
+    """Continues AdamW's checkpoint with Ember, and returns the losses of both."""
     drop_after(workdir)
     use("adamw")
     maxtext_switch.switch(plug_in, "switched", tiny(workdir))

@@ -1,4 +1,4 @@
-"""One's own loop with Flax NNX, on a mesh of 2 x 2 devices."""
+"""Your own loop with Flax NNX, on a mesh of 2 x 2 devices."""
 
 import shutil
 from functools import partial
@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 from benchmarks.trainers import checks, text
-from benchmarks.trainers.checks import EMBED_RATE, HEAD_RATE, LEARNING_RATE
 from examples.trainers import nnx_loop
 
 PACKAGE = "flax"
@@ -42,19 +42,14 @@ class Model(nnx.Module):
 
 
 def optimizer(name: str) -> optax.GradientTransformation:
-    rate = checks.schedule(LEARNING_RATE)
     if name == "ember":
-        return nnx_loop.make_optimizer(
-            rate, EMBED_RATE / LEARNING_RATE, HEAD_RATE / LEARNING_RATE
-        )
-    adamw = optax.adamw(rate, b2=0.95, weight_decay=0.1)
+        return nnx_loop.make_optimizer(*checks.SCHEDULES, text.VOCAB_SIZE)
+    adamw = optax.adamw(checks.SCHEDULES[0], b2=0.95, weight_decay=0.1)
     return optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
 
-def train(
-    name: str, workdir: Path, lora_rank: int = 0, wrt: type = nnx.Param
-) -> checks.Trained:
-    model = Model(nnx.Rngs(0), lora_rank)
+def train(name: str, workdir: Path, wrt: Any = nnx.Param) -> checks.Trained:
+    model = Model(nnx.Rngs(0))
     with text.checkpoints(workdir) as manager:
         state, losses = nnx_loop.train(
             model, optimizer(name), text.batches(), manager, wrt
@@ -66,12 +61,22 @@ def train(
 def run(workdir: Path) -> dict[str, Any]:
     with jax.set_mesh(text.mesh(2, 2)):
         result = checks.compare(train, drop_after, workdir, text.VOCAB_SIZE)
-        lora = train("ember", workdir / "lora", lora_rank=2, wrt=nnx.LoRAParam)
-        start = nnx.as_pure(nnx.state(Model(nnx.Rngs(0), lora_rank=2)))
-    checks.check_only_adamw(lora.opt_state)
-    moved = np.any(lora.params["embed"]["embedding"] != start["embed"]["embedding"])
-    assert not moved, "LoRA moves the embedding."
-    return result | {"also": ["LoRA alone: AdamW", "frozen tables"]}
+        all_but_embedding = nnx.All(nnx.Param, nnx.Not(nnx.PathContains("embed")))
+        frozen = train("ember", workdir / "frozen", wrt=all_but_embedding)
+        start = nnx.as_pure(nnx.state(Model(nnx.Rngs(0))))
+        check_lora()
+    checks.check_falls("a frozen embedding", frozen.losses)
+    checks.check_tables(frozen.opt_state, "lm_head/kernel")
+    moved = np.any(frozen.params["embed"]["embedding"] != start["embed"]["embedding"])
+    assert not moved, "The frozen embedding moves."
+    return result | {"also": ["frozen embedding", "LoRA alone: an error"]}
+
+
+def check_lora() -> None:
+    """Raises unless Ember says that factors of LoRA are not tables."""
+    model = Model(nnx.Rngs(0), lora_rank=2)
+    with pytest.raises(ValueError, match="LoRA"):
+        nnx.Optimizer(model, optimizer("ember"), wrt=nnx.LoRAParam)
 
 
 def drop_after(workdir: Path) -> None:

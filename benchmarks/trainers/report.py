@@ -25,12 +25,12 @@ SWITCHES = {
 }
 WATCH = {
     "nnx_loop": "`wrt=` decides what is trained",
-    "linen_loop": "stop the gradient of what is frozen, or it counts in the norm",
-    "maxtext": "spike skipping and the trainable mask go around Ember too",
-    "levanter": "labels are for whole NamedArrays; lower rates after a change",
-    "tunix": "it cannot restart a sharded model with any `multi_transform`",
-    "easydel": "`weight_decay=0.0`, or it decays tables too",
-    "kauldron": "replicate Ember's state by `sharding=`",
+    "linen_loop": "`optax.multi_transform` around it freezes parameters",
+    "maxtext": "spike skipping and the trainable mask wrap Ember too",
+    "levanter": "labels are per NamedArray; lower the rates after a change",
+    "tunix": "it cannot resume a sharded model with any masked optimizer",
+    "easydel": "set `weight_decay=0.0`: its default decays tables too",
+    "kauldron": "replicate Ember's state with `sharding=`",
     "big_vision": "its last line fails with jax 0.9 and later, after all is saved",
 }
 
@@ -46,7 +46,7 @@ def parts() -> dict[str, str]:
 
 
 def table(runs: list[Run]) -> str:
-    """Returns what ran."""
+    """Lists the runs of each trainer."""
     rows = [
         [
             TITLES[run["trainer"]],
@@ -63,7 +63,7 @@ def table(runs: list[Run]) -> str:
 
 
 def what_ran(run: Run) -> str:
-    ran = ["AdamW", "Ember", "restart equal to the bit", *run["also"]]
+    ran = ["AdamW", "Ember", "bitwise identical restart", *run["also"]]
     if models := run.get("families"):
         ran.append(f"labels of {len(models['right'])} models")
         if only := models["with_vocab_size"]:
@@ -74,7 +74,7 @@ def what_ran(run: Run) -> str:
 
 
 def versions(runs: list[Run]) -> str:
-    """Returns the versions that each trainer ran with."""
+    """Lists the versions that each trainer ran with."""
     rows = [
         [
             TITLES[run["trainer"]],
@@ -87,7 +87,7 @@ def versions(runs: list[Run]) -> str:
 
 
 def switch(runs: list[Run]) -> str:
-    """Returns losses after the change beside those of a run that keeps AdamW."""
+    """Lists losses after the change and those of a run that keeps AdamW."""
     rows = [
         [TITLES[run["trainer"]], title, *(f"{x:.3f}" for x in run["switch"][key])]
         for run in runs

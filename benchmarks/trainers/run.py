@@ -1,9 +1,9 @@
-"""Runs a trainer of other people with AdamW and with Ember: `make trainer-maxtext`.
+"""Runs a trainer with AdamW and with Ember: `make trainer-maxtext`.
 
     .venv-maxtext/bin/python -m benchmarks.trainers.run maxtext
 
-With --labels it checks the labels of the trainer's models again, and nothing else.
-It needs the environment that benchmarks/trainers/environment.py makes.
+With --labels it only checks the labels of the trainer's models again.
+It needs the environment that benchmarks/trainers/environment.py creates.
 """
 
 import importlib
@@ -33,7 +33,7 @@ DEVICES = 4
 
 
 def main(name: str, only_labels: bool = False) -> None:
-    # Before anything imports jax.
+    # JAX reads these when it is imported.
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",

@@ -31,6 +31,6 @@ def mesh(*sizes: int, names: tuple[str, ...] = ("data", "model")) -> jax.shardin
 
 
 def checkpoints(folder: Path) -> ocp.CheckpointManager:
-    """Returns a manager that saves after SAVED steps and after all."""
+    """Makes a manager that saves after SAVED steps and after the last."""
     options = ocp.CheckpointManagerOptions(save_interval_steps=SAVED)
     return ocp.CheckpointManager(folder, options=options)

@@ -25,7 +25,7 @@ from tunix.sft.utils import build_positions_from_mask, make_causal_attn_mask
 
 import ember_optax
 from benchmarks.trainers import checks, sorting, text
-from benchmarks.trainers.checks import EMBED_RATE, HEAD_RATE, LEARNING_RATE, STEPS
+from benchmarks.trainers.checks import STEPS
 from benchmarks.trainers.tunix_model import make_model
 from examples.trainers import tunix as plug_in
 
@@ -44,7 +44,7 @@ FEW = 3  # steps of DPO and GRPO
 
 
 def model(vocab_size: int = text.VOCAB_SIZE) -> nnx.Module:
-    """Returns a model, sharded as tunix wants it where there is a mesh."""
+    """Makes a model, sharded as tunix expects if there is a mesh."""
     made = make_model(TINY, vocab_size, seed=0)
     mesh = jax.sharding.get_mesh()
     if not mesh.empty:
@@ -62,11 +62,10 @@ def lora() -> nnx.Module:
 
 
 def optimizer(name: str, frozen: str | None = None) -> optax.GradientTransformation:
-    rate = checks.schedule(LEARNING_RATE)
     if name == "ember":
-        ratios = EMBED_RATE / LEARNING_RATE, HEAD_RATE / LEARNING_RATE
-        return plug_in.make_optimizer(rate, *ratios, frozen)
-    adamw = optax.adamw(rate)
+        tx = plug_in.make_optimizer(*checks.SCHEDULES)
+        return checks.freeze(tx, frozen) if frozen else tx
+    adamw = optax.adamw(checks.SCHEDULES[0])
     if name == "two_adamw":
         return optax.multi_transform(
             {"table": adamw, "body": adamw}, ember_optax.label_token_tables
@@ -137,7 +136,7 @@ def prefer() -> None:
 
 
 def reinforce() -> None:
-    """Runs GRPO, whose rollouts want a mesh of one device here."""
+    """Runs GRPO, whose rollouts need a mesh of one device here."""
     tokenizer = sorting.Tokenizer(100)
     base = make_model(TINY, len(tokenizer), seed=0)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
@@ -172,7 +171,7 @@ def reinforce() -> None:
 
 
 def run(workdir: Path) -> dict[str, Any]:
-    # On one device, since tunix does not restart what is sharded; see below.
+    # On one device, because tunix cannot resume a sharded model; see below.
     result = checks.compare(finetune, drop_after, workdir, text.VOCAB_SIZE)
     with jax.set_mesh(text.mesh(2, 2, names=("fsdp", "tp"))):
         sharded = finetune("ember", workdir / "sharded")
@@ -201,7 +200,7 @@ FAMILIES = {
 
 
 def restart_of_two_adamw(workdir: Path) -> str:
-    """Returns how tunix fails to restart a sharded model without Ember, "" if not."""
+    """Returns tunix's error when it resumes a sharded model without Ember, or ""."""
     finetune("two_adamw", workdir)
     drop_after(workdir)
     try:

@@ -108,7 +108,9 @@ def step(
     # but this one. Once `count` saturates, `count - last_step` is 0; clamp it so that
     # the statistic still decays.
     missed = jnp.maximum(count - last_step, 1) - 1
-    row *= jnp.exp(missed.astype(dtype) * jnp.log1p(-gap))
+    # With a b2 of 0 the logarithm is infinite, and 0 times it is NaN.
+    factor = jnp.exp(missed.astype(dtype) * jnp.log1p(-gap))
+    row *= jnp.where(missed > 0, factor, 1)
     moments = _rule.update_moments(TableMoments(row, col), squares, gap)
     correction = _decay.bias_correction(b2, count, dtype)
     if not factored:
@@ -122,16 +124,16 @@ def step(
     theta -= rates.learning_rate * (update + rates.batch_weight_decay * theta)
 
     # XLA updates a donated buffer in place only after its last read, including reads in
-    # the loss. The barrier makes every write depend on the gradients, which orders the
-    # writes after those reads.
-    row, total, last_step = jax.lax.optimization_barrier(
-        (moments.row, decay and decay.total, jnp.broadcast_to(count, last_step.shape))
-    )
+    # the loss. Let every write depend on the gradients, which orders it after those
+    # reads. `row` is never negative, and the condition holds for NaN as well. XLA:CPU
+    # drops an optimization_barrier before it decides which buffers it copies.
+    written = ~(moments.row < 0)
+    last_step = jnp.where(written, count, last_step)
     if decay:
-        totals = jnp.broadcast_to(total, row.shape)
+        totals = jnp.where(written, decay.total, row_decay)
         decay = decay._replace(row=scatter(decay.row, ids, totals))
     state = LazyState(
-        row=scatter(state.row, ids, row),
+        row=scatter(state.row, ids, moments.row),
         last_step=scatter(state.last_step, ids, last_step),
         col=moments.col if factored else state.col,
         count=count,

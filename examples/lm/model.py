@@ -1,12 +1,12 @@
 """A decoder-only transformer: RMSNorm, rotary positions, SwiGLU, tied or untied head.
 
-Parameters and activations name their logical axes, which the rules in context
-(`nnx.logical_axis_rules`) map to the axes of a device mesh. With a mesh in context
-(`jax.set_mesh`) the parameters are created sharded, with none they are plain arrays.
+Parameters and activations name their logical axes. The rules in context
+(`nnx.logical_axis_rules`) map these to axes of the device mesh in context
+(`jax.set_mesh`), over which parameters are created sharded. Without a mesh they are
+plain arrays.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -15,35 +15,44 @@ from flax import nnx
 from flax.core.spmd import get_pspec
 from jax.typing import DTypeLike
 
+from examples.lm.attention import IMPLEMENTATIONS, Implementation, attend
+
 Remat = Literal["none", "dots", "full"]
+Ids = jax.Array | None
 
 _POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 REMATS = ("none", *_POLICIES)
+_STACKED = {nnx.PARTITION_NAME: "layers"}
 
 
 class Decoder(nnx.Module):
-    """The language model: tokens to logits for the token after each.
+    """Language model: maps tokens to the logits of the next tokens.
 
     Args:
       vocab_size: number of tokens.
       width: size of the residual stream.
       layers: number of blocks.
-      heads: attention heads in each block; `width / heads` must be even.
+      heads: attention heads of each block; `width / heads` must be even.
       mlp_width: hidden size of the gated MLP.
-      kv_heads: heads of keys and values, a divisor of `heads`; by default as many.
+      kv_heads: heads of keys and values, a divisor of `heads`; `heads` by default.
       rope_base: longest wavelength of the rotary positions, in radians.
-      tied: use the embedding as the head as well.
-      vocab_multiple: the tables have rows up to the next multiple of this, so that
-        they can be sharded. Padding is never predicted.
-      scan: keep the parameters of all blocks in stacked arrays and loop over them: a
-        deep model compiles as fast as a shallow one.
-      remat: what the backward pass computes again: `"none"`, everything but products
-        with parameters (`"dots"`), or every block (`"full"`).
-      dtype: type to compute in; parameters are float32 whatever it is.
-      rngs: where initial values come from.
+      tie_embeddings: use the embedding as the head as well.
+      pad_vocab_to_multiple_of: pad the rows of the tables to a multiple of this, which
+        makes them divisible among devices. Padding is never predicted.
+      scan_layers: stack the parameters of all blocks and loop over them, which keeps
+        compilation as fast as that of a single block.
+      remat: what the backward pass recomputes: `"none"`, everything except products
+        with parameters (`"dots"`), or whole blocks (`"full"`).
+      dtype: dtype of the computation. Parameters are always float32.
+      qk_norm: normalize the queries and keys of each head by RMSNorm.
+      embed_norm: normalize the embedded tokens by RMSNorm.
+      embed_init: standard deviation of the embedding's initial values.
+      head_init: standard deviation of the head's initial values.
+      attention: implementation of attention, as in `attention.attend`.
+      rngs: source of the initial values.
     """
 
     def __init__(
@@ -55,73 +64,90 @@ class Decoder(nnx.Module):
         mlp_width: int,
         kv_heads: int | None = None,
         rope_base: float = 10_000.0,
-        tied: bool = False,
-        vocab_multiple: int = 1,
-        scan: bool = False,
+        tie_embeddings: bool = False,
+        pad_vocab_to_multiple_of: int = 1,
+        scan_layers: bool = False,
         remat: Remat = "none",
         dtype: DTypeLike = "float32",
+        qk_norm: bool = False,
+        embed_norm: bool = False,
+        embed_init: float = 0.02,
+        head_init: float = 0.02,
+        attention: Implementation = "plain",
         *,
         rngs: nnx.Rngs,
     ):
-        if remat not in REMATS:
-            known = ", ".join(REMATS)
-            raise ValueError(
-                f"model.remat is {remat!r}, but it must be one of {known}."
-            )
+        _check_choice("remat", remat, REMATS)
+        _check_choice("attention", attention, IMPLEMENTATIONS)
         dtype = jnp.dtype(dtype)
         self.vocab_size = vocab_size
         self.remat = remat
-        self.tied = tied
-        rows = math.ceil(vocab_size / vocab_multiple) * vocab_multiple
-        table_init = nnx.initializers.normal(0.02)
+        self.tie_embeddings = tie_embeddings
+        multiple = pad_vocab_to_multiple_of
+        rows = math.ceil(vocab_size / multiple) * multiple
         self.embed = nnx.Embed(
             rows,
             width,
             dtype=dtype,
-            embedding_init=table_init,
+            embedding_init=nnx.initializers.normal(embed_init),
             embedding_metadata=_axes("vocab", "table_width"),
             rngs=rngs,
         )
 
         def block(rngs: nnx.Rngs) -> Block:
             return Block(
-                width, heads, kv_heads or heads, mlp_width, rope_base, dtype, rngs=rngs
+                width,
+                mlp_width,
+                dtype,
+                rngs,
+                heads=heads,
+                kv_heads=kv_heads or heads,
+                rope_base=rope_base,
+                qk_norm=qk_norm,
+                implementation=attention,
             )
 
-        if scan:
-            stacked = nnx.vmap(block, transform_metadata=_LAYERS)
+        if scan_layers:
+            stacked = nnx.vmap(block, transform_metadata=_STACKED)
             self.layers = nnx.split_rngs(splits=layers)(stacked)(rngs)
         else:
             self.layers = nnx.List([block(rngs) for _ in range(layers)])
         self.norm = _norm(width, dtype, rngs)
-        if not tied:
+        if not tie_embeddings:
             self.lm_head = nnx.Linear(
                 width,
                 rows,
                 use_bias=False,
                 dtype=dtype,
-                kernel_init=table_init,
+                kernel_init=nnx.initializers.normal(head_init),
                 kernel_metadata=_axes("table_width", "vocab"),
                 rngs=rngs,
             )
+        self.embed_norm = _norm(width, dtype, rngs) if embed_norm else None
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Maps int32[batch, time] to float32[batch, time, rows of the tables]."""
-        return self.logits(self.hidden(tokens))
+    def __call__(self, tokens: jax.Array, segment_ids: Ids = None) -> jax.Array:
+        """Maps int32[batch, time] to float32[batch, time, rows of the tables].
 
-    def hidden(self, tokens: jax.Array) -> jax.Array:
-        """Maps int32[batch, time] to [batch, time, width], what the head reads."""
-        # Gathered by width first: XLA has no cheap way from rows that are sharded by
-        # width to activations that are sharded by batch.
+        Tokens attend only to tokens with the same int32[batch, time] `segment_ids`.
+        """
+        return self.logits(self.hidden(tokens, segment_ids))
+
+    def hidden(self, tokens: jax.Array, segment_ids: Ids = None) -> jax.Array:
+        """Maps int32[batch, time] to [batch, time, width], the input of the head."""
+        # The embedding is gathered by width first. XLA has no cheap way from rows that
+        # are sharded by width to activations that are sharded by batch.
         embedding = self.embed.embedding[...].astype(self.embed.dtype)
         x = jnp.take(constrain(embedding, "vocab", None), tokens, axis=0)
-        return self.norm(self.blocks(constrain(x, "batch", None, None)))
+        if self.embed_norm is not None:
+            x = self.embed_norm(x)
+        x = constrain(x, "batch", None, None)
+        return self.norm(self.blocks(x, segment_ids))
 
-    def blocks(self, x: jax.Array) -> jax.Array:
+    def blocks(self, x: jax.Array, segment_ids: Ids = None) -> jax.Array:
         """Applies all blocks to [batch, time, width]."""
 
         def apply(layer: Block, x: jax.Array) -> jax.Array:
-            return constrain(layer(x), "batch", None, None)
+            return constrain(layer(x, segment_ids), "batch", None, None)
 
         if self.remat != "none":
             apply = nnx.remat(apply, policy=_POLICIES[self.remat])
@@ -130,7 +156,7 @@ class Decoder(nnx.Module):
                 apply,
                 in_axes=(0, nnx.Carry),
                 out_axes=nnx.Carry,
-                transform_metadata=_LAYERS,
+                transform_metadata=_STACKED,
             )
             return loop(self.layers, x)
         for layer in self.layers:
@@ -138,8 +164,8 @@ class Decoder(nnx.Module):
         return x
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """Maps what `hidden` returns to float32 logits, -inf for padding."""
-        logits = self.embed.attend(x) if self.tied else self.lm_head(x)
+        """Maps the result of `hidden` to float32 logits, -inf for padding."""
+        logits = self.embed.attend(x) if self.tie_embeddings else self.lm_head(x)
         logits = constrain(logits.astype(jnp.float32), "batch", None, "logits")
         if logits.shape[-1] == self.vocab_size:
             return logits
@@ -147,29 +173,24 @@ class Decoder(nnx.Module):
         return jnp.where(ids < self.vocab_size, logits, -jnp.inf)
 
 
-_LAYERS = {nnx.PARTITION_NAME: "layers"}
-
-
 class Block(nnx.Module):
-    """Attention and MLP, each behind a norm and added to the residual stream."""
+    """Attention and MLP, each applied to normalized input and added to the stream."""
 
     def __init__(
         self,
         width: int,
-        heads: int,
-        kv_heads: int,
         mlp_width: int,
-        rope_base: float,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
+        **attention: Any,
     ):
         self.attention_norm = _norm(width, dtype, rngs)
-        self.attention = Attention(width, heads, kv_heads, rope_base, dtype, rngs)
+        self.attention = Attention(width, dtype, rngs, **attention)
         self.mlp_norm = _norm(width, dtype, rngs)
         self.mlp = GatedMLP(width, mlp_width, dtype, rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = x + self.attention(self.attention_norm(x))
+    def __call__(self, x: jax.Array, segment_ids: Ids = None) -> jax.Array:
+        x = x + self.attention(self.attention_norm(x), segment_ids)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -179,11 +200,14 @@ class Attention(nnx.Module):
     def __init__(
         self,
         width: int,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        *,
         heads: int,
         kv_heads: int,
         rope_base: float,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        qk_norm: bool,
+        implementation: Implementation,
     ):
         if width % heads or width // heads % 2:
             raise ValueError(
@@ -196,20 +220,25 @@ class Attention(nnx.Module):
                 " queries: change model.kv_heads or model.heads."
             )
         self.rope_base = rope_base
+        self.implementation: Implementation = implementation
         self.head_size = size = width // heads
         self.q_proj = _linear(width, heads * size, ("embed", "heads"), dtype, rngs)
         self.k_proj = _linear(width, kv_heads * size, ("embed", "heads"), dtype, rngs)
         self.v_proj = _linear(width, kv_heads * size, ("embed", "heads"), dtype, rngs)
         self.o_proj = _linear(heads * size, width, ("heads", "embed"), dtype, rngs)
+        self.q_norm = _norm(size, dtype, rngs) if qk_norm else None
+        self.k_norm = _norm(size, dtype, rngs) if qk_norm else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        def split_heads(y: jax.Array) -> jax.Array:
-            return y.reshape(*y.shape[:-1], -1, self.head_size)
-
-        q = rotate(split_heads(self.q_proj(x)), self.rope_base)
-        k = rotate(split_heads(self.k_proj(x)), self.rope_base)
-        v = split_heads(self.v_proj(x))
-        y = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+    def __call__(self, x: jax.Array, segment_ids: Ids = None) -> jax.Array:
+        q, k, v = (
+            project(x).reshape(*x.shape[:-1], -1, self.head_size)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        # Rotations depend on distances alone, which packing leaves as they are.
+        q, k = rotate(q, self.rope_base), rotate(k, self.rope_base)
+        y = attend(q, k, v, implementation=self.implementation, segment_ids=segment_ids)
         return self.o_proj(y.reshape(*x.shape[:-1], -1))
 
 
@@ -228,7 +257,7 @@ class GatedMLP(nnx.Module):
 def rotate(x: jax.Array, base: float = 10_000.0) -> jax.Array:
     """Encodes positions by rotating pairs of features of [batch, time, heads, size].
 
-    The angles are float32 whatever the dtype of `x`, which cannot hold late positions.
+    Angles are float32 for every dtype of `x`: bfloat16 cannot hold late positions.
 
     References:
       `RoFormer <https://arxiv.org/abs/2104.09864>`_, 2021
@@ -244,20 +273,26 @@ def rotate(x: jax.Array, base: float = 10_000.0) -> jax.Array:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pins the sharding of an activation by its logical axes, where there is a mesh.
+    """Pins the sharding of an activation by its logical axes, if there is a mesh.
 
-    Left alone, XLA may shard activations as the parameters are, by width, and not by
-    batch.
+    XLA may otherwise shard activations by width, as parameters are, and not by batch.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, get_pspec(axes))
 
 
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(
+            f"model.{name} is {value!r}, but it must be one of {', '.join(choices)}."
+        )
+
+
 def _linear(
     size_in: int,
     size_out: int,
-    axes: Sequence[str],
+    axes: tuple[str, str],
     dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> nnx.Linear:
@@ -278,9 +313,9 @@ def _norm(width: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.RMSNorm:
 
 
 def _axes(*names: str) -> dict[str, Any]:
-    """Metadata of a parameter: its logical axes, and whether there is a mesh now."""
+    """Metadata of a parameter: its logical axes."""
     return {
         "out_sharding": names,
-        # Flax refuses to shard a parameter while no mesh is in context.
+        # Flax refuses to shard a parameter when there is no mesh in context.
         "eager_sharding": not jax.sharding.get_abstract_mesh().empty,
     }

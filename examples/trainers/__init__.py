@@ -1,1 +1,1 @@
-"""Ember in the trainers that people use: one file each, to copy into one's own tree."""
+"""Plug-ins that train token tables with Ember in existing trainers: one file each."""

@@ -1,31 +1,32 @@
-"""Ember in big_vision: an optimizer of the name `big_vision.scale_by_adam_and_ember`.
+"""Ember in big_vision: the optimizer `big_vision.scale_by_adam_and_ember`.
 
     import ember_big_vision  # at the top of the config file
 
     c.optax_name = "big_vision.scale_by_adam_and_ember"
-    c.optax = dict(max_norm=1.0)
-    c.grad_clip_norm = None
-    c.lr_mults = [("llm/embedder/.*", 1.0)]  # rate of the table, times c.lr
+    c.grad_clip_norm = 1.0
+    c.lr_mults = [("llm/embedder/.*", 1e-5 / c.lr)]  # the table's learning rate
     c.sharding_strategy = [
         ("opt/.*/table/.*", "replicate"),  # Ember's state
         (".*", 'fsdp(axis="data")'),
     ]
 
-Copy it under another name than `big_vision.py`, which would hide the package.
+Save it under another name than `big_vision.py`, which would shadow the package.
 
-- Clipping: `max_norm`, of all that is trained. `c.grad_clip_norm` gives the same
-  updates to rounding, but on a TPU reads each table's gradient once more.
-- Weight decay: `c.wd` reaches `.*/kernel`, so not Gemma's table. Where a head is called
-  so, say in `c.wd_mults` what to decay.
-- Frozen parameters: no schedule, `c.schedule = [("llm/embedder/.*", None), ...]`. They
-  have no state and are not in the norm.
-- big_vision trains no LoRA factors.
+- Learning rates: big_vision applies them after the optimizer. Without `lr_mults` the
+  table has the body's, which is right for finetuning up to 0.001 of the table's root
+  mean square.
+- Clipping: big_vision clips before the optimizer. On a TPU this reads the gradient of
+  each table once more than clipping inside `with_ember`.
+- Weight decay: `c.wd` applies to `.*/kernel`, which is not Gemma's table but may be the
+  head of another model. Select what decays with `c.wd_mults`.
+- Frozen parameters: give them no schedule, `c.schedule = [("llm/embedder/.*", None),
+  ...]`. They have no state and no part in the norm.
 """
 
 from functools import partial
 from typing import Any
 
-# It makes the namespace `optax.big_vision`.
+# This import creates the namespace `optax.big_vision`.
 import big_vision.optax  # noqa: F401  # pyright: ignore[reportMissingImports]
 import optax
 
@@ -33,23 +34,21 @@ import ember_optax
 
 
 def scale_by_adam_and_ember(
-    max_norm: float = 1.0, vocab_size: int | None = None, **adam: Any
+    vocab_size: int | None = None, **adam: Any
 ) -> optax.GradientTransformation:
-    """Returns Adam on the body, Ember on the tables, all clipped by one norm.
+    """Makes Adam for the body and Ember for the tables, without learning rates.
 
     Args:
-      max_norm: of the gradients of all that is trained.
-      vocab_size: of the model. Without it names alone tell what a table is.
+      vocab_size: number of tokens. Without it, names alone tell which are tables.
       **adam: options of `optax.scale_by_adam`.
     """
-    routed = optax.multi_transform(
+    return optax.multi_transform(
         {
             "table": ember_optax.scale_by_ember(b2=0.999),
             "body": optax.scale_by_adam(**adam),
         },
-        partial(ember_optax.label_token_tables, vocab_size=vocab_size, missing="body"),
+        partial(ember_optax.label_token_tables, vocab_size=vocab_size),
     )
-    return ember_optax.clipped(routed, max_norm)
 
 
 namespace: Any = optax.big_vision  # pyright: ignore[reportAttributeAccessIssue]

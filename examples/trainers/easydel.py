@@ -1,23 +1,18 @@
-"""Ember in EasyDeL: an optimizer of the name `ember` for its `TrainingArguments`.
+"""Ember in EasyDeL: registers `optimizer="ember"` for its `TrainingArguments`.
 
-    import ember_easydel  # before the trainer is made
+    import ember_easydel  # before the trainer is created
 
-    TrainingArguments(
-        optimizer="ember",
-        weight_decay=0.0,
-        extra_optimizer_kwargs={"embed": 1.0, "head": 1.0},
-        ...,
-    )
+    TrainingArguments(optimizer="ember", weight_decay=0.0, ...)
 
-Copy it under another name than `easydel.py`, which would hide the package.
+Save it under another name than `easydel.py`, which would shadow the package. The fields
+of `EmberConfig` are set with `extra_optimizer_kwargs={"frozen": "embed_tokens"}`.
 
-- Clipping: leave `clip_grad` out. `max_norm` here is the norm of all that is trained.
-- Weight decay: `decay` here, and only of the body. `weight_decay` of the arguments is
-  0.01 if left out, and EasyDeL adds it to all parameters, tables included.
-- Frozen parameters: a regular expression, here. That of the arguments,
-  `frozen_parameters`, is read by nothing in EasyDeL 0.3.0.
-- LoRA: EasyDeL gives the optimizer the factors alone. They have no row for each token,
-  so all is left to AdamW by `missing="body"`.
+- Clipping: leave `clip_grad` unset. `max_norm` clips all gradients.
+- Weight decay: set `weight_decay=0.0` in the arguments, because EasyDeL applies its
+  default of 0.01 to every parameter, tables included. `decay` is the body's.
+- Frozen parameters: set `frozen`. EasyDeL 0.3.0 ignores the argument
+  `frozen_parameters`.
+- LoRA: EasyDeL gives the optimizer only the factors. AdamW trains all of them.
 """
 
 import dataclasses
@@ -38,18 +33,24 @@ import ember_optax
 
 @dataclasses.dataclass
 class EmberConfig(AdamWConfig):
-    """AdamW of the body as EasyDeL has it, and what is new.
+    """EasyDeL's AdamW for the body, with Ember for the tables.
+
+    To finetune a trained model, keep the tables at the body's learning rate and at most
+    at 0.001 of the table's root mean square, or freeze them.
 
     Attributes:
-      embed: rate of the embedding, as a multiple of the body's.
-      head: that of the head, likewise; of a tied table this one.
+      embed_learning_rate: peak for input tables; None for the body's.
+      head_learning_rate: peak for heads and tied tables; None for the body's.
+      body_learning_rate: `learning_rate` of the arguments. Needed with the two above,
+        because EasyDeL passes on only its schedule, whose shape they follow.
       decay: weight decay of the body.
-      max_norm: of the gradients of all that is trained.
-      frozen: a regular expression of paths that are not trained.
+      max_norm: largest global norm of the gradients.
+      frozen: regular expression of the paths that are not trained.
     """
 
-    embed: float = 1.0
-    head: float = 1.0
+    embed_learning_rate: float | None = None
+    head_learning_rate: float | None = None
+    body_learning_rate: float | None = None
     decay: float = 0.01
     max_norm: float = 1.0
     frozen: str | None = None
@@ -58,39 +59,45 @@ class EmberConfig(AdamWConfig):
 @register_optimizer("ember")
 @dataclasses.dataclass
 class EmberBuilder(OptimizerBuilder):
-    """Builds AdamW on the body, Ember on the tables, all clipped by one norm."""
+    """Builds AdamW for the body and Ember for the tables, with one clipping norm."""
 
     config: EmberConfig
 
     def build(self, scheduler: optax.Schedule) -> optax.GradientTransformation:
         c = self.config
-        b2 = 0.999
 
-        def table(multiple: float) -> optax.GradientTransformation:
-            return ember_optax.ember(lambda count: multiple * scheduler(count), b2)
+        def rate(peak: float | None) -> optax.Schedule:
+            if peak is None:
+                return scheduler
+            if c.body_learning_rate is None:
+                raise ValueError("Set body_learning_rate to that of the arguments.")
+            scale = peak / c.body_learning_rate
+            return lambda count: scale * scheduler(count)
 
         body = optax.adamw(
             scheduler, c.b1, c.b2, c.eps, c.eps_root, c.mu_dtype, weight_decay=c.decay
         )
-        routed = optax.multi_transform(
-            {"embed": table(c.embed), "head": table(c.head), "body": body},
-            partial(
+        tx = ember_optax.with_ember(
+            body,
+            embed_learning_rate=rate(c.embed_learning_rate),
+            head_learning_rate=rate(c.head_learning_rate),
+            b2=0.999,
+            max_norm=c.max_norm,
+            labels=partial(
                 ember_optax.label_token_tables,
                 embed="embed",
                 head="head",
-                missing="body",
+                on_missing="ignore",
             ),
         )
-        trained = ember_optax.clipped(routed, c.max_norm)
-        if c.frozen is None:
-            return trained
-        pattern = re.compile(c.frozen)
+        if (pattern := c.frozen) is None:
+            return tx
 
         def label(key_path: Any, _: Any) -> str:
             path = jax.tree_util.keystr(key_path, simple=True, separator="/")
-            return "frozen" if pattern.search(path) else "trained"
+            return "frozen" if re.search(pattern, path) else "trained"
 
         return optax.multi_transform(
-            {"trained": trained, "frozen": optax.set_to_zero()},
+            {"trained": tx, "frozen": optax.set_to_zero()},
             partial(jax.tree_util.tree_map_with_path, label),
         )

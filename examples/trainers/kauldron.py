@@ -1,19 +1,18 @@
 """Ember in Kauldron, for Gemma: `optimizer=` and `sharding=` of `kd.train.Trainer`.
 
-    optimizer=ember_kauldron.make_optimizer(schedule, embed=1, head=1),
+    optimizer=ember_kauldron.make_optimizer(1e-5),
     sharding=kd.sharding.ShardingStrategy(
         params=kd.sharding.FSDPSharding(), opt_state=ember_kauldron.replicate
     ),
 
-Copy it under another name than `kauldron.py`, which would hide the package.
+Save it under another name than `kauldron.py`, which would shadow the package.
 
-- Clipping: Kauldron does none. `clipped` does, by the norm of all that is trained.
-- Weight decay: the body's, and only of its matrices.
-- Frozen parameters: `kd.optim.partial_updates` around it, with
-  `mask=kd.optim.exclude("embedder")`. They have no state and are not in the norm.
-- LoRA: the same with `mask=kd.optim.select("lora")`. No table is left then, and
-  `missing="body"` gives the factors to AdamW: they have no row for each token.
-- Kauldron sets no mesh, so jax chooses how Ember's state is sharded: `replicate` it.
+- Clipping: Kauldron does not clip, this optimizer does.
+- Frozen parameters: wrap it in `kd.optim.partial_updates` with
+  `mask=kd.optim.exclude("embedder")`. They have no state and no part in the norm.
+- LoRA: the same with `mask=kd.optim.select("lora")`. AdamW trains the factors.
+- Kauldron sets no mesh while it creates the state, so JAX chooses the shardings of
+  Ember's state unless `replicate` gives them.
 """
 
 from functools import partial
@@ -27,41 +26,42 @@ import ember_optax
 
 
 def make_optimizer(
-    schedule: optax.Schedule, embed: float, head: float
+    learning_rate: optax.ScalarOrSchedule,
+    embed_learning_rate: optax.ScalarOrSchedule | None = None,
+    head_learning_rate: optax.ScalarOrSchedule | None = None,
 ) -> optax.GradientTransformation:
-    """Returns AdamW on the body, Ember on the tables, all clipped by one norm.
+    """Makes AdamW for the body and Ember for the tables, with one clipping norm.
+
+    To finetune a trained model, keep the tables at the body's learning rate and at most
+    at 0.001 of the table's root mean square, or freeze them.
 
     Args:
-      schedule: learning rate of the body.
-      embed: that of per-layer embeddings, as a multiple of it.
-      head: that of Gemma's tied table, likewise.
+      learning_rate: learning rate of the body.
+      embed_learning_rate: learning rate of Gemma's per-layer embeddings; None for the
+        body's.
+      head_learning_rate: learning rate of Gemma's tied table; None for the body's.
     """
-    b2 = 0.999
-
-    def table(multiple: float) -> optax.GradientTransformation:
-        return ember_optax.ember(lambda count: multiple * schedule(count), b2)
-
+    if embed_learning_rate is None:
+        embed_learning_rate = learning_rate
+    if head_learning_rate is None:
+        head_learning_rate = learning_rate
     is_matrix = partial(jax.tree.map, lambda x: x.ndim > 1)
-    routed = optax.multi_transform(
-        {
-            "embed": table(embed),
-            "head": table(head),
-            "body": optax.adamw(schedule, weight_decay=0.01, mask=is_matrix),
-        },
-        partial(
-            ember_optax.label_token_tables, embed="embed", head="head", missing="body"
-        ),
+    return ember_optax.with_ember(
+        optax.adamw(learning_rate, weight_decay=0.01, mask=is_matrix),
+        embed_learning_rate=embed_learning_rate,
+        head_learning_rate=head_learning_rate,
+        b2=0.999,
+        max_norm=1.0,
     )
-    return ember_optax.clipped(routed, max_norm=1.0)
 
 
 def replicate(opt_state: Any) -> Any:
-    """Returns shardings that replicate Ember's state and leave the rest to jax."""
+    """Makes shardings that replicate Ember's state and leave the rest to JAX."""
 
     def is_ember(node: Any) -> bool:
         return isinstance(node, ember_optax.EmberState)
 
-    # pyright takes this file for the package.
+    # pyright resolves `kauldron` to this file.
     replicated = kd.sharding.REPLICATED  # pyright: ignore
     return jax.tree.map(
         lambda node: replicated if is_ember(node) else None,

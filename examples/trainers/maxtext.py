@@ -1,17 +1,18 @@
-"""Ember in MaxText: a launcher in the place of `maxtext.trainers.pre_train.train`.
+"""Ember in MaxText: a launcher that replaces `maxtext.trainers.pre_train.train`.
 
     python ember_maxtext.py path/to/config.yml run_name=mine learning_rate=3e-4
 
-Copy it under another name than `maxtext.py`, which would hide the package. MaxText
-knows its own optimizers only, so `get_optimizer` is replaced where training,
+Save it under another name than `maxtext.py`, which would shadow the package. MaxText
+knows only its own optimizers, so this file replaces `get_optimizer` where training,
 `train_compile` and supervised finetuning look it up.
 
-- Clipping: MaxText clips before the optimizer sees gradients
-  (`gradient_clipping_threshold`), by the norm of all of them. So no `clipped` here.
-- Weight decay: the body's own, `adam_weight_decay` with `adamw_mask`. Tables have none.
-- Spike skipping and `trainable_parameters_mask` go around both, or a skipped step
-  would still move the tables and a frozen table would be trained.
-- LoRA: no table is left, and `missing="body"` gives the factors to the body's AdamW.
+- Clipping: MaxText clips all gradients before the optimizer
+  (`gradient_clipping_threshold`), so `with_ember` has no `max_norm`.
+- Weight decay: MaxText's `adam_weight_decay` with `adamw_mask`, for the body only.
+- Spike skipping and `trainable_parameters_mask` wrap the whole optimizer. Inside the
+  body's optimizer they would not apply to the tables.
+- Finetuning: set both rates to `learning_rate`. For LoRA, which trains no table, start
+  MaxText without this file.
 """
 
 import re
@@ -27,7 +28,8 @@ from maxtext.trainers.pre_train import train  # pyright: ignore[reportMissingImp
 
 import ember_optax
 
-EMBED_RATE, HEAD_RATE = 0.2, 0.011  # peaks; width 768, see docs/choosing.md
+# Peaks for width 768, see docs/choosing.md.
+EMBED_LEARNING_RATE, HEAD_LEARNING_RATE = 0.2, 0.011
 
 get_builtin = optimizers.get_optimizer
 
@@ -35,43 +37,26 @@ get_builtin = optimizers.get_optimizer
 def get_optimizer(
     config: Any, schedule: optax.Schedule, model: Any = None, mesh: Any = None
 ) -> optax.GradientTransformation:
-    """Returns MaxText's optimizer with Ember on the token tables."""
-    b2 = ember_optax.adafactor_decay()
+    """Makes MaxText's optimizer for the body, with Ember for the token tables."""
 
-    def table(peak: float) -> optax.GradientTransformation:
-        return ember_optax.ember(
-            lambda count: peak / config.learning_rate * schedule(count), b2
-        )
+    def rate(peak: float) -> optax.Schedule:
+        return lambda count: peak / config.learning_rate * schedule(count)
 
     unwrapped = {"skip_step_on_spikes": False, "trainable_parameters_mask": []}
     plain = SimpleNamespace(**config.get_keys() | unwrapped)
-    tx = optax.multi_transform(
-        {
-            "embed": table(EMBED_RATE),
-            "head": table(HEAD_RATE),
-            "body": get_builtin(plain, schedule, model, mesh=mesh),
-        },
-        partial(
-            ember_optax.label_token_tables,
-            vocab_size=config.vocab_size,
-            embed="embed",
-            head="head",
-            missing="body",
-        ),
+    tx: optax.GradientTransformation = ember_optax.with_ember(
+        get_builtin(plain, schedule, model, mesh=mesh),
+        embed_learning_rate=rate(EMBED_LEARNING_RATE),
+        head_learning_rate=rate(HEAD_LEARNING_RATE),
+        vocab_size=config.vocab_size,
     )
     if config.skip_step_on_spikes:
         tx = optimizers.skip_step_on_spikes(
             tx, config.skip_step_interval, config.skip_step_scaling_factor
         )
-    if config.trainable_parameters_mask:
-        tx = only(config.trainable_parameters_mask, tx)
-    return tx
-
-
-def only(
-    patterns: list[str], tx: optax.GradientTransformation
-) -> optax.GradientTransformation:
-    """Trains the parameters whose path has one of the patterns, as MaxText does."""
+    patterns = config.trainable_parameters_mask
+    if not patterns:
+        return tx
 
     def label(key_path: Any, _: Any) -> str:
         path = jax.tree_util.keystr(key_path, simple=True, separator="/")

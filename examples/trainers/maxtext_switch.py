@@ -1,16 +1,15 @@
-"""Goes on with Ember where a run of MaxText's AdamW has stopped.
+"""Converts the last checkpoint of a MaxText run with AdamW, to continue with Ember.
 
     python maxtext_switch.py NEW_RUN path/to/config.yml run_name=old learning_rate=3e-4
     python ember_maxtext.py path/to/config.yml run_name=NEW_RUN learning_rate=3e-4
 
-Copy two files into one folder: this one, and `maxtext.py` as `ember_maxtext.py`.
+Save two files in one folder: this one, and `maxtext.py` as `ember_maxtext.py`.
 
-Reads the last checkpoint of the old run, folds the second moments of the token tables
-into Ember's and writes a checkpoint of the new run. All else is kept to the bit.
+AdamW's second moments of the token tables become Ember's statistics. All other values
+are copied unchanged.
 """
 
 import sys
-from functools import partial
 from typing import Any
 
 import jax
@@ -27,11 +26,11 @@ import ember_optax
 
 
 def switch(launcher: Any, new_run: str, argv: list[str]) -> None:
-    """Converts the last checkpoint of the run that `argv` describes.
+    """Writes the first checkpoint of a new run.
 
     Args:
       launcher: the module `ember_maxtext`.
-      new_run: name of the run that goes on with Ember.
+      new_run: name of the run that continues with Ember.
       argv: arguments of the old run, as MaxText takes them.
     """
     optimizers.get_optimizer = launcher.get_builtin
@@ -46,20 +45,20 @@ def switch(launcher: Any, new_run: str, argv: list[str]) -> None:
         params, adam = nnx.as_pure(
             (nnx.state(old.model, nnx.Param), old.optimizer.opt_state)
         )
-        convert = partial(
-            ember_optax.from_adam,
-            tx=tx,
-            adam_b2=config.adam_b2,
-            ember_b2=ember_optax.adafactor_decay(),
-        )
-        state = jax.jit(lambda adam, params: convert(adam, params=params))(adam, params)
+
+        @jax.jit
+        def convert(adam: Any, params: Any) -> Any:
+            return ember_optax.from_adam(adam, tx, params, adam_b2=config.adam_b2)
+
+        state = convert(adam, params)
     nnx.update(optimizer.opt_state, nnx.state(state))
     optimizer.step = old.optimizer.step
 
     manager = train_utils.create_checkpoint_manager(new_config, mesh, None)
-    done = int(old.optimizer.step.get_value()) - 1  # MaxText's name of the checkpoint
+    # MaxText numbers checkpoints by the last finished step, counted from 0.
+    last_step = int(old.optimizer.step.get_value()) - 1
     new = TrainStateNNX(old.model, optimizer)
-    checkpointing.save_checkpoint(manager, done, new, new_config, data, force=True)
+    checkpointing.save_checkpoint(manager, last_step, new, new_config, data, force=True)
     checkpointing.wait_until_finished(manager)
 
 

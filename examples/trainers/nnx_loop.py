@@ -1,15 +1,16 @@
-"""Ember in a loop of one's own with Flax NNX: copy `make_optimizer`.
+"""Ember in your own training loop with Flax NNX: copy `make_optimizer`.
 
     python -m benchmarks.trainers.run nnx_loop
 
-- Frozen parameters: an `nnx.Optimizer` updates what `wrt` selects. The others have no
-  gradient and no state.
-- LoRA: with `wrt=nnx.LoRAParam` no table is left, and `missing="body"` gives all that
-  is left to AdamW. Factors of LoRA have no row for each token, so they stay there.
+- Frozen parameters: an `nnx.Optimizer` updates only what `wrt` selects. Parameters that
+  it does not select have no gradient and no optimizer state.
+- LoRA: `wrt=nnx.LoRAParam` selects no token table, which `with_ember` reports as an
+  error. Use AdamW alone there.
 """
 
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import jax
 import optax
@@ -20,33 +21,20 @@ import ember_optax
 
 
 def make_optimizer(
-    schedule: optax.Schedule, embed: float, head: float
+    learning_rate: optax.ScalarOrSchedule,
+    embed_learning_rate: optax.ScalarOrSchedule,
+    head_learning_rate: optax.ScalarOrSchedule,
+    vocab_size: int,
 ) -> optax.GradientTransformation:
-    """Returns AdamW on the body, Ember on the tables, all clipped by one norm.
-
-    Args:
-      schedule: learning rate of the body.
-      embed: that of the embedding, as a multiple of it.
-      head: that of the head, likewise.
-    """
-    b2 = ember_optax.adafactor_decay()
-
-    def table(multiple: float) -> optax.GradientTransformation:
-        return ember_optax.ember(lambda count: multiple * schedule(count), b2)
-
-    # Weight decay is the body's, and only of its matrices.
+    """Makes AdamW for the body and Ember for the tables, with one clipping norm."""
     is_matrix = partial(jax.tree.map, lambda x: x.ndim > 1)
-    routed = optax.multi_transform(
-        {
-            "embed": table(embed),
-            "head": table(head),
-            "body": optax.adamw(schedule, b2=0.95, weight_decay=0.1, mask=is_matrix),
-        },
-        partial(
-            ember_optax.label_token_tables, embed="embed", head="head", missing="body"
-        ),
+    return ember_optax.with_ember(
+        optax.adamw(learning_rate, b2=0.95, weight_decay=0.1, mask=is_matrix),
+        embed_learning_rate=embed_learning_rate,
+        head_learning_rate=head_learning_rate,
+        vocab_size=vocab_size,
+        max_norm=1.0,
     )
-    return ember_optax.clipped(routed, max_norm=1.0)
 
 
 def loss_fn(model: nnx.Module, tokens: jax.Array) -> jax.Array:
@@ -57,7 +45,7 @@ def loss_fn(model: nnx.Module, tokens: jax.Array) -> jax.Array:
 
 @partial(nnx.jit, static_argnames="wrt")
 def train_step(
-    model: nnx.Module, optimizer: nnx.Optimizer, tokens: jax.Array, wrt: type
+    model: nnx.Module, optimizer: nnx.Optimizer, tokens: jax.Array, wrt: Any
 ) -> jax.Array:
     loss, grads = nnx.value_and_grad(loss_fn, argnums=nnx.DiffState(0, wrt))(
         model, tokens
@@ -71,9 +59,9 @@ def train(
     tx: optax.GradientTransformation,
     batches: Iterable[jax.Array],
     manager: ocp.CheckpointManager,
-    wrt: type = nnx.Param,
+    wrt: Any = nnx.Param,
 ) -> tuple[nnx.Optimizer, list[float]]:
-    """Trains on the batches that are left after the manager's last checkpoint."""
+    """Trains, starting after the manager's last checkpoint. Returns the losses too."""
     optimizer, losses = nnx.Optimizer(model, tx, wrt=wrt), []
     last = manager.latest_step() or 0
     if last:

@@ -1,4 +1,4 @@
-"""What is checked in every trainer can fail."""
+"""Checks that run in every trainer, each shown to fail."""
 
 import subprocess
 import tomllib
@@ -20,14 +20,11 @@ PARAMS = {"embed": jnp.ones((16, 4)), "mlp": {"kernel": jnp.ones((4, 8))}}
 
 
 def trained(params: Any = PARAMS) -> Trained:
-    tx = optax.multi_transform(
-        {"table": ember_optax.ember(1e-2), "body": optax.adamw(1e-3)},
-        ember_optax.label_token_tables,
-    )
+    tx = ember_optax.with_ember(optax.adamw(1e-3), head_learning_rate=1e-2)
     return Trained([], params, tx.init(params))
 
 
-def test_state_of_a_table_is_v_plus_d_numbers() -> None:
+def test_check_state_requires_v_plus_d_numbers() -> None:
     tables = checks.check_state(trained(), 16)
     assert tables == {"embed": {"role": "head", "shape": [16, 4]}}
     longer = {**PARAMS, "embed": jnp.ones((16, 5))}
@@ -35,7 +32,7 @@ def test_state_of_a_table_is_v_plus_d_numbers() -> None:
         checks.check_state(trained()._replace(params=longer), 16)
 
 
-def test_a_state_that_is_missing_is_found() -> None:
+def test_check_state_requires_every_table() -> None:
     adam = Trained([], PARAMS, optax.adamw(1e-3).init(PARAMS))
     with pytest.raises(AssertionError, match="but the tables are"):
         checks.check_state(adam, 16)
@@ -44,7 +41,7 @@ def test_a_state_that_is_missing_is_found() -> None:
         checks.check_only_adamw(trained().opt_state)
 
 
-def test_a_sharded_state_is_found() -> None:
+def test_check_state_requires_replication() -> None:
     sharding = NamedSharding(jax.make_mesh((8,), ("x",)), P("x"))
 
     def shard(x: jax.Array) -> jax.Array:
@@ -57,7 +54,7 @@ def test_a_sharded_state_is_found() -> None:
         )
 
 
-def test_one_other_bit_is_found() -> None:
+def test_check_equal_finds_a_small_difference() -> None:
     first = checks.host(PARAMS)
     checks.check_equal(first, checks.host(PARAMS))
     other = {**PARAMS, "embed": PARAMS["embed"].at[3, 1].add(1e-7)}
@@ -65,7 +62,7 @@ def test_one_other_bit_is_found() -> None:
         checks.check_equal(first, checks.host(other))
 
 
-def test_a_loss_must_fall_and_not_bump() -> None:
+def test_loss_must_fall_and_not_rise_after_a_change() -> None:
     checks.check_falls("Ember", [2.0, 1.0])
     with pytest.raises(AssertionError, match="does not fall"):
         checks.check_falls("Ember", [2.0, 1.99])
@@ -75,7 +72,14 @@ def test_a_loss_must_fall_and_not_bump() -> None:
         checks.check_switch(kept, [2.0, 1.1])
 
 
-def test_wrong_labels_and_models_that_are_not_built_are_told_apart() -> None:
+def test_freeze_leaves_the_other_tables_to_ember() -> None:
+    params = {**PARAMS, "lm_head": jnp.ones((4, 16))}
+    tx = ember_optax.with_ember(optax.adamw(1e-3), head_learning_rate=1e-2)
+    state = checks.freeze(tx, "embed").init(params)
+    checks.check_tables(state, "lm_head")
+
+
+def test_check_families_separates_wrong_labels_from_failed_builds() -> None:
     def build(name: str) -> tuple[Any, int]:
         if name == "broken":
             raise TypeError("no such layer")
@@ -89,7 +93,7 @@ def test_wrong_labels_and_models_that_are_not_built_are_told_apart() -> None:
     assert found["not_built"] == {"broken": "TypeError: no such layer"}
 
 
-def test_a_checkout_is_at_its_commit_and_on_the_path(tmp_path: Path) -> None:
+def test_checkout_has_its_commit_and_is_on_the_path(tmp_path: Path) -> None:
     def git(*command: str) -> str:
         run = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
         done = subprocess.run([*run, *command], check=True, capture_output=True)
@@ -111,7 +115,7 @@ def test_a_checkout_is_at_its_commit_and_on_the_path(tmp_path: Path) -> None:
     assert (packages / "checkout.pth").read_text() == f"{source}\n"
 
 
-def test_the_oldest_environment_has_the_lower_bounds() -> None:
+def test_oldest_environment_has_the_lower_bounds() -> None:
     project = tomllib.loads((environment.ROOT / "pyproject.toml").read_text())
     table = tomllib.loads(environment.TABLE.read_text())
     bounds = {x.replace(">=", "==") for x in project["project"]["dependencies"]}

@@ -49,14 +49,14 @@ def test_parameters_have_the_usual_names_and_shapes():
 
 
 def test_tied_model_has_one_table():
-    untied, tied = shapes(make()), shapes(make(tied=True))
+    untied, tied = shapes(make()), shapes(make(tie_embeddings=True))
     del untied["lm_head"]
     assert tied == untied
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_logits_are_float32_and_nearly_uniform_at_first(tied):
-    logits = forward(make(tied=tied), jnp.ones((2, 8), jnp.int32))
+    logits = forward(make(tie_embeddings=tied), jnp.ones((2, 8), jnp.int32))
     assert logits.shape == (2, 8, 64)
     assert logits.dtype == jnp.float32
     assert jnp.ptp(logits) < 1.0
@@ -155,7 +155,7 @@ def test_chunks_that_do_not_divide_are_an_error():
 
 
 def test_padding_is_never_predicted_and_gets_no_gradient():
-    model = make(vocab_size=60, vocab_multiple=32)
+    model = make(vocab_size=60, pad_vocab_to_multiple_of=32)
     tokens = jax.random.randint(jax.random.key(0), (2, 9), 0, 60)
     logits = forward(model, tokens)
     assert logits.shape == (2, 9, 64)
@@ -169,7 +169,7 @@ def test_padding_is_never_predicted_and_gets_no_gradient():
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_scan_and_remat_change_memory_and_not_the_model(remat):
-    model, scanned = make(), make(scan=True, remat=remat)
+    model, scanned = make(), make(scan_layers=True, remat=remat)
     # Of the same parameters: those of the blocks are stacked.
     stacked = jax.tree.map(
         lambda *layers: jnp.stack(layers),
@@ -187,9 +187,12 @@ def test_scan_and_remat_change_memory_and_not_the_model(remat):
     )
 
 
-def test_unknown_remat_is_an_error():
-    with pytest.raises(ValueError, match=r"model\.remat is 'all'"):
-        make(remat="all")
+@pytest.mark.parametrize("name", ["remat", "attention"])
+def test_unknown_choice_is_an_error(name):
+    with pytest.raises(
+        ValueError, match=rf"model\.{name} is 'all', but it must be one"
+    ):
+        make(**{name: "all"})
 
 
 def test_grouped_queries_share_keys_and_values():
@@ -197,3 +200,35 @@ def test_grouped_queries_share_keys_and_values():
     assert attention.k_proj.kernel.shape == attention.v_proj.kernel.shape == (16, 8)
     with pytest.raises(ValueError, match="4 heads of keys and values do not divide 2"):
         make(heads=2, kv_heads=4)
+
+
+def test_initial_scales():
+    model = make(vocab_size=4096, embed_init=0.5, head_init=0)
+    assert abs(model.embed.embedding[...].std() / 0.5 - 1) < 0.02
+    np.testing.assert_array_equal(model.lm_head.kernel, 0)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_norms_of_embedding_queries_and_keys(scan_layers):
+    """With them, the scales of what they normalize do not matter."""
+    model = make(qk_norm=True, embed_norm=True, scan_layers=scan_layers)
+    tokens = jax.random.randint(jax.random.key(0), (2, 8), 0, 64)
+    expected = forward(model, tokens)
+    layers = [model.layers] if scan_layers else model.layers
+    attentions = [layer.attention for layer in layers]
+    projections = [x for a in attentions for x in (a.q_proj, a.k_proj)]
+    for weight in (model.embed.embedding, *(x.kernel for x in projections)):
+        weight[...] *= 30
+    np.testing.assert_allclose(forward(model, tokens), expected, atol=1e-3)
+    assert attentions[0].q_norm.scale.shape[-1] == 8
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_packed_documents_have_the_logits_of_each_alone(scan_layers):
+    model = make(scan_layers=scan_layers, remat="full")
+    tokens = jax.random.randint(jax.random.key(0), (2, 16), 0, 64)
+    ids = jnp.broadcast_to(jnp.arange(16) // 8, (2, 16))
+    packed = nnx.jit(lambda model, *args: model(*args))(model, tokens, ids)
+    for part in (slice(0, 8), slice(8, 16)):
+        alone = forward(model, tokens[:, part])
+        np.testing.assert_allclose(packed[:, part], alone, atol=1e-5)

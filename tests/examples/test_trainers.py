@@ -1,11 +1,19 @@
-"""Plug-ins for trainers are short."""
+"""Plug-ins for trainers, as far as they can run without the trainer."""
 
 import ast
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 from examples import trainers
+from examples.trainers import tunix
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 FILES = [
     path
@@ -14,27 +22,8 @@ FILES = [
 ]
 
 
-def lines_of_code(source: str) -> int:
-    """Counts lines that are neither empty, comments nor docstrings."""
-    documented = (ast.Module, ast.FunctionDef, ast.ClassDef)
-    docstrings: set[int] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, documented) and ast.get_docstring(node):
-            text = node.body[0]
-            docstrings |= set(range(text.lineno, (text.end_lineno or 0) + 1))
-    return sum(
-        bool(line.strip()) and not line.strip().startswith("#") and i not in docstrings
-        for i, line in enumerate(source.splitlines(), start=1)
-    )
-
-
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_at_most_sixty_lines_of_code(path: Path) -> None:
-    assert lines_of_code(path.read_text()) <= 60
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_copy_needs_nothing_else_from_here(path: Path) -> None:
+def test_plug_in_imports_nothing_from_this_repository(path: Path) -> None:
     imported: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -45,5 +34,27 @@ def test_a_copy_needs_nothing_else_from_here(path: Path) -> None:
     assert not {name.split(".")[0] for name in imported} & {"examples", "benchmarks"}
 
 
-def test_lines_are_counted() -> None:
-    assert lines_of_code('"""Two\nlines."""\n\n# a comment\nx = 1\ny = (\n  2)\n') == 3
+def first_step(tx: optax.GradientTransformation, params: Any) -> tuple[Any, Any]:
+    """Returns the updates of constant gradients, and the state after them."""
+    return tx.update(params, tx.init(params), params)
+
+
+@pytest.mark.parametrize(
+    ("rates", "head_rate"), [({}, 1e-3), ({"head_learning_rate": 0}, 0)]
+)
+def test_tunix_tables_have_the_rate_of_the_body_unless_given(
+    rates: dict[str, float], head_rate: float
+) -> None:
+    params = {"embed": jnp.ones((16, 4)), "lm_head": jnp.ones((4, 16))}
+    updates, state = first_step(tunix.make_optimizer(1e-3, **rates), params)
+    assert set(state.ember.tables) == set(params)
+    # The first update of a constant gradient has the size of the learning rate.
+    np.testing.assert_allclose(updates["embed"], -1e-3, rtol=1e-5)
+    np.testing.assert_allclose(updates["lm_head"], -head_rate, rtol=1e-5)
+
+
+def test_tunix_leaves_lora_to_adamw() -> None:
+    params = {"q_proj": {"w_lora_a": jnp.ones((8, 2)), "w_lora_b": jnp.ones((2, 8))}}
+    updates, state = first_step(tunix.make_optimizer(1e-3), params)
+    assert not state.ember.tables
+    assert all(jnp.all(update < 0) for update in jax.tree.leaves(updates))

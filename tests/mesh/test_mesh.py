@@ -1,4 +1,4 @@
-"""The state stays replicated on a mesh while the tables are sharded."""
+"""Sharded tables have the values of one device, and a replicated state."""
 
 from typing import Any
 
@@ -8,149 +8,137 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import ember_optax
-from tests.hundred_steps import (
+from tests.mesh.training import (
+    MODES,
     assert_replicated,
-    hundred_steps,
+    make_mesh,
     make_tables,
     one_device,
     present,
     table_moments,
+    train,
 )
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
-IDS = jnp.arange(8 * 9).reshape(8, 9) % 64
-MODES = [AxisType.Auto, AxisType.Explicit]
+TABLES = make_tables()
 LAYOUTS = [
     ((8,), P()),
     ((8,), P("x", None)),
-    ((8,), P(None, "x")),
     ((4, 2), P("x", "y")),
-    ((2, 4), P("y", "x")),
     ((2, 4), P("x", None)),
-    ((4, 2), P(("x", "y"), None)),
     ((4, 2), P(None, ("y", "x"))),
     ((2, 2, 2), P(("x", "z"), "y")),
-    ((2, 2, 2), P("z", None)),
 ]
+every_mode = pytest.mark.parametrize("mode", MODES, ids=str)
 
 
-def make_mesh(mode: AxisType, shape: tuple[int, ...] = (4, 2)) -> jax.sharding.Mesh:
-    names = ("x", "y", "z")[: len(shape)]
-    return jax.make_mesh(shape, names, axis_types=(mode,) * len(shape))
-
-
-def make_tx() -> optax.GradientTransformationExtraArgs:
-    return optax.multi_transform(
-        {
-            "table": ember_optax.ember(1e-2, weight_decay=0.1),
-            "body": optax.adamw(1e-3),
-        },
-        ember_optax.label_token_tables,
-    )
-
-
-TABLES = make_tables()
-
-WAYS = {
-    "auto": (AxisType.Auto, False, {}),
-    "auto, shardings given": (AxisType.Auto, True, {}),
-    "auto, active": (AxisType.Auto, True, {"column_mean": "active"}),
-    "auto, rows sharded": (AxisType.Auto, True, {"row_state": "sharded"}),
-    "explicit": (AxisType.Explicit, False, {}),
-    "explicit, rows sharded": (AxisType.Explicit, False, {"row_state": "sharded"}),
-    "explicit, active": (
-        AxisType.Explicit,
-        False,
-        {"row_state": "sharded", "column_mean": "active"},
-    ),
-}
-
-
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("mode", "shardings_given"),
+    [(AxisType.Auto, False), (AxisType.Auto, True), (AxisType.Explicit, False)],
+    ids=["auto", "auto, shardings given", "explicit"],
+)
 @pytest.mark.parametrize(("shape", "spec"), LAYOUTS, ids=str)
-def test_sharded_tables_equal_those_on_one_device(
-    way: str, shape: tuple[int, ...], spec: P
+def test_values_of_one_device(
+    mode: AxisType, shardings_given: bool, shape: tuple[int, ...], spec: P
 ) -> None:
-    mode, shardings_given, options = WAYS[way]
     mesh = make_mesh(mode, shape)
     sharding = NamedSharding(mesh, spec)
-    given = {"param_shardings": dict.fromkeys(TABLES, sharding)}
-    tx = ember_optax.ember(1e-2, **options, **(given if shardings_given else {}))
+    given = dict.fromkeys(TABLES, sharding) if shardings_given else None
+    tx = ember_optax.ember(1e-2, param_shardings=given)
     with jax.set_mesh(mesh):
         tables = jax.device_put(TABLES, sharding)
-        train = jax.jit(hundred_steps, static_argnums=0)
-        result, state = train(tx, tables)
-        again, _ = train(tx, tables)
-    if "row_state" not in options:
-        assert_replicated(table_moments(state), mesh)
+        jitted = jax.jit(train, static_argnums=0)
+        result, state = jitted(tx, tables)
+        again, _ = jitted(tx, tables)
+    assert_replicated(table_moments(state), mesh)
     result, again = jax.device_get((result, again))
     chex.assert_trees_all_equal(result, again)
-    expected = one_device(options.get("column_mean", "all"))
-    chex.assert_trees_all_close(result, expected, rtol=1e-6, atol=1e-6)
+    chex.assert_trees_all_close(result, one_device(), rtol=1e-6, atol=1e-6)
     for name, table in TABLES.items():
         absent = np.asarray(present(table) == 0)
         chex.assert_trees_all_equal(result[name][absent], np.asarray(table)[absent])
 
 
 @pytest.mark.parametrize("shardings_given", [False, True])
-@pytest.mark.parametrize("spec", [P("x", "y"), P("y", "x"), P(("x", "y"), None)])
-def test_on_a_mesh_of_both_kinds_of_axes(spec: P, shardings_given: bool) -> None:
+@pytest.mark.parametrize("spec", [P("x", "y"), P(("x", "y"), None)])
+def test_mesh_with_both_kinds_of_axes(spec: P, shardings_given: bool) -> None:
     mesh = jax.make_mesh((4, 2), ("x", "y"), tuple(MODES[::-1]))
     sharding = NamedSharding(mesh, spec)
     given = dict.fromkeys(TABLES, sharding) if shardings_given else None
     tx = ember_optax.ember(1e-2, param_shardings=given)
     with jax.set_mesh(mesh):
-        tables = jax.device_put(TABLES, sharding)
-        state = jax.jit(tx.init)(tables)
-        _, new_state = jax.jit(tx.update)(tables, state, tables)
-        result, _ = jax.jit(hundred_steps, static_argnums=0)(tx, tables)
-    assert_replicated(table_moments((state, new_state)), mesh)
-    expected = one_device("all")
-    chex.assert_trees_all_close(jax.device_get(result), expected, rtol=1e-6, atol=1e-6)
+        result, state = jax.jit(train, static_argnums=0)(
+            tx, jax.device_put(TABLES, sharding)
+        )
+    assert_replicated(table_moments(state), mesh)
+    result = jax.device_get(result)
+    chex.assert_trees_all_close(result, one_device(), rtol=1e-6, atol=1e-6)
 
 
-def test_with_shardings_no_mesh_in_context_is_needed() -> None:
+def test_given_shardings_need_no_mesh_in_context() -> None:
     mesh = make_mesh(AxisType.Auto)
     shardings = {"embed": NamedSharding(mesh, P("x", "y"))}
-    tx = ember_optax.scale_by_ember(row_state="sharded", param_shardings=shardings)
+    tx = ember_optax.scale_by_ember(param_shardings=shardings)
     tables = jax.device_put({"embed": TABLES["embed"]}, shardings)
     state = jax.jit(tx.init)(tables)
     _, new_state = jax.jit(tx.update)(tables, state)
-    for row, col in (state.tables["embed"], new_state.tables["embed"]):
-        assert row.sharding.spec == P("x")
-        assert_replicated([col], mesh)
+    assert_replicated(table_moments((state, new_state)), mesh)
 
 
-class LanguageModel(nnx.Module):
-    """A model that says how its lookup is sharded, as Explicit axes ask it to."""
-
-    def __init__(self, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(0.02)
-        self.embed = nnx.Param(init(rngs.params(), (64, 16)), out_sharding=("x", None))
-        self.lm_head = nnx.Param(
-            init(rngs.params(), (16, 64)), out_sharding=(None, "x")
-        )
-        self.mid = nnx.Param(init(rngs.params(), (16, 16)), out_sharding=(None, "y"))
-
-    def __call__(self, ids: jax.Array) -> jax.Array:
-        x = self.embed[...].at[ids].get(out_sharding=P())
-        x = jnp.einsum("btd,de->bte", x, self.mid[...], out_sharding=P())
-        return jnp.einsum("btd,dv->btv", x, self.lm_head[...], out_sharding=P())
+SPECS = {"embed": P("x", None), "lm_head": P("y", "x"), "mlp": P(None, "y")}
 
 
-def loss_fn(model: nnx.Module, ids: jax.Array) -> jax.Array:
-    logits = model(ids[:, :-1])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:]).mean()
+def with_ember(param_shardings: Any = None) -> Any:
+    return ember_optax.with_ember(
+        optax.adamw(1e-3),
+        embed_learning_rate=1e-2,
+        head_learning_rate=1e-3,
+        max_norm=1.0,
+        param_shardings=param_shardings,
+    )
 
 
-@nnx.jit
-def nnx_step(model: Any, optimizer: nnx.Optimizer, ids: jax.Array) -> jax.Array:
-    loss, grads = nnx.value_and_grad(loss_fn)(model, ids)
-    optimizer.update(model, grads)
-    return loss
+@every_mode
+def test_with_ember_has_the_values_of_one_device(mode: AxisType) -> None:
+    mesh = make_mesh(mode)
+    params = TABLES | {"mlp": jax.random.normal(jax.random.key(2), (16, 16))}
+    jitted = jax.jit(train, static_argnums=(0, 2))
+    expected, _ = jax.device_get(jitted(with_ember(), params, 20))
+    shardings = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
+    tx = with_ember(shardings if mode == AxisType.Auto else None)
+    with jax.set_mesh(mesh):
+        params = jax.device_put(params, shardings)
+        assert_replicated(table_moments(jax.jit(tx.init)(params)), mesh)
+        result, state = jitted(tx, params, 20)
+    assert_replicated(table_moments(state), mesh)
+    result = jax.device_get(result)
+    chex.assert_trees_all_close(result, expected, rtol=1e-5, atol=1e-5)
+
+
+@every_mode
+def test_one_program_serves_every_step(mode: AxisType) -> None:
+    mesh = make_mesh(mode)
+    shardings = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
+    tx = with_ember(shardings if mode == AxisType.Auto else None)
+    params = TABLES | {"mlp": jnp.ones((16, 16))}
+    out = ember_optax.opt_state_shardings(tx, params, shardings)
+
+    def step(params: Any, state: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(params, state, params)
+        return optax.apply_updates(params, updates), state
+
+    with jax.set_mesh(mesh):
+        params = jax.device_put(params, shardings)
+        state = jax.jit(tx.init, out_shardings=out)(params)
+        jitted = jax.jit(step, out_shardings=(shardings, out))
+        compiled = jitted.lower(params, state).compile()
+        # A compiled program refuses arguments of other types or shardings.
+        for _ in range(2):
+            params, state = compiled(params, state)
+    assert_replicated(table_moments(state), mesh)
+    assert state.body[0].mu["mlp"].sharding.spec == SPECS["mlp"]

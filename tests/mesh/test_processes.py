@@ -1,42 +1,55 @@
-"""Tables that are sharded over several processes equal those on one device."""
+"""Tables that are sharded over two processes equal those on one device."""
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from examples.tools.launch import launch, wait
-from tests.hundred_steps import one_device, present
 from tests.mesh.process_worker import LAYOUTS, MODES
+from tests.mesh.training import one_device, present
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 ROOT = Path(__file__).parents[2]
+PROCESSES, DEVICES = 2, 4
 
 
-@pytest.fixture(scope="module", params=[(2, 4), (4, 2)], ids=str)
-def trained(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, np.ndarray]:
-    """The tables trained in as many processes, with as many devices each."""
-    path = tmp_path_factory.mktemp("processes") / "tables.npz"
-    worker = ["-m", "tests.mesh.process_worker", str(path)]
-    with launch(worker, *request.param, cwd=ROOT) as started:
-        assert wait(started) == 0
+def test_two_processes_equal_one_device(tmp_path: Path) -> None:
+    path = tmp_path / "tables.npz"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    flags = f"--xla_force_host_platform_device_count={DEVICES}"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    worker = [sys.executable, "-m", "tests.mesh.process_worker"]
+    started = [
+        subprocess.Popen(
+            [*worker, address, str(PROCESSES), str(index), str(path)],
+            env=environment,
+            cwd=ROOT,
+        )
+        for index in range(PROCESSES)
+    ]
+    try:
+        assert [process.wait(timeout=300) for process in started] == [0] * PROCESSES
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
     with np.load(path) as tables:
-        return dict(tables)
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_hundred_steps_in_several_processes_equal_those_on_one_device(
-    trained: dict[str, np.ndarray], mode: str, layout: str
-) -> None:
-    expected = one_device("all")
-    for name in expected:
-        result = trained[f"{mode}/{layout}/{name}"]
-        np.testing.assert_allclose(result, expected[name], rtol=1e-6, atol=1e-6)
-        # jax.random may round the last bit differently in this process.
-        table = trained[f"first/{name}"]
-        absent = np.asarray(present(table) == 0)
-        np.testing.assert_array_equal(result[absent], table[absent])
+        for name, expected in one_device().items():
+            # jax.random may round the last bit differently in another process.
+            first = tables[f"first/{name}"]
+            absent = np.asarray(present(first) == 0)
+            for case in (
+                f"{mode}/{layout}/{name}" for mode in MODES for layout in LAYOUTS
+            ):
+                result = tables[case]
+                np.testing.assert_allclose(
+                    result, expected, rtol=1e-6, atol=1e-6, err_msg=case
+                )
+                np.testing.assert_array_equal(result[absent], first[absent])

@@ -1,5 +1,7 @@
-"""Shardings of a whole optimizer state, from every form that parameters come in."""
+"""Shardings of a whole optimizer state, for all containers and all Optax optimizers."""
 
+import inspect
+import warnings
 from typing import Any
 
 import jax
@@ -15,137 +17,204 @@ import ember_optax
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
-SPECS = {"embed": P("x", None), "lm_head": P(None, ("x", "y")), "mid": P("y", None)}
+SHAPES = {"embed": (64, 16), "lm_head": (16, 64), "mid": (16, 16), "bias": (16,)}
+SPECS = {
+    "embed": P("x", None),
+    "lm_head": P(None, ("x", "y")),
+    "mid": P("y", None),
+    "bias": P("y"),
+}
 
 
 def make_mesh() -> Mesh:
     return jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
 
 
-def make_tx(**options: Any) -> optax.GradientTransformationExtraArgs:
-    return optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.multi_transform(
-            {
-                "table": ember_optax.ember(optax.constant_schedule(1e-2), **options),
-                "body": optax.adamw(1e-3),
-            },
-            ember_optax.label_token_tables,
-        ),
-    )
-
-
 def make_params() -> dict[str, jax.Array]:
-    shapes = {"embed": (64, 16), "lm_head": (16, 64), "mid": (16, 16)}
-    return {name: jnp.ones(shape) for name, shape in shapes.items()}
+    return {name: jnp.ones(shape) for name, shape in SHAPES.items()}
 
 
-def make_shardings(mesh: Mesh) -> dict[str, NamedSharding]:
-    return {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
+def make_shardings() -> dict[str, NamedSharding]:
+    return {name: NamedSharding(make_mesh(), spec) for name, spec in SPECS.items()}
+
+
+def split(**options: Any) -> Any:
+    groups = {"table": ember_optax.ember(optax.constant_schedule(1e-2), **options)}
+    groups["body"] = optax.adamw(1e-3)
+    tx = optax.multi_transform(groups, ember_optax.label_token_tables)
+    return optax.chain(optax.clip_by_global_norm(1.0), tx)
+
+
+def with_ember(**options: Any) -> Any:
+    rates = {"embed_learning_rate": optax.constant_schedule(1e-2)}
+    rates["head_learning_rate"] = 1e-2
+    return ember_optax.with_ember(optax.adamw(1e-3), max_norm=1.0, **rates, **options)
 
 
 def boxed() -> Any:
-    params = make_params()
     return {
-        name: nn.Partitioned(params[name], names=tuple(SPECS[name])) for name in params
+        name: nn.Partitioned(x, names=tuple(SPECS[name]))
+        for name, x in make_params().items()
     }
 
 
 def as_nnx() -> Any:
-    params = make_params()
     return nnx.State(
         {
             name: nnx.Param(x, out_sharding=tuple(SPECS[name]))
-            for name, x in params.items()
+            for name, x in make_params().items()
         }
     )
 
 
+@pytest.mark.parametrize("make_tx", [split, with_ember])
 @pytest.mark.parametrize("make", [make_params, boxed, as_nnx])
-def test_state_is_created_where_it_belongs(make: Any) -> None:
+def test_containers(make: Any, make_tx: Any) -> None:
     mesh, tx = make_mesh(), make_tx()
     with jax.set_mesh(mesh):
         params = make()
-        shardings = ember_optax.opt_state_shardings(tx, params, make_shardings(mesh))
+        shardings = ember_optax.opt_state_shardings(tx, params, make_shardings())
+        structs = jax.eval_shape(lambda: params)
+        again = ember_optax.opt_state_shardings(tx, structs, make_shardings())
+        assert again == shardings
         state = jax.jit(tx.init, out_shardings=shardings)(params)
-    replicated = NamedSharding(mesh, P())
-    n_mirrors = 0
+    n_sharded = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        mirrors = any(f".{m}[" in jax.tree_util.keystr(path) for m in ("mu", "nu"))
-        n_mirrors += mirrors
-        expected = NamedSharding(mesh, SPECS["mid"]) if mirrors else replicated
+        name = jax.tree_util.keystr(path)
+        body = [
+            k for k in ("mid", "bias") for m in ("mu", "nu") if f".{m}['{k}" in name
+        ]
+        n_sharded += len(body)
+        expected = NamedSharding(mesh, SPECS[body[0]] if body else P())
         assert leaf.sharding.is_equivalent_to(expected, leaf.ndim), path
-    assert n_mirrors == 2
+    assert n_sharded == 4
 
 
-def test_rows_sharded_as_the_tables() -> None:
-    mesh, tx, params = make_mesh(), make_tx(row_state="sharded"), make_params()
-    shardings = ember_optax.opt_state_shardings(
-        tx, params, make_shardings(mesh), row_state="sharded"
-    )
-    state = jax.jit(tx.init, out_shardings=shardings)(params)
-    tables = optax.tree.get(state, "tables")
-    assert tables["embed"].row.sharding.spec == P("x")
-    assert tables["lm_head"].row.sharding.spec == P(("x", "y"))
-    assert tables["embed"].col.sharding.spec == P()
+# Optimizers of Optax
 
 
-def test_sharded_rows_on_the_named_axis_beside_a_body_of_any_shape() -> None:
-    options = {"row_state": "sharded", "vocab_axis": {"embed": 1}}
-    mesh, params = make_mesh(), make_params() | {"norm": jnp.ones(16)}
-    shardings = make_shardings(mesh) | {"norm": NamedSharding(mesh, P())}
-    state_shardings = ember_optax.opt_state_shardings(
-        make_tx(**options), params, shardings, **options
-    )
-    tables = optax.tree.get(state_shardings, "tables")
-    assert tables["embed"].row.spec == P(None)
-    assert tables["lm_head"].row.spec == P(("x", "y"))
+def nested() -> Any:
+    mlp = {"kernel": jnp.ones((16, 16)), "bias": jnp.ones(16)}
+    return {"embed": {"embedding": jnp.ones((64, 16))}, "mlp": mlp}
 
 
-def test_statistics_of_another_shape_than_the_parameter_are_replicated() -> None:
-    tx, params = optax.adafactor(1e-3, min_dim_size_to_factor=8), make_params()
-    shardings = ember_optax.opt_state_shardings(tx, params, make_shardings(make_mesh()))
-    state = jax.jit(tx.init, out_shardings=shardings)(params)
-    v_row = optax.tree.get(state, "v_row")
-    assert v_row["embed"].ndim == 1
-    assert v_row["embed"].sharding.is_fully_replicated
+def nested_shardings() -> Any:
+    specs = {"kernel": P(None, "y"), "bias": P("y")}
+    mlp = {name: NamedSharding(make_mesh(), spec) for name, spec in specs.items()}
+    return {"embed": NamedSharding(make_mesh(), P("x", None)), "mlp": mlp}
 
 
-def test_shapes_are_enough() -> None:
-    mesh, tx, params = make_mesh(), make_tx(), make_params()
-    shardings = make_shardings(mesh)
-    from_arrays = ember_optax.opt_state_shardings(tx, params, shardings)
-    structs = jax.eval_shape(lambda: params)
-    assert ember_optax.opt_state_shardings(tx, structs, shardings) == from_arrays
+def exported() -> dict[str, optax.GradientTransformation]:
+    """Finds all of Optax that needs a learning rate or nothing, and has a state."""
+    found = {}
+    for module in (optax, optax.contrib):
+        for name, make in vars(module).items():
+            if name.startswith("_") or not inspect.isfunction(make):
+                continue
+            for arguments in ((1e-2,), ()):
+                try:
+                    tx = make(*arguments)
+                    state = jax.eval_shape(tx.init, nested())
+                except Exception:  # needs other arguments, or is not an optimizer
+                    continue
+                if jax.tree.leaves(state):
+                    found[name] = tx
+                break
+    return found
 
 
-@pytest.mark.parametrize("options", [{"row_state": "shard"}, {"vocab_axis": 0.5}])
-def test_options_are_checked_as_in_ember(options: Any) -> None:
-    shardings = make_shardings(make_mesh())
-    with pytest.raises(ValueError, match=f"{next(iter(options))} is"):
-        ember_optax.opt_state_shardings(make_tx(), make_params(), shardings, **options)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    OPTIMIZERS = exported()
+
+
+def test_the_optimizers_were_found() -> None:
+    assert {"adam", "sm3", "lbfgs", "adafactor", "muon"} <= OPTIMIZERS.keys()
+    assert len(OPTIMIZERS) > 60
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_of_optax(name: str) -> None:
+    tx, params = OPTIMIZERS[name], nested()
+    found = ember_optax.opt_state_shardings(tx, params, nested_shardings())
+    state = jax.eval_shape(tx.init, params)
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(found), strict=True)
+    for leaf, sharding in pairs:
+        sharding.shard_shape(leaf.shape)
+        if leaf.shape == (64, 16):
+            assert sharding.spec == P("x", None)
+    if name in ("sm3", "lbfgs", "adam", "schedule_free_adamw"):
+        state = jax.jit(tx.init, out_shardings=found)(params)
+        pairs = zip(jax.tree.leaves(state), jax.tree.leaves(found), strict=True)
+        for leaf, sharding in pairs:
+            assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+
+
+def test_stacks_are_sharded_like_the_parameter_and_other_shapes_are_replicated() -> (
+    None
+):
+    find = ember_optax.opt_state_shardings
+    out = find(optax.lbfgs(), nested(), nested_shardings())
+    memory = optax.tree.get(out, "diff_params_memory")
+    assert memory["embed"]["embedding"].spec == P(None, "x", None)
+    assert memory["mlp"]["bias"].spec == P(None, "y")
+    tx = optax.adafactor(1e-3, min_dim_size_to_factor=8)
+    out = find(tx, nested(), nested_shardings())
+    assert optax.tree.get(out, "v_row")["embed"]["embedding"].spec == P()
+
+
+# Prefix trees and errors
+
+
+def prefixes() -> dict[str, Any]:
+    everywhere, rows = (NamedSharding(make_mesh(), spec) for spec in (P(), P("x")))
+    return {
+        "all": everywhere,
+        "subtree": {"embed": rows, "mlp": everywhere},
+        "mixed": {"embed": {"embedding": rows}, "mlp": everywhere},
+    }
+
+
+@pytest.mark.parametrize("make_tx", [split, with_ember])
+@pytest.mark.parametrize("name", prefixes())
+def test_prefix_trees_mean_the_same_as_in_jit(name: str, make_tx: Any) -> None:
+    prefix = prefixes()[name]
+    params = jax.jit(nested, out_shardings=prefix)()
+    tx = make_tx(param_shardings=prefix)
+    out = ember_optax.opt_state_shardings(tx, params, prefix)
+    mu = optax.tree.get(out, "mu")["mlp"]["kernel"]
+    assert mu.is_equivalent_to(params["mlp"]["kernel"].sharding, 2)
+    state = jax.jit(tx.init, out_shardings=out)(params)
+    jax.jit(tx.update)(params, state, params)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda s: s.pop("lm_head"),
-            "no sharding for 'lm_head', but for 'embed', 'mid'",
-        ),
+        (lambda s: s.pop("lm_head"), "no sharding for 'lm_head', but for 'bias', 'emb"),
         (
             lambda s: s.update(mid=NamedSharding(s["mid"].mesh, P("x", "y", None))),
             r"for 'mid' of shape \(16, 16\)",
         ),
         (lambda s: s.update(mid="x"), "has x for 'mid'"),
     ],
-    ids=["missing", "too many dimensions", "no sharding"],
+    ids=["missing", "too many dimensions", "not a sharding"],
 )
 def test_errors_name_the_parameter(change: Any, message: str) -> None:
-    shardings = make_shardings(make_mesh())
+    shardings = make_shardings()
     change(shardings)
     with pytest.raises(ValueError, match=message):
-        ember_optax.opt_state_shardings(make_tx(), make_params(), shardings)
+        ember_optax.opt_state_shardings(with_ember(), make_params(), shardings)
     tables = {k: v for k, v in make_params().items() if k in ("lm_head", "mid")}
     with pytest.raises(ValueError, match=message):
         ember_optax.ember(1e-2, param_shardings=shardings).init(tables)
+
+
+def test_a_prefix_that_does_not_fit_names_the_parameter() -> None:
+    prefix = {"embed": NamedSharding(make_mesh(), P("x"))}
+    with pytest.raises(ValueError, match="no sharding for 'mlp/bias'"):
+        ember_optax.opt_state_shardings(optax.sgd(1e-2), nested(), prefix)
+    prefix["mlp"] = NamedSharding(make_mesh(), P("x", "y"))
+    with pytest.raises(ValueError, match=r"for 'mlp/bias' of shape \(16,\)"):
+        ember_optax.opt_state_shardings(optax.sgd(1e-2), nested(), prefix)

@@ -1,21 +1,27 @@
-"""Parameter trees of real models, with the label of every parameter."""
+"""Parameter trees of real models, with the role of every parameter."""
 
+import functools
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+
+from ember_optax import label_token_tables
+
+label_roles = functools.partial(label_token_tables, embed="embed", head="head")
+
+
+def from_shapes(params: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    return {k: jax.ShapeDtypeStruct(shape, "float32") for k, shape in params.items()}
 
 
 class Leaf(NamedTuple):
     role: str  # "embed", "head" or "body"
-    marks: str  # as the file explains them
+    marks: str  # explained at the top of the file
     path: str
     struct: jax.ShapeDtypeStruct
-
-    @property
-    def label(self) -> str:
-        return "body" if self.role == "body" else "table"
 
 
 class Model(NamedTuple):
@@ -28,9 +34,18 @@ class Model(NamedTuple):
         return {leaf.path: leaf.struct for leaf in self.leaves}
 
     @property
-    def include(self) -> list[str]:
-        """Patterns for the tables that the user has to name."""
-        return [f"^{re.escape(x.path)}$" for x in self.leaves if "+" in x.marks]
+    def roles(self) -> dict[str, str]:
+        return {leaf.path: leaf.role for leaf in self.leaves}
+
+    @property
+    def unclear(self) -> list[str]:
+        """Paths whose name does not tell a table from body."""
+        return [leaf.path for leaf in self.leaves if "?" in leaf.marks]
+
+    @property
+    def included(self) -> list[str]:
+        """Paths of the tables that the user has to include."""
+        return [leaf.path for leaf in self.leaves if "+" in leaf.marks]
 
 
 def read_models() -> list[Model]:
@@ -45,11 +60,10 @@ def read_models() -> list[Model]:
             struct = jax.ShapeDtypeStruct(
                 tuple(map(int, shape.split("x"))), *dtype or ["float32"]
             )
-            role = label.rstrip("?+!")
+            role = re.sub(r"[?+!]", "", label)
             leaf = Leaf(role, label.removeprefix(role), path, struct)
             models[-1].leaves.append(leaf)
     return models
 
 
 MODELS = read_models()
-SHAPED_MODELS = [m for m in MODELS if m.vocab_sizes]

@@ -1,4 +1,4 @@
-"""Ember inside the wrappers of Optax and the transformations of JAX."""
+"""Ember inside the wrappers of Optax."""
 
 from typing import Any
 
@@ -48,49 +48,48 @@ GRADS = [make_tree(seed) for seed in (1, 2, 3)]
 TABLE_GRADS = [make_tables(seed) for seed in (1, 2, 3)]
 
 
-# Wrappers of Optax
+@pytest.fixture(scope="module")
+def plain() -> tuple[list[Tree], Any]:
+    """Updates and the last state of the two tables alone."""
+    return run(make_ember(), TABLE_PARAMS, TABLE_GRADS)
 
 
-def test_tables_do_not_see_each_other() -> None:
-    updates, _ = run(make_ember(), TABLE_PARAMS, TABLE_GRADS)
+def test_tables_do_not_see_each_other(plain: Any) -> None:
     for name in TABLES:
         grads = [{name: grad[name]} for grad in TABLE_GRADS]
         alone, _ = run(make_ember(), {name: TABLE_PARAMS[name]}, grads)
-        chex.assert_trees_all_close([{name: u[name]} for u in updates], alone)
+        chex.assert_trees_all_close([{name: u[name]} for u in plain[0]], alone)
 
 
 def test_chain() -> None:
-    def clip(grads: Tree) -> Tree:
-        norm = np.sqrt(sum(np.sum(np.float64(g) ** 2) for g in grads.values()))
-        return {k: np.float32(g / norm) for k, g in grads.items()}
-
+    grads = TABLE_GRADS[0]
+    norm = np.sqrt(sum(np.sum(np.float64(g) ** 2) for g in grads.values()))
+    clipped = {k: np.float32(g / norm) for k, g in grads.items()}
     chained, _ = run(
         optax.chain(optax.clip_by_global_norm(1.0), make_ember(), optax.scale(3.0)),
         TABLE_PARAMS,
-        TABLE_GRADS[:1],
+        [grads],
     )
-    plain, _ = run(make_ember(), TABLE_PARAMS, [clip(TABLE_GRADS[0])])
-    expected = jax.tree.map(lambda u: 3 * u, plain)
+    alone, _ = run(make_ember(), TABLE_PARAMS, [clipped])
+    expected = jax.tree.map(lambda u: 3 * u, alone)
     chex.assert_trees_all_close(chained, expected, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("router", [optax.multi_transform, optax.partition])
-def test_multi_transform(router: Any) -> None:
+def test_multi_transform(router: Any, plain: Any) -> None:
     tx = router({"table": make_ember(), "body": optax.adamw(1e-3)}, LABELS)
     updates, _ = run(tx, PARAMS, GRADS)
-    tables, _ = run(make_ember(), TABLE_PARAMS, TABLE_GRADS)
     body_of = lambda tree: {k: v for k, v in tree.items() if k not in TABLES}  # noqa: E731
     body, _ = run(optax.adamw(1e-3), body_of(PARAMS), [body_of(g) for g in GRADS])
-    expected = [table | other for table, other in zip(tables, body, strict=True)]
+    expected = [table | other for table, other in zip(plain[0], body, strict=True)]
     chex.assert_trees_all_close(updates, expected)
 
 
-def test_masked() -> None:
+def test_masked(plain: Any) -> None:
     mask = {name: name in TABLES for name in PARAMS}
     updates, state = run(optax.masked(make_ember(), mask), PARAMS, GRADS)
-    tables, _ = run(make_ember(), TABLE_PARAMS, TABLE_GRADS)
-    expected = [grad | table for grad, table in zip(GRADS, tables, strict=True)]
+    expected = [grad | table for grad, table in zip(GRADS, plain[0], strict=True)]
     chex.assert_trees_all_close(updates, expected)
     assert set(optax.tree.get(state, "tables")) == set(TABLES)
 
@@ -104,9 +103,9 @@ def test_multi_steps_takes_the_step_of_the_mean_gradient() -> None:
     chex.assert_trees_all_close(updates[2], expected[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_apply_if_finite_skips_a_bad_gradient(bad: float) -> None:
-    poison = {"embed": TABLE_GRADS[1]["embed"].copy(), "head": TABLE_GRADS[1]["head"]}
+    poison = make_tables(2)
     poison["embed"][3, 2] = bad
     tx = optax.apply_if_finite(make_ember(), max_consecutive_errors=2)
     first, last = TABLE_GRADS[0], TABLE_GRADS[2]
@@ -117,25 +116,24 @@ def test_apply_if_finite_skips_a_bad_gradient(bad: float) -> None:
     chex.assert_trees_all_equal(state.inner_state, clean)
 
 
-def test_a_poisoned_state_shows_in_the_next_updates() -> None:
-    # As in optax.adam. Updates of zero would freeze the table and nobody would notice.
+def test_nan_gradient_shows_in_the_next_updates() -> None:
+    # As in optax.adam. Updates of zero would freeze the table without a sign of it.
     poison, grad = (np.copy(grad["embed"]) for grad in GRADS[:2])
     poison[3, 2] = np.nan
     updates, _ = run(ember_optax.scale_by_ember(), poison, [poison, grad])
     assert not np.isfinite(updates[1]).all()
 
 
-def test_an_infinite_gradient_shows_in_its_own_update_and_poisons_nothing() -> None:
+def test_infinite_gradient_shows_in_its_own_update_alone() -> None:
     poison, grad = (np.copy(grad["embed"]) for grad in GRADS[:2])
     poison[3, 2] = np.inf
     updates, state = run(ember_optax.scale_by_ember(), poison, [poison, grad])
     assert np.argwhere(~np.isfinite(updates[0])).tolist() == [[3, 2]]
-    assert np.isfinite(updates[1]).all()
-    chex.assert_tree_all_finite(state)
+    chex.assert_tree_all_finite((updates[1], state))
 
 
 @pytest.mark.parametrize("params", [{}, (), optax.MaskedNode()], ids=type)
-def test_no_tables_no_statistics(params: Any) -> None:
+def test_tree_without_tables(params: Any) -> None:
     tx = ember_optax.scale_by_ember()
     state = tx.init(params)
     assert state.tables == {}
@@ -152,26 +150,33 @@ def test_weight_decay_mask() -> None:
 
 
 def test_learning_rate_schedule_starts_at_step_zero() -> None:
-    def schedule(count: jax.Array) -> jax.Array:
-        return jnp.array([0.5, 0.25, 0.125])[count]
-
+    rates = np.float32([0.5, 0.25, 0.125])
     grads = TABLE_GRADS[:1] * 3  # a constant gradient has a constant direction
-    updates, _ = run(ember_optax.ember(schedule), TABLE_PARAMS, grads)
+    tx = ember_optax.ember(lambda count: jnp.asarray(rates)[count])
+    updates, _ = run(tx, TABLE_PARAMS, grads)
     unit, _ = run(ember_optax.ember(1.0), TABLE_PARAMS, grads[:1])
-    for update, learning_rate in zip(updates, [0.5, 0.25, 0.125], strict=True):
-        expected = jax.tree.map(lambda u, lr=learning_rate: lr * u, unit[0])
+    for update, rate in zip(updates, rates, strict=True):
+        expected = jax.tree.map(lambda u, rate=rate: rate * u, unit[0])
         chex.assert_trees_all_close(update, expected, rtol=1e-5)
 
 
-# Injected hyperparameters
+@pytest.mark.parametrize("inject", [False, True])
+def test_adafactor_decay_equals_factored_rms_of_optax(inject: bool) -> None:
+    make = ember_optax.scale_by_ember
+    factory = optax.inject_hyperparams(make) if inject else make
+    tx = factory(b2=ember_optax.adafactor_decay())
+    factored = optax.scale_by_factored_rms(min_dim_size_to_factor=1)
+    updates, _ = run(tx, TABLE_PARAMS, TABLE_GRADS)
+    expected, _ = run(factored, TABLE_PARAMS, TABLE_GRADS)
+    chex.assert_trees_all_close(updates, expected, rtol=1e-5)
 
 
-def inject(dtype: Any = None, **options: Any) -> optax.GradientTransformationExtraArgs:
+def inject(dtype: Any = None) -> optax.GradientTransformationExtraArgs:
     factory = optax.inject_hyperparams(ember_optax.ember, hyperparam_dtype=dtype)
-    return factory(LEARNING_RATE, weight_decay=0.1, **options)
+    return factory(LEARNING_RATE, weight_decay=0.1)
 
 
-def test_an_injected_learning_rate_can_be_changed() -> None:
+def test_injected_learning_rate_can_be_changed() -> None:
     tx, plain = inject(), ember_optax.ember(0.5, weight_decay=0.1)
     state = optax.tree.set(tx.init(TABLE_PARAMS), learning_rate=jnp.float32(0.5))
     updates, _ = jax.jit(tx.update)(TABLE_GRADS[0], state, TABLE_PARAMS)
@@ -179,40 +184,15 @@ def test_an_injected_learning_rate_can_be_changed() -> None:
     chex.assert_trees_all_close(updates, expected[0], rtol=2e-5)
 
 
-def test_injected_schedule_of_b2() -> None:
-    decays = [0.5, 0.9, 0.99]
-    tx = optax.inject_hyperparams(ember_optax.scale_by_ember)(
-        b2=lambda count: jnp.array(decays)[count]
-    )
-    updates, _ = run(tx, TABLE_PARAMS, TABLE_GRADS)
-    state = ember_optax.scale_by_ember().init(TABLE_PARAMS)
-    for b2, grad, update in zip(decays, TABLE_GRADS, updates, strict=True):
-        expected, state = ember_optax.scale_by_ember(b2).update(grad, state)
-        chex.assert_trees_all_close(update, expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize("inject", [False, True])
-def test_adafactors_decay_is_that_of_optax(inject: bool) -> None:
-    make = ember_optax.scale_by_ember
-    tx = (optax.inject_hyperparams(make) if inject else make)(
-        b2=ember_optax.adafactor_decay()
-    )
-    factored = optax.scale_by_factored_rms(min_dim_size_to_factor=1)
-    updates, _ = run(tx, TABLE_PARAMS, TABLE_GRADS)
-    expected, _ = run(factored, TABLE_PARAMS, TABLE_GRADS)
-    chex.assert_trees_all_close(updates, expected, rtol=1e-5)
-
-
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_injected_half_precision_is_refused_with_the_way_out(dtype: Any) -> None:
-    params = make_tables(0, dtype)
+def test_hyperparameters_injected_in_half_precision_raise(dtype: Any) -> None:
     name = jnp.dtype(dtype).name
     with pytest.raises(ValueError, match=f"b2 is {name}.*hyperparam_dtype=jnp.float32"):
-        inject().init(params)
+        inject().init(make_tables(0, dtype))
 
 
 @pytest.mark.usefixtures("standard_promotion")  # float32 rate times bfloat16 update
-def test_injected_in_float32_beside_bfloat16_parameters() -> None:
+def test_hyperparameters_injected_in_float32_with_bfloat16_parameters() -> None:
     params = make_tables(0, jnp.bfloat16)
     grads = [make_tables(seed, jnp.bfloat16) for seed in (1, 2, 3)]
     updates, state = run(inject(jnp.float32), params, grads)

@@ -1,6 +1,5 @@
-"""Roles of token tables: input embeddings and heads get labels of their own."""
+"""Roles of token tables: input embeddings and heads get different labels."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,54 +9,32 @@ import optax
 import pytest
 
 from ember_optax import label_token_tables
-from tests.unit.models import MODELS, SHAPED_MODELS, Model
-
-label_roles = functools.partial(label_token_tables, embed="embed", head="head")
+from tests.unit.models import from_shapes, label_roles
 
 
 def heads(
     tables: Mapping[str, tuple[int, ...]], vocab_size: int | None = None
 ) -> set[str]:
     """Returns the heads among parameters that are all tables."""
-    params = {k: jax.ShapeDtypeStruct(v, "float32") for k, v in tables.items()}
-    labels = label_roles(params, vocab_size=vocab_size, include=".")
+    labels = label_roles(from_shapes(tables), vocab_size=vocab_size, include=".")
     return {path for path, label in labels.items() if label == "head"}
 
 
-@pytest.mark.parametrize("model", SHAPED_MODELS, ids=lambda m: m.name)
-def test_every_table_has_its_role(model: Model) -> None:
-    labels = label_roles(
-        model.params, vocab_size=model.vocab_sizes, include=model.include
-    )
-    assert labels == {leaf.path: leaf.role for leaf in model.leaves}
-
-
-TOLD_BY_NAME = [
-    m for m in MODELS if not any(set("?+") & set(x.marks) for x in m.leaves)
-]
-
-
-@pytest.mark.parametrize("model", TOLD_BY_NAME, ids=lambda m: m.name)
-def test_every_table_has_its_role_by_name(model: Model) -> None:
-    labels = label_roles(model.params, missing="body")
-    assert labels == {leaf.path: leaf.role for leaf in model.leaves}
-
-
-# Beside a clear head, and stored [V, D], so that the name alone decides.
+# The tree has a clear head as well, and all are [V, D], so that the name alone decides.
 HEAD_NAMES = """
-  heads/0/w medusa_head/0/1/weight lmhead logit/w to_logits/1/weight logitdense/weight
-  unembed unembedding/w unembedder/weight lm_loss/weight embed_out/weight outputs/w
-  output/w predictions/w output_embed ff_out/weight softmax/w generator/0/weight
+  heads/0/w medusa_head/0/1/weight logit/w to_logits/1/weight logitdense/weight
+  unembed unembedding/w lm_loss/weight embed_out/weight outputs/w output/w
+  predictions/w output_embed ff_out/weight softmax/w generator/0/weight
   decoder/weight linear/weight linears/0/weight dense/weight fc/weight proj/weight
-  vocab_projection/weight vocab_projector/weight embed_linear/w tied_embed
-  embed/reverse_embeddings shared_embedding_softmax/w in_out_embed/embeddings
+  vocab_projector/weight embed/reverse_embeddings shared_embedding_softmax/w
+  in_out_embed/embeddings
 """
 EMBED_NAMES = """
   wte/weight shared/weight value_embeds/0 bigram_embed/weight embed_tokens_per_layer
   head/embed/embedding multi_head_embedding/embedding decoder/embedding tokens/weight
   decoder/embedding/weight linear/w Dense_0/kernel decoder/kernel output/tok_embed
 """
-# Beside an embedding without a head, which is tied.
+# The tree has no head but an embedding, which is tied.
 EXTRA_NAMES = """
   embed_tokens_per_layer value_embeds/0 values_embed bigram_embed/w trigram_embed
   ngram_embed n_gram_embed hash_embed multi_head_embedding/embedding audio_embed/w
@@ -68,24 +45,24 @@ MAIN_NAMES = "decoder/embed tgt_embed/lut target_embed shared shared/embedding"
 
 
 @pytest.mark.parametrize("path", HEAD_NAMES.split())
-def test_head_name(path: str) -> None:
+def test_name_of_a_head(path: str) -> None:
     tables = dict.fromkeys(["embed", "lm_head", path], (90, 8))
     assert heads(tables) == {"lm_head", path}
 
 
 @pytest.mark.parametrize("path", EMBED_NAMES.split())
-def test_embed_name(path: str) -> None:
+def test_name_of_an_input_table(path: str) -> None:
     tables = dict.fromkeys(["embed", "lm_head", path], (90, 8))
     assert heads(tables) == {"lm_head"}
 
 
 @pytest.mark.parametrize("path", EXTRA_NAMES.split())
-def test_an_embedding_beside_the_tied_one(path: str) -> None:
+def test_auxiliary_embedding_is_not_tied(path: str) -> None:
     assert heads(dict.fromkeys(["embed", path], (90, 8))) == {"embed"}
 
 
 @pytest.mark.parametrize("path", MAIN_NAMES.split())
-def test_of_several_embeddings_the_tied_one(path: str) -> None:
+def test_embedding_of_the_decoder_is_tied(path: str) -> None:
     assert heads(dict.fromkeys(["encoder/embed", path], (90, 8))) == {path}
 
 
@@ -116,7 +93,7 @@ def test_role_by_layout(tables: Mapping[str, tuple[int, ...]], expected: str) ->
     assert heads(tables, vocab_size=90) == set(expected.split())
 
 
-def test_the_layout_of_a_vocabulary_smaller_than_the_width() -> None:
+def test_layout_of_a_vocabulary_smaller_than_the_width() -> None:
     assert heads({"a": (9, 128), "b": (128, 9)}, vocab_size=9) == {"b"}
 
 
@@ -128,18 +105,18 @@ PARAMS = {
 }
 
 
-def test_labels_of_ones_own() -> None:
+def test_custom_role_labels() -> None:
     labels = label_token_tables(PARAMS, embed="in", head="out", body="rest")
     head = {"kernel": "out"}
     assert labels == {"wte": "in", "lm_head": head, "wpe": "rest", "mlp": "rest"}
 
 
-def test_a_head_that_is_excluded_is_still_the_head() -> None:
+def test_excluded_head_still_counts() -> None:
     labels = label_roles(PARAMS, exclude="lm_head")
     assert (labels["wte"], labels["lm_head"]) == ("embed", {"kernel": "body"})
 
 
-def test_what_is_included_has_a_role() -> None:
+def test_included_parameters_have_a_role() -> None:
     params = PARAMS | {"head/bias": jnp.ones(9), "x": jnp.ones(9)}
     labels = label_roles(params, include=["wpe", "mlp", "bias", "x"])
     assert labels == {
@@ -153,12 +130,12 @@ def test_what_is_included_has_a_role() -> None:
     assert label_roles({"f": jnp.tanh}, include="f") == {"f": "head"}
 
 
-def test_a_table_that_is_vetoed_but_included_is_no_head() -> None:
+def test_included_table_with_a_vetoed_name_is_not_a_head() -> None:
     params = {"wte": PARAMS["wte"], "wpe": PARAMS["wpe"]}
     assert label_roles(params, include="wpe") == {"wte": "head", "wpe": "embed"}
 
 
-def test_a_wrapper_has_the_role_of_what_is_inside() -> None:
+def test_wrapper_has_the_role_of_its_array() -> None:
     labels = label_roles(PARAMS, is_leaf=lambda node: node is PARAMS["lm_head"])
     assert labels["lm_head"] == "head"
 
@@ -197,6 +174,6 @@ def test_what_is_masked_may_be_the_head(path: str, role: str) -> None:
         ({"embed": "a", "head": "a"}, r"For one label of all tables, pass table="),
     ],
 )
-def test_labels_of_roles_that_cannot_be_meant(options: Any, message: str) -> None:
+def test_invalid_role_labels_raise(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         label_token_tables(PARAMS, **options)

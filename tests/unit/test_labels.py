@@ -1,5 +1,6 @@
-"""Labels of token tables, on parameter trees of real models and in every container."""
+"""Labels on parameter trees of real models, by name, and in every container."""
 
+import re
 from typing import Any
 
 import chex
@@ -10,41 +11,47 @@ from flax import nnx
 from flax.core import FrozenDict
 
 from ember_optax import label_token_tables
-from tests.unit.models import MODELS, SHAPED_MODELS, Model
+from tests.unit.models import MODELS, Model, label_roles
 
 
-@pytest.mark.parametrize("model", SHAPED_MODELS, ids=lambda m: m.name)
-def test_every_leaf_with_vocab_size(model: Model) -> None:
-    labels = label_token_tables(
-        model.params, vocab_size=model.vocab_sizes, include=model.include
-    )
-    assert labels == {leaf.path: leaf.label for leaf in model.leaves}
+@pytest.mark.parametrize(
+    "model", [m for m in MODELS if m.vocab_sizes], ids=lambda m: m.name
+)
+def test_every_parameter_with_vocab_size(model: Model) -> None:
+    include = [f"^{re.escape(path)}$" for path in model.included]
+    labels = label_roles(model.params, vocab_size=model.vocab_sizes, include=include)
+    assert labels == model.roles
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
-def test_every_leaf_by_name(model: Model) -> None:
-    labels = label_token_tables(model.params, missing="body")
-    decidable = [leaf for leaf in model.leaves if "?" not in leaf.marks]
-    assert {x.path: labels[x.path] for x in decidable} == {
-        x.path: x.label for x in decidable
-    }
+def test_every_parameter_by_name(model: Model) -> None:
+    try:
+        labels = label_roles(model.params, on_missing="ignore")
+    except ValueError as error:
+        message = str(error).replace(".", "/")
+        assert any(repr(path.replace(".", "/")) in message for path in model.unclear)
+        return
+    for path in model.params.keys() - model.unclear:
+        assert (labels[path] == "body") == (model.roles[path] == "body"), path
+    if not model.unclear and not model.included:
+        assert labels == model.roles
 
 
 # Names of other models, and of components that are easily mistaken for a table.
 TABLE_NAMES = """
   gpt_neox/embed_in/embedding gpt_neox/embed_out/kernel tokens_embed/embedding
-  text_model/embeddings/token_embedding/embedding transformer/word_embeddings/embedding
-  generator_lm_head/kernel vocab_projector/kernel language_model/in_out_embed/embeddings
-  model/embed_tokens_per_layer/embedding unembed/kernel unembedding/w lm_head
+  text_model/embeddings/token_embedding/embedding generator_lm_head/kernel
+  vocab_projector/kernel language_model/in_out_embed/embeddings lm_head
+  model/embed_tokens_per_layer/embedding unembed/kernel unembedding/w
   value_embeds/0/embedding codebooks_head/kernel codebook_heads/0/kernel
-  embed_audio_tokens/embedding token_embd/weight LMHead_0/kernel mtp/0/lm_head/kernel
+  token_embd/weight LMHead_0/kernel mtp/0/lm_head/kernel mtp_heads/1/kernel
   TokenEmbedder_0/embedding prefix_lm/embedder/embedding shared/pytree/0/weight
-  vision_language_model/language_model/embed_tokens/embedding mtp_heads/1/kernel
-  to_logits/kernel embeddings_table model/embedding decoder/embed_tokens/weight
+  vision_language_model/language_model/embed_tokens/embedding to_logits/kernel
+  embeddings_table model/embedding decoder/embed_tokens/weight lm_loss/weight
   token_and_position_embedding/token_embedding/embeddings lm_head/linear/kernel
-  shared_head/head/weight mlm_head/decoder/kernel lora_model/embed_tokens/weight
-  visual_bert/embeddings/word_embeddings/weight codebook_embed/embedding lm_loss/weight
-  model.embed_tokens.base_layer.weight base/emb_luts/0/weight embed/weight/array
+  mlm_head/decoder/kernel lora_model/embed_tokens/weight codebook_embed/embedding
+  visual_bert/embeddings/word_embeddings/weight base/emb_luts/0/weight
+  model.embed_tokens.base_layer.weight embed/weight/array embed.embedding
   user_id_embedding/embedding masked_lm_head/lm_head/logits/kernel
 """
 BODY_NAMES = """
@@ -68,32 +75,33 @@ BODY_NAMES = """
   vision_tower.embeddings.weight model.lm_head.lora_A.default.weight
 """
 MATRIX = jax.ShapeDtypeStruct((512, 64), jnp.float32)
+OTHER = jax.ShapeDtypeStruct((300, 64), jnp.float32)
 EMBED = {"embed": {"embedding": MATRIX}}
 
 
 @pytest.mark.parametrize("path", TABLE_NAMES.split())
-def test_table_name(path: str) -> None:
+def test_name_of_a_table(path: str) -> None:
     assert label_token_tables({path: MATRIX}) == {path: "table"}
 
 
 @pytest.mark.parametrize("path", BODY_NAMES.split())
-def test_body_name(path: str) -> None:
-    assert label_token_tables({**EMBED, path: MATRIX})[path] == "body"
+def test_name_of_a_body_parameter(path: str) -> None:
+    assert label_token_tables({**EMBED, path: OTHER})[path] == "body"
 
 
 @pytest.mark.parametrize("path", ["head", "output/kernel", "output_layer/weight"])
-def test_a_bare_head_is_as_long_as_a_table_with_a_clearer_name(path: str) -> None:
+def test_bare_head_is_a_table_if_it_is_as_long_as_another_table(path: str) -> None:
     head = jax.ShapeDtypeStruct((64, 512), jnp.float32)
-    other = jax.ShapeDtypeStruct((64, 100), jnp.float32)
     assert label_token_tables({**EMBED, path: head})[path] == "table"
-    assert label_token_tables({**EMBED, path: other})[path] == "body"
+    assert label_token_tables({**EMBED, path: OTHER})[path] == "body"
     assert label_token_tables({**EMBED, f"mlp/{path}": head})[f"mlp/{path}"] == "body"
 
 
 @pytest.mark.parametrize("name", ["lora_embedding", "wpe/embedding", "pos_embed"])
-def test_vetoes_go_before_shapes(name: str) -> None:
+def test_vetoed_name_is_body_whatever_its_shape(name: str) -> None:
     labels = label_token_tables({**EMBED, name: MATRIX}, vocab_size=512)
     assert labels[name] == "body"
+    assert label_token_tables({**EMBED, name: MATRIX}) == labels
 
 
 @pytest.mark.parametrize(
@@ -109,7 +117,7 @@ def test_vetoes_go_before_shapes(name: str) -> None:
     ids=["int8", "complex", "one axis", "axis of size 1", "four axes", "function"],
 )
 @pytest.mark.parametrize("vocab_size", [None, 512])
-def test_no_table_by_nature(leaf: Any, vocab_size: int | None) -> None:
+def test_unsuitable_dtype_or_rank_is_body(leaf: Any, vocab_size: int | None) -> None:
     params = {**EMBED, "lm_head": {"weight": leaf}}
     labels = label_token_tables(params, vocab_size=vocab_size)
     assert labels["lm_head"]["weight"] == "body"
@@ -127,7 +135,7 @@ def test_include_and_exclude_win_and_exclude_wins_over_include() -> None:
     }
 
 
-def test_own_labels() -> None:
+def test_custom_labels() -> None:
     labels = label_token_tables({**EMBED, "x": jnp.ones(3)}, table="e", body="rest")
     assert labels == {"embed": {"embedding": "e"}, "x": "rest"}
 

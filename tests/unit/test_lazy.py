@@ -1,4 +1,4 @@
-"""Lazy rows against the dense rule: nothing is lost by waiting."""
+"""Lazy rows against the dense rule: rows that wait for their step lose nothing."""
 
 import functools
 from typing import Any
@@ -14,18 +14,18 @@ import ember_optax
 from ember_optax import lazy
 
 V, D, N = 500, 8, 48
-STEPS = 2000
+STEPS = 1000
 LEARNING_RATE = 1e-2
 
 
 def schedule(count: Any) -> jax.Array:
-    """A learning rate that is another one at every step."""
+    """A learning rate that changes at every step."""
     return LEARNING_RATE * (1 + jnp.sin(jnp.asarray(count, jnp.float32) / 100)) / 2
 
 
 @functools.cache
 def jitted(**options: Any) -> Any:
-    return jax.jit(functools.partial(lazy.apply, **options))
+    return jax.jit(functools.partial(lazy.update, **options))
 
 
 def zipf(
@@ -54,11 +54,11 @@ def run_lazy(
 ) -> Any:
     def step(carry: Any, batch: Any) -> Any:
         options = {"learning_rate": learning_rate, "weight_decay": weight_decay}
-        return lazy.apply(*carry, *batch, **options), None
+        return lazy.update(*carry, *batch, **options), None
 
     init = table, lazy.init(table, weight_decay=weight_decay > 0)
     (table, state), _ = jax.lax.scan(step, init, (ids, grads))
-    return lazy.rows(table, state, jnp.arange(V)), state
+    return lazy.lookup(table, state, jnp.arange(V)), state
 
 
 @functools.partial(jax.jit, static_argnames=("weight_decay", "learning_rate"))
@@ -81,7 +81,7 @@ def run_dense(
 
 
 def dense(ids: Any, grads: Any, table: Any) -> jax.Array:
-    """The gradient of the table, of which `grads` are the rows of a batch."""
+    """The gradient of the table whose rows `ids` have the gradients `grads`."""
     ids = jnp.where(ids < 0, V, ids)
     zeros = jnp.zeros(table.shape, table.dtype)
     return zeros.at[ids].add(grads.astype(table.dtype), mode="drop")
@@ -95,7 +95,7 @@ def run_float64(run: Any, table: Any, ids: Any, grads: Any, **options: Any) -> A
 
 def row_now(state: lazy.LazyState, b2: float = 0.999) -> np.ndarray:
     """The row statistic that the dense rule has at this step."""
-    missed = np.float64(state.count) - np.asarray(state.last)
+    missed = np.float64(state.count) - np.asarray(state.last_step)
     return np.float64(state.row) * b2**missed
 
 
@@ -106,42 +106,33 @@ def error_of_rows(actual: Any, expected: Any) -> float:
     return np.max(error / np.linalg.norm(expected, axis=1))
 
 
-every_rate = pytest.mark.parametrize("learning_rate", [LEARNING_RATE, schedule])
 every_decay = pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 
 
-@every_rate
-def test_equal_to_the_dense_rule(learning_rate: Any) -> None:
+def test_equals_the_dense_rule() -> None:
     table, batches = table_of(), zipf(STEPS)
-    actual, state = run_lazy(table, *batches, learning_rate=learning_rate)
-    expected, moments = run_dense(table, *batches, learning_rate=learning_rate)
+    actual, state = run_lazy(table, *batches)
+    expected, moments = run_dense(table, *batches)
     assert error_of_rows(actual, expected) <= 1e-6
     np.testing.assert_allclose(row_now(state), moments.row, rtol=3e-6)
     np.testing.assert_allclose(state.col, moments.col, rtol=1e-6)
 
 
-@every_rate
 @every_decay
-def test_closer_to_the_rule_than_the_dense_one(
-    weight_decay: float, learning_rate: Any
-) -> None:
-    # 2,000 roundings of a parameter, at random, are 6e-8 sqrt(2000) = 2.7e-6.
-    options = {"weight_decay": weight_decay, "learning_rate": learning_rate}
+def test_float32_is_close_to_the_exact_rule(weight_decay: float) -> None:
+    # Each of 1,000 roundings of a parameter is up to 6e-8, at random: 6e-8 sqrt(1000).
+    options = {"weight_decay": weight_decay, "learning_rate": schedule}
     args = table_of(), *zipf(STEPS)
     exact, moments = run_float64(run_dense, *args, **options)
     actual, state = run_lazy(*args, **options)
-    assert error_of_rows(actual, exact) <= 2.7e-6
+    assert error_of_rows(actual, exact) <= 1.9e-6
     np.testing.assert_allclose(row_now(state), moments.row, rtol=2e-6)
     np.testing.assert_allclose(state.col, moments.col, rtol=2e-6)
 
 
-@every_rate
-@every_decay
-@pytest.mark.parametrize("shape", [(D,), (3, 4)], ids=["VD", "VLP"])
-def test_equal_in_float64(
-    shape: tuple[int, ...], weight_decay: float, learning_rate: Any
-) -> None:
-    options = {"weight_decay": weight_decay, "learning_rate": learning_rate}
+@pytest.mark.parametrize(("shape", "weight_decay"), [((D,), 0.0), ((3, 4), 0.1)])
+def test_equal_in_float64(shape: tuple[int, ...], weight_decay: float) -> None:
+    options = {"weight_decay": weight_decay, "learning_rate": schedule}
     args = table_of(shape), *zipf(300, shape)
     expected, moments = run_float64(run_dense, *args, **options)
     actual, state = run_float64(run_lazy, *args, **options)
@@ -159,7 +150,7 @@ def test_bfloat16_rounds_rows_once() -> None:
     np.testing.assert_array_equal(actual, exact.astype(jnp.bfloat16))
 
 
-def test_rows_outside_the_batch_are_bitwise_the_same() -> None:
+def test_rows_outside_the_batch_are_bitwise_identical() -> None:
     table, (ids, grads) = table_of(), zipf(1)
     after, _ = run_lazy(table, ids, grads)
     rest = np.setdiff1d(np.arange(V), ids)
@@ -179,8 +170,8 @@ def test_ids_outside_the_table_are_padding(dtype: str) -> None:
         after, state = jitted(learning_rate=1.0)(table, state, ids, grads)
         np.testing.assert_allclose(after[3], table[3] - 1, rtol=1e-6)
         np.testing.assert_array_equal(np.delete(after, 3, 0), np.delete(table, 3, 0))
-        np.testing.assert_array_equal(np.flatnonzero(state.last), [3])
-        assert not np.any(lazy.rows(table, state, jnp.asarray(outside)))
+        np.testing.assert_array_equal(np.flatnonzero(state.last_step), [3])
+        assert not np.any(lazy.lookup(table, state, jnp.asarray(outside)))
 
 
 def test_microbatches_give_the_union_of_their_rows() -> None:
@@ -194,22 +185,34 @@ def test_microbatches_give_the_union_of_their_rows() -> None:
     np.testing.assert_allclose(state.row, moments.row, rtol=1e-6)
 
 
-@pytest.mark.parametrize("gap", [1, 2, 100, 700, 30_000, 85_000, 10**9, 2**31 - 2])
 @pytest.mark.parametrize("b2", [0.999, 0.9999999, 0.5, 0.0])
-def test_a_row_catches_up_with_any_gap(gap: int, b2: float) -> None:
-    table = jnp.zeros((4, 2))
-    state = lazy.init(table)._replace(
-        row=jnp.full(4, 1e4), last=jnp.full(4, 1), count=jnp.int32(gap)
-    )
-    grads = jnp.zeros((1, 2))
-    _, state = jitted(learning_rate=1, b2=b2)(table, state, jnp.array([2]), grads)
-    # float32 cannot tell 1 - 1e-7 from it; the rule takes 1 - b2 as it is in float32.
-    rate = np.float64(np.float32(1 - b2))
-    log = gap * np.log1p(-rate) if b2 else -np.inf
-    expected = 1e4 * np.exp(log)
-    # An exponent is rounded in its last bit, 6e-8 of it.
-    bound = 2e-7 * max(1, min(-log, 100))
-    np.testing.assert_allclose(state.row[2], expected, rtol=bound, atol=2e-38)
+def test_a_row_catches_up_with_any_gap(b2: float) -> None:
+    table, grads = jnp.zeros((4, 2)), jnp.zeros((1, 2))
+    for gap in (1, 2, 100, 700, 30_000, 85_000, 10**9, 2**31 - 2):
+        state = lazy.init(table)._replace(
+            row=jnp.full(4, 1e4), last_step=jnp.full(4, 1), count=jnp.int32(gap)
+        )
+        _, state = jitted(learning_rate=1, b2=b2)(table, state, jnp.array([2]), grads)
+        # The rule has 1 - b2 in float32, which float32(b2) cannot express.
+        log = gap * np.log1p(-np.float64(np.float32(1 - b2))) if b2 else -np.inf
+        # An exponent is rounded in its last bit, 6e-8 of it.
+        bound = 2e-7 * max(1, min(-log, 100))
+        expected = 1e4 * np.exp(log)
+        np.testing.assert_allclose(state.row[2], expected, rtol=bound, atol=2e-38)
+
+
+def test_nan_gradient_does_not_stop_the_bookkeeping_of_its_row() -> None:
+    options = {"learning_rate": 0.1, "weight_decay": 0.5}
+    table = jnp.ones((4, 2))
+    state = lazy.init(table, weight_decay=True)
+    ids, grads = jnp.array([1, 2]), jnp.array([[1.0, 1.0], [jnp.nan, 1.0]])
+    for _ in range(2):
+        table, state = jitted(**options)(table, state, ids, grads)
+    np.testing.assert_array_equal(state.last_step, [0, 2, 2, 0])
+    np.testing.assert_allclose(state.decay.total, 2 * np.log1p(-0.05), rtol=1e-6)
+    np.testing.assert_array_equal(state.decay.row[1:3], state.decay.total)
+    kept = lazy.lookup(table, state, jnp.array([0, 3]))
+    np.testing.assert_allclose(kept, 0.95**2, rtol=1e-6)
 
 
 def test_counters_do_not_overflow() -> None:
@@ -219,12 +222,12 @@ def test_counters_do_not_overflow() -> None:
     for _ in range(2):
         before = state.row[2]
         table, state = jitted(learning_rate=0.1)(table, state, ids, grads)
-        assert state.count == state.last[2] == last
+        assert state.count == state.last_step[2] == last
         expected = 0.999 * np.float64(before) + 0.001
         np.testing.assert_allclose(state.row[2], expected, rtol=1e-5)
 
 
-def test_small_decays_add_up_beside_a_large_total() -> None:
+def test_small_decays_add_up_to_a_large_total() -> None:
     # 1e-7 is below the last bit of a float32 of 20.
     table = jnp.ones((4, 2))
     state = lazy.init(table, weight_decay=True)
@@ -235,10 +238,10 @@ def test_small_decays_add_up_beside_a_large_total() -> None:
         def step(_: Any, state: lazy.LazyState) -> lazy.LazyState:
             options = {"learning_rate": 1e-3, "weight_decay": 1e-4}
             grads = jnp.zeros((1, 2))
-            return lazy.apply(table, state, jnp.array([3]), grads, **options)[1]
+            return lazy.update(table, state, jnp.array([3]), grads, **options)[1]
 
         return jax.lax.fori_loop(0, 10_000, step, state)
 
     state = many(state._replace(decay=decay))
-    kept = lazy.rows(table, state, jnp.array([0]))
+    kept = lazy.lookup(table, state, jnp.array([0]))
     np.testing.assert_allclose(kept, np.full((1, 2), np.exp(-1e-3)), rtol=1e-6)

@@ -1,4 +1,4 @@
-"""What holds for Ember whatever the gradients are."""
+"""Invariants of Ember that hold for all gradients."""
 
 import functools
 
@@ -7,22 +7,20 @@ import hypothesis.strategies as st
 import jax
 import numpy as np
 import optax
-import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 import ember_optax
 
 STEPS, V, D = 3, 5, 4  # one shape, so that each optimizer is compiled once
 
-# Zeros, equal numbers and six orders of magnitude; below 1e-3 is zero, to stay away
-# from the reach of eps.
+# Zeros, equal numbers and six orders of magnitude; 1e-3 and more is out of the reach of
+# eps.
 numbers = st.floats(-1e3, 1e3, width=32).map(lambda x: x if abs(x) >= 1e-3 else 0.0)
 gradients = hnp.arrays(np.float32, (STEPS, V, D), elements=numbers)
-permutations = st.integers(0, 2**32 - 1).map(np.random.default_rng)
+orders = st.integers(0, 2**32 - 1).map(np.random.default_rng)
+few_examples = settings(max_examples=40)
 
 scale_by_ember = functools.cache(ember_optax.scale_by_ember)
-both_means = pytest.mark.parametrize("column_mean", ["all", "active"])
-
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5)
 
 
@@ -37,21 +35,34 @@ def _run(tx: optax.GradientTransformation, grads: jax.Array):
 
 
 def run(grads: np.ndarray, **options: object) -> list[np.ndarray]:
-    """Returns the update, the row and the col of every step."""
+    """Computes the update, the row and the col of every step."""
     return jax.device_get(_run(scale_by_ember(**options), grads))
 
 
+@few_examples
 @given(gradients)
-def test_a_transposed_table_has_the_transposed_update(grads: np.ndarray) -> None:
+def test_sign_zeros_and_statistics(grads: np.ndarray) -> None:
+    update, row, col = run(grads)
+    np.testing.assert_array_equal(np.sign(update), np.sign(grads))
+    for statistic in (row, col):
+        assert np.isfinite(statistic).all()
+        assert statistic.min() >= 0
+    close(row.mean(axis=1), col.mean(axis=1))
+
+
+@few_examples
+@given(gradients)
+def test_transposed_table_has_the_transposed_update(grads: np.ndarray) -> None:
     update, row, col = run(grads)
     update_t, row_t, col_t = run(grads.mT)
     close(update_t.mT, update)
-    close(row_t, row)  # tokens stay tokens, for there are more of them than columns
+    close(row_t, row)  # the longer axis holds the tokens in both
     close(col_t, col)
 
 
+@few_examples
 @given(gradients)
-def test_either_axis_can_be_the_tokens(grads: np.ndarray) -> None:
+def test_either_axis_can_hold_the_tokens(grads: np.ndarray) -> None:
     update, row, col = run(grads)
     swapped_update, swapped_row, swapped_col = run(grads, vocab_axis=1)
     close(swapped_update, update)
@@ -59,6 +70,7 @@ def test_either_axis_can_be_the_tokens(grads: np.ndarray) -> None:
     close(swapped_col, row)
 
 
+@few_examples
 @given(gradients)
 def test_padding_tokens_change_nothing(grads: np.ndarray) -> None:
     update, row, _ = run(grads)
@@ -69,94 +81,34 @@ def test_padding_tokens_change_nothing(grads: np.ndarray) -> None:
     assert not padded_row[:, V:].any()
 
 
+@few_examples
 @given(gradients)
-def test_rows_and_columns_have_the_same_mean(grads: np.ndarray) -> None:
-    _, row, col = run(grads)
-    close(row.mean(axis=1), col.mean(axis=1))
-
-
-@both_means
-@given(grads=gradients)
-def test_no_gradient_no_update(grads: np.ndarray, column_mean: str) -> None:
-    update, _, _ = run(grads, column_mean=column_mean)
-    assert not update[grads == 0].any()
-
-
-@both_means
-@given(grads=gradients)
-def test_an_update_has_the_sign_of_its_gradient(
-    grads: np.ndarray, column_mean: str
-) -> None:
-    update, _, _ = run(grads, column_mean=column_mean)
-    np.testing.assert_array_equal(np.sign(update), np.sign(grads))
-
-
-@both_means
-@given(grads=gradients)
-def test_statistics_are_finite_and_not_negative(
-    grads: np.ndarray, column_mean: str
-) -> None:
-    _, row, col = run(grads, column_mean=column_mean)
-    assert np.isfinite(row).all()
-    assert np.isfinite(col).all()
-    assert row.min() >= 0
-    assert col.min() >= 0
-
-
-@both_means
-@given(grads=gradients)
-def test_three_axes_are_two(grads: np.ndarray, column_mean: str) -> None:
-    update, row, col = run(grads, column_mean=column_mean)
-    folded = grads.reshape(STEPS, V, 2, D // 2)
-    folded_update, folded_row, folded_col = run(folded, column_mean=column_mean)
+def test_columns_over_two_axes_equal_those_over_one(grads: np.ndarray) -> None:
+    update, row, col = run(grads)
+    folded_update, folded_row, folded_col = run(grads.reshape(STEPS, V, 2, D // 2))
     close(folded_update.reshape(grads.shape), update)
     close(folded_row, row)
     close(folded_col.reshape(STEPS, D), col)
 
 
-@both_means
+@few_examples
 @given(grads=gradients, exponent=st.integers(-20, 20))
-def test_the_scale_of_the_gradient_does_not_matter(
-    grads: np.ndarray, exponent: int, column_mean: str
+def test_scale_of_the_gradient_does_not_matter(
+    grads: np.ndarray, exponent: int
 ) -> None:
-    update, _, _ = run(grads, column_mean=column_mean, eps=0.0)
-    scaled = grads * np.float32(2) ** exponent
-    scaled_update, _, _ = run(scaled, column_mean=column_mean, eps=0.0)
+    update, _, _ = run(grads, eps=1e-30)
+    scaled_update, _, _ = run(grads * np.float32(2) ** exponent, eps=1e-30)
     close(scaled_update, update)
 
 
-@both_means
-@given(grads=gradients, rng=permutations)
-def test_the_order_of_tokens_does_not_matter(
-    grads: np.ndarray, rng: np.random.Generator, column_mean: str
+@few_examples
+@given(grads=gradients, rng=orders)
+def test_order_of_tokens_and_columns_does_not_matter(
+    grads: np.ndarray, rng: np.random.Generator
 ) -> None:
-    order = rng.permutation(V)
-    update, row, col = run(grads, column_mean=column_mean)
-    new_update, new_row, new_col = run(grads[:, order], column_mean=column_mean)
-    close(new_update, update[:, order])
-    close(new_row, row[:, order])
-    close(new_col, col)
-
-
-@both_means
-@given(grads=gradients, rng=permutations)
-def test_the_order_of_columns_does_not_matter(
-    grads: np.ndarray, rng: np.random.Generator, column_mean: str
-) -> None:
-    order = rng.permutation(D)
-    update, row, col = run(grads, column_mean=column_mean)
-    new_update, new_row, new_col = run(grads[..., order], column_mean=column_mean)
-    close(new_update, update[..., order])
-    close(new_row, row)
-    close(new_col, col[:, order])
-
-
-@given(gradients, st.integers(1, V))
-def test_steps_of_active_are_smaller_by_the_root_of_the_active_share(
-    grads: np.ndarray, active: int
-) -> None:
-    grads[:, :active, 0] = 1  # the same number of active tokens at every step
-    grads[:, active:] = 0
-    update, _, _ = run(grads)
-    active_update, _, _ = run(grads, column_mean="active")
-    close(active_update, update * np.sqrt(active / V), atol=1e-7)
+    tokens, columns = rng.permutation(V), rng.permutation(D)
+    update, row, col = run(grads)
+    new_update, new_row, new_col = run(grads[:, tokens][..., columns])
+    close(new_update, update[:, tokens][..., columns])
+    close(new_row, row[:, tokens])
+    close(new_col, col[:, columns])

@@ -1,4 +1,4 @@
-"""The summary tells what the optimizer states really take."""
+"""The summary of token tables agrees with the real optimizer states and labels."""
 
 import functools
 from typing import Any
@@ -17,7 +17,7 @@ def nbytes(tree: object) -> int:
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_bytes_are_those_of_the_real_states(dtype: DTypeLike) -> None:
+def test_bytes_agree_with_the_real_states(dtype: DTypeLike) -> None:
     params = {
         "embed": {"embedding": jnp.ones((100, 8), dtype)},
         "per_layer_embeddings": jnp.ones((100, 3, 4), dtype),
@@ -26,10 +26,10 @@ def test_bytes_are_those_of_the_real_states(dtype: DTypeLike) -> None:
     }
     tables = {k: v for k, v in params.items() if k != "mlp"}
     summary = ember_optax.summarize(params)
-    count, product_of_decays = 4, 8
+    count, bias_correction = 4, 4
     ember = jax.eval_shape(ember_optax.scale_by_ember().init, tables)
     adam = jax.eval_shape(optax.scale_by_adam().init, tables)
-    assert summary.state_bytes == nbytes(ember) - count - product_of_decays
+    assert summary.state_bytes == nbytes(ember) - count - bias_correction
     assert summary.adam_bytes == nbytes(adam) - count
     assert summary.size == 100 * (8 + 3 * 4 + 8)
     assert summary.body_size == 8 * 16
@@ -61,9 +61,9 @@ ROLES = functools.partial(ember_optax.label_token_tables, embed="embed", head="h
     ("labels", "table", "expected"),
     [
         (ROLES, ("embed", "head"), {"wte": "embed", "lm_head": "head"}),
-        ({"wte": "table", "lm_head": "body"}, "table", {"wte": "embed"}),
+        ({"wte": "table", "lm_head": "body"}, "table", {"wte": "table"}),
         ({"wte": "head", "lm_head": "embed"}, "head", {"wte": "head"}),
-        ("a", ["a", "b"], {"wte": "embed", "lm_head": "head"}),
+        ("a", ["a", "b"], {"wte": "a", "lm_head": "a"}),
     ],
 )
 def test_roles(labels: Any, table: Any, expected: dict[str, str]) -> None:
@@ -75,9 +75,20 @@ def test_roles(labels: Any, table: Any, expected: dict[str, str]) -> None:
 def test_the_only_table_is_a_head() -> None:
     params = {"wte": jnp.ones((10, 4)), "mlp": jnp.ones((4, 10))}
     assert ember_optax.summarize(params).tables[0].role == "head"
+    bare = ember_optax.summarize(jnp.ones((10, 4)), "table").tables[0]
+    assert (bare.path, bare.role) == ("", "table")
 
 
-def test_labels_of_roles_need_no_table() -> None:
+def test_given_labels_need_no_names() -> None:
+    params = {"token_embed": jnp.ones((10, 4)), "output_proj": jnp.ones((4, 10))}
+    labels = functools.partial(ROLES, vocab_size=10)
+    roles = {t.path: t.role for t in ember_optax.summarize(params, labels).tables}
+    assert roles == {"token_embed": "embed", "output_proj": "head"}
+    labels = {"token_embed": "table", "output_proj": "body"}
+    assert ember_optax.summarize(params, labels).tables[0].path == "token_embed"
+
+
+def test_labels_of_roles_need_no_table_argument() -> None:
     params = {"wte": jnp.ones((10, 4)), "lm_head": jnp.ones((4, 10))}
     assert ember_optax.summarize(params, ROLES) == ember_optax.summarize(params)
 
@@ -93,12 +104,12 @@ def test_labels_of_whole_branches() -> None:
     assert summary.body_size == 4 * 4 + 4
 
 
-def test_no_parameters_are_no_error() -> None:
+def test_empty_tree_is_not_an_error() -> None:
     assert ember_optax.summarize({}).tables == ()
 
 
 @pytest.mark.parametrize("labels", [ember_optax.label_token_tables, {"wte": "table"}])
-def test_a_label_that_no_parameter_has(labels: Any) -> None:
+def test_label_without_parameters_raises(labels: Any) -> None:
     params = {"wte": jnp.ones((10, 4))}
     with pytest.raises(ValueError, match=r"label 'tok', but there are 'table'.*table="):
         ember_optax.summarize(params, labels, table="tok")
@@ -115,6 +126,6 @@ def test_printed_table_lines_up() -> None:
     assert all(line[column - 1] in " -" for line in lines)
 
 
-def test_a_label_that_no_table_can_have() -> None:
+def test_table_label_on_a_vector_raises() -> None:
     with pytest.raises(ValueError, match="'norm' has the shape"):
         ember_optax.summarize({"norm": jnp.ones(3)}, {"norm": "table"})

@@ -340,6 +340,16 @@ def test_other_tables_have_their_own_rates() -> None:
         np.testing.assert_allclose(update, -rate, rtol=1e-5)
 
 
+def test_a_pattern_may_be_called_like_a_role() -> None:
+    params = make_params()
+    tx = ember_optax.with_ember(
+        optax.sgd(BODY), other_learning_rates={"embed": 0.6, "head": 0.5}
+    )
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params))
+    np.testing.assert_allclose(updates["embed"]["embedding"], -0.6, rtol=1e-5)
+    np.testing.assert_allclose(updates["lm_head"]["kernel"], -0.5, rtol=1e-5)
+
+
 def test_labels_can_leave_a_table_to_the_body() -> None:
     params = make_params()
 
@@ -423,6 +433,15 @@ def test_injected_learning_rates() -> None:
         max_norm=MAX_NORM,
     )
     chex.assert_trees_all_close(run(tx, params), run(plain, params), rtol=1e-4)
+
+
+def test_injection_without_static_arguments_is_an_error_with_their_name() -> None:
+    inject = optax.inject_hyperparams(ember_optax.with_ember)
+    rates = {"embed_learning_rate": EMBED, "head_learning_rate": HEAD}
+    for name, value in (("vocab_size", V), ("vocab_axis", 0), ("labels", labels)):
+        tx = inject(optax.sgd(BODY), **rates, **{name: value})
+        with pytest.raises(ValueError, match=f"static_args.*'{name}'"):
+            tx.init(make_params())
 
 
 class Model(nn.Module):

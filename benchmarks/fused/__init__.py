@@ -1,1 +1,0 @@
-"""The fused variant of the rule against the exact one."""

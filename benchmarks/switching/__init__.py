@@ -1,1 +1,0 @@
-"""A change of the optimizer or of the vocabulary during a run."""
