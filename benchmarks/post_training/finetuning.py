@@ -1,7 +1,6 @@
 """One finetuning run of SmolLM2: the tied table on one optimizer, the body on AdamW."""
 
 import functools
-import itertools
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,9 +165,3 @@ def rms(x: Any) -> Any:
 
 def row_rms(x: Any) -> Any:
     return jnp.sqrt(jnp.mean(jnp.square(x), axis=1))
-
-
-def grid(**choices: Any) -> list[Settings]:
-    """Returns the product of choices: each a value, or a tuple of values."""
-    values = [x if isinstance(x, tuple) else (x,) for x in choices.values()]
-    return [dict(zip(choices, x, strict=True)) for x in itertools.product(*values)]

@@ -1,9 +1,10 @@
 """The finetuning runs, the most important ones first."""
 
+import itertools
 from pathlib import Path
+from typing import Any
 
 from benchmarks.common.store import Settings
-from benchmarks.post_training.finetuning import grid
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 TASKS = ("signatures", "definitions")
@@ -57,3 +58,9 @@ def plan() -> list[Settings]:
     for arm in (ADAMW, ADAFACTOR, EMBER):
         runs += grid(**arm | {"head_rate": RATES})
     return [run for i, run in enumerate(runs) if run not in runs[:i]]
+
+
+def grid(**choices: Any) -> list[Settings]:
+    """Returns the product of choices: each a value, or a tuple of values."""
+    values = [x if isinstance(x, tuple) else (x,) for x in choices.values()]
+    return [dict(zip(choices, x, strict=True)) for x in itertools.product(*values)]

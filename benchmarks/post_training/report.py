@@ -117,10 +117,14 @@ def missing(runs: list[Run]) -> str:
 def _describe(s: Settings) -> str:
     """Names a run by what differs from the main setting."""
     words = [s["task"], name({"settings": s}), rate({"settings": s})]
-    words += [f"body {s['body_rate']:g}"] * (s.get("body_rate") not in (None, 1e-4))
-    words += [f"eps {s['eps']:g}"] * (s.get("eps") not in (None, 1e-8))
-    words += [f"seed {s['seed']}"] * bool(s.get("seed"))
-    words += ["two tables"] * (s.get("tied") is False)
+    if s.get("body_rate", 1e-4) != 1e-4:
+        words.append(f"body {s['body_rate']:g}")
+    if s.get("eps", 1e-8) != 1e-8:
+        words.append(f"eps {s['eps']:g}")
+    if s.get("seed"):
+        words.append(f"seed {s['seed']}")
+    if not s.get("tied", True):
+        words.append("two tables")
     return ", ".join(filter(None, words))
 
 

@@ -5,11 +5,15 @@ import re
 
 import pytest
 
-from configs import finetune_small, grpo_small, pretrain_small
+from configs import finetune_smollm2, grpo_smollm2, pretrain_small
 from examples.lm.config_check import flat
 from tests.examples.pretraining import ROOT
 
-CONFIGS = {"pretrain": pretrain_small, "finetune": finetune_small, "grpo": grpo_small}
+CONFIGS = {
+    "pretrain": pretrain_small,
+    "finetune": finetune_smollm2,
+    "grpo": grpo_smollm2,
+}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
