@@ -142,7 +142,7 @@ def load_data(config: ConfigDict, tokenizer: chats.ChatTokenizer) -> Data:
     text = Path(config.plain_text).read_text() if config.plain_text else None
     return Data(
         encoded[0].examples,
-        training.in_batches(chats.pack(encoded[1].examples, length), rows),
+        [*training.in_batches(chats.pack(encoded[1].examples, length), rows)],
         training.plain_text(tokenizer, text or tasks.python_prose(), length, rows),
         [first_question(held_out), config.question],
     )

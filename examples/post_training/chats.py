@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -252,8 +252,11 @@ class Batch(NamedTuple):
     segments: np.ndarray  # int32[rows, length], from 1; 0 is padding
 
 
-def pack(examples: Sequence[Example], length: int) -> Iterator[Batch]:
-    """Packs conversations into rows, in their order: each where it fits first.
+OPEN_ROWS = 32  # that a conversation may still go into
+
+
+def pack(examples: Iterable[Example], length: int) -> Iterator[Batch]:
+    """Packs conversations into single rows, each where it fits first.
 
     Attention does not look across segments.
     """
@@ -263,14 +266,20 @@ def pack(examples: Sequence[Example], length: int) -> Iterator[Batch]:
         room = (row for row in rows if sum(len(e.tokens) for e in row) + n <= length)
         row = next(room, None)
         if row is None:
+            if len(rows) == OPEN_ROWS:
+                yield _join(rows.pop(0), length)
             row = []
             rows.append(row)
         row.append(example)
     for row in rows:
-        batch = Batch(*(np.zeros((1, length), t) for t in (np.int32, bool, np.int32)))
-        start = 0
-        for segment, example in enumerate(row, start=1):
-            place = 0, slice(start, start := start + len(example.tokens))
-            batch.tokens[place], batch.has_loss[place] = example
-            batch.segments[place] = segment
-        yield batch
+        yield _join(row, length)
+
+
+def _join(row: list[Example], length: int) -> Batch:
+    batch = Batch(*(np.zeros((1, length), t) for t in (np.int32, bool, np.int32)))
+    start = 0
+    for segment, example in enumerate(row, start=1):
+        place = 0, slice(start, start := start + len(example.tokens))
+        batch.tokens[place], batch.has_loss[place] = example
+        batch.segments[place] = segment
+    return batch

@@ -103,15 +103,16 @@ def set_rope(module: Any, numbers: Numbers) -> None:
     used for all models. The module's function is replaced: in this process the last
     model that was loaded decides.
     """
-    if module not in _TUNIX_ROPE:
-        return
     rope = numbers.get("rope_parameters") or numbers.get("rope_scaling") or {}
     theta = float(numbers.get("rope_theta") or rope.get("rope_theta", 10_000))
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind not in ("default", "llama3"):
+    if kind != "default" and (kind != "llama3" or module is not llama3):
         raise UserError(
             f"The rotary embedding has the scaling {kind!r}: not supported."
         )
+
+    if module not in _TUNIX_ROPE:  # the others use the configured theta
+        return
 
     @functools.wraps(_TUNIX_ROPE[module])
     def apply_rope(inputs: jax.Array, positions: jax.Array, head_dim: int) -> jax.Array:

@@ -2,6 +2,7 @@
 
 # pyright: reportMissingImports=false
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,19 +27,15 @@ def batches(
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(len(examples))
-        packed = chats.pack([examples[i] for i in order], length)
+        packed = chats.pack((examples[i] for i in order), length)
         yield from in_batches(packed, rows)
 
 
-def in_batches(packed: Iterator[Batch], rows: int) -> list[Batch]:
+def in_batches(packed: Iterator[Batch], rows: int) -> Iterator[Batch]:
     """Stacks packed rows; the last batch is filled up with empty ones."""
-    found = [*packed]
-    empty = Batch(*map(np.zeros_like, found[0]))
-    found += [empty] * (-len(found) % rows)
-    return [
-        Batch(*map(np.concatenate, zip(*found[i : i + rows], strict=True)))
-        for i in range(0, len(found), rows)
-    ]
+    while part := [*itertools.islice(packed, rows)]:
+        part += [Batch(*map(np.zeros_like, part[0]))] * (rows - len(part))
+        yield Batch(*map(np.concatenate, zip(*part, strict=True)))
 
 
 def plain_text(
@@ -50,7 +47,7 @@ def plain_text(
         np.array(ids[i : i + length], np.int32) for i in range(0, len(ids), length)
     ]
     examples = [Example(part, np.ones(len(part), bool)) for part in parts]
-    return in_batches(chats.pack(examples, length), rows)
+    return [*in_batches(chats.pack(examples, length), rows)]
 
 
 def train(

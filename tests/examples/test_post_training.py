@@ -24,7 +24,8 @@ shards = getattr(flax.config, SHARDS)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     from benchmarks.post_training import data as benchmark_data
-    from benchmarks.post_training import decoder
+    from benchmarks.post_training import decoder, finetuning, new_tokens
+    from benchmarks.post_training.plan import ADAMW, EMBER, FROZEN
     from configs import finetune_smollm2, grpo_smollm2
     from examples import finetune, grpo
     from examples.post_training import chats, command, models, tasks, training
@@ -216,8 +217,8 @@ def test_packed_conversations_do_not_see_each_other(tiny):
     pretrained = models.load(tiny)
     messages = [tasks.chat("Who?", "Me."), tasks.chat("You?", "No, it is me.")]
     examples = [chats.encode(pretrained.tokenizer, m) for m in messages]
-    together = training.in_batches(chats.pack(examples, 96), rows=1)
-    apart = [training.in_batches(chats.pack([e], 96), rows=1)[0] for e in examples]
+    together = [*training.in_batches(chats.pack(examples, 96), rows=1)]
+    apart = [next(training.in_batches(chats.pack([e], 96), 1)) for e in examples]
     assert len(together) == 1
     assert training.evaluate(pretrained.model, together) == pytest.approx(
         training.evaluate(pretrained.model, apart), rel=1e-4
@@ -293,6 +294,50 @@ def test_rl_in_both_arms(tmp_path, tiny):
     assert saved.keys() == before.keys()
 
 
+@pytest.fixture
+def benchmark(tiny, monkeypatch):
+    """The benchmark on a tiny model, with room for tokens of one byte."""
+    for module in (finetuning, new_tokens):
+        monkeypatch.setattr(module, "MODEL", tiny)
+    for name, value in {"LENGTH": 160, "ANSWER": 64}.items():
+        monkeypatch.setattr(benchmark_data, name, value)
+    monkeypatch.setattr(finetuning, "HELD_OUT", 8)
+    monkeypatch.setattr(
+        benchmark_data,
+        "english",
+        lambda directory: benchmark_data.load(directory, "signatures", 0, 1, 8)[1],
+    )
+    finetuning.setup.cache_clear()
+    yield
+    finetuning.setup.cache_clear()
+
+
+@pytest.mark.usefixtures("benchmark")
+def test_runs_of_the_benchmark():
+    found = {
+        arm["tables"]: finetuning.execute(arm | {"steps": 2})
+        for arm in (FROZEN, ADAMW, EMBER)
+    }
+    before = finetuning.before(FROZEN)
+    assert all(run["loss"] < before["loss"] for run in found.values())
+    assert found["frozen"]["largest_row_step"] == 0
+    # The softmax moves rows that no task has.
+    assert found["ember"]["moved_unseen"]["head"] > 0
+    untied = EMBER | {"steps": 2, "tied": False, "embed_rate": 1e-4}
+    run = finetuning.execute(untied)
+    assert run["moved_unseen"]["embed"] == 0 < run["moved_seen"]["embed"]
+
+
+@pytest.mark.usefixtures("benchmark")
+@pytest.mark.parametrize("tables", ["ember", "adamw"])
+def test_only_momentum_moves_old_rows(tables):
+    settings = {"tables": tables, "head_rate": 1e-2, "steps": 2}
+    run = new_tokens.execute(settings)
+    n_old = NUMBERS["vocab_size"]
+    assert run["old_rows_changed"] == (0 if tables == "ember" else n_old)
+    assert run["new_rows_changed"] == 10
+
+
 @pytest.fixture(scope="module")
 def smollm2():
     if not SMOLLM2.exists():
@@ -312,9 +357,8 @@ def test_smollm2_knows_english(smollm2):
         chats.Example(np.array(ids[i : i + 128], np.int32), np.ones(128, bool))
         for i in range(0, len(ids), 128)
     ]
-    loss = training.evaluate(
-        smollm2.model, training.in_batches(chats.pack(examples, 128), 8)
-    )
+    batches = [*training.in_batches(chats.pack(examples, 128), 8)]
+    loss = training.evaluate(smollm2.model, batches)
     assert loss == pytest.approx(3.459, abs=0.01)
 
 
