@@ -43,7 +43,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 import ember_optax
-from examples.post_training import chats, command, models, tasks, training
+from examples.post_training import Config, chats, command, models, tasks, training
 from examples.post_training.chats import Batch, Example, Messages
 from examples.post_training.errors import UserError
 from examples.post_training.optimizer import find_tables, make_optimizer, table_rates
@@ -66,7 +66,7 @@ class Result(NamedTuple):
     answers: list[str]
 
 
-def run(config: ConfigDict, compare: bool = False) -> dict[str, Result]:
+def run(config: Config, compare: bool = False) -> dict[str, Result]:
     """Finetunes in one or two arms, prints what came out and returns it.
 
     Raises:
@@ -123,7 +123,7 @@ def run(config: ConfigDict, compare: bool = False) -> dict[str, Result]:
     return results
 
 
-def load_data(config: ConfigDict, tokenizer: chats.ChatTokenizer) -> Data:
+def load_data(config: Config, tokenizer: chats.ChatTokenizer) -> Data:
     """Loads conversations, held-out ones and plain text, as tokens."""
     if config.data:
         found = chats.read(Path(config.data))
@@ -154,7 +154,7 @@ def first_question(conversations: list[Messages]) -> str:
 
 
 def evaluate(
-    config: ConfigDict, pretrained: models.Pretrained, model: Any, data: Data
+    config: Config, pretrained: models.Pretrained, model: Any, data: Data
 ) -> Result:
     return Result(
         training.evaluate(model, data.held_out),
@@ -165,7 +165,7 @@ def evaluate(
     )
 
 
-def with_tables(config: ConfigDict, name: str) -> ConfigDict:
+def with_tables(config: Config, name: str) -> Config:
     """Copies a config, with another optimizer of the tables."""
     config = ConfigDict(config.to_dict())
     config.optimizer.tables = name

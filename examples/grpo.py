@@ -45,7 +45,7 @@ except ModuleNotFoundError as error:
         f"{error}: pip install --editable . --group post-training"
     ) from error
 
-from examples.post_training import arithmetic, command, models, training
+from examples.post_training import Config, arithmetic, command, models, training
 from examples.post_training.optimizer import find_tables, make_optimizer, table_rates
 
 
@@ -59,7 +59,7 @@ class Result(NamedTuple):
     seconds: float
 
 
-def run(config: ConfigDict, compare: bool = False) -> dict[tuple[str, int], Result]:
+def run(config: Config, compare: bool = False) -> dict[tuple[str, int], Result]:
     """Trains every arm with every seed, prints what came out and returns it.
 
     Raises:
@@ -110,7 +110,7 @@ def run(config: ConfigDict, compare: bool = False) -> dict[tuple[str, int], Resu
 
 
 def reinforce(
-    config: ConfigDict,
+    config: Config,
     pretrained: models.Pretrained,
     model: nnx.Module,
     rates: dict[str, float],

@@ -4,6 +4,8 @@ Its layers are scanned, and only the places with a loss reach the head.
 `tests/examples/test_post_training.py` holds its loss against tunix's model.
 """
 
+# pyright: reportMissingImports=false
+
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ import numpy as np
 import safetensors.numpy
 
 Params = dict[str, Any]
+Array = jax.Array | np.ndarray
 
 
 class Config(NamedTuple):
@@ -56,9 +59,7 @@ def load(directory: Path, tied: bool = True) -> tuple[Config, Params]:
     return config, params
 
 
-def losses(
-    config: Config, params: Params, tokens: jax.Array, places: jax.Array
-) -> jax.Array:
+def losses(config: Config, params: Params, tokens: Array, places: Array) -> jax.Array:
     """Computes the losses [batch, n] of the tokens after `places` [batch, n]."""
     states = jnp.take_along_axis(
         hidden(config, params, tokens), places[..., None], axis=1
@@ -69,7 +70,7 @@ def losses(
     return jax.nn.logsumexp(logits, axis=-1) - target_logits
 
 
-def hidden(config: Config, params: Params, tokens: jax.Array) -> jax.Array:
+def hidden(config: Config, params: Params, tokens: Array) -> jax.Array:
     """Computes the final states [batch, time, width] of tokens [batch, time]."""
     batch, time = tokens.shape
     causal = jnp.tril(jnp.ones((time, time), bool))

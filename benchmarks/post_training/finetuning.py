@@ -51,26 +51,22 @@ def optimizer(settings: Settings) -> optax.GradientTransformation:
         return lambda count: shape(count + 1)  # no step with a rate of 0
 
     body = optax.adamw(schedule(settings["body_rate"]), weight_decay=0)
-    rates = {role: settings.get(f"{role}_rate") for role in ("embed", "head")}
+    roles = ("embed", "head")
+    rates = {r: settings[f"{r}_rate"] for r in roles if settings.get(f"{r}_rate")}
     if settings["tables"] == "ember":
         b2 = settings["b2"] or ember_optax.adafactor_decay()
         return ember_optax.with_ember(
             body,
-            embed_learning_rate=rates["embed"] and schedule(rates["embed"]),
+            embed_learning_rate=schedule(rates["embed"]) if "embed" in rates else None,
             head_learning_rate=schedule(rates["head"]),
             b2=b2,
             eps=settings["eps"],
             max_norm=MAX_NORM,
             labels=label,
         )
-    if settings["tables"] == "frozen":
-        tables = {role: optax.set_to_zero() for role in rates}
-    else:
-        tables = {
-            role: optax.adamw(schedule(rate), weight_decay=0)
-            for role, rate in rates.items()
-            if rate
-        }
+    tables: Any = {role: optax.set_to_zero() for role in roles}
+    if settings["tables"] == "adamw":
+        tables = {r: optax.adamw(schedule(x), weight_decay=0) for r, x in rates.items()}
     routed = optax.multi_transform(tables | {"body": body}, label)
     return optax.chain(optax.clip_by_global_norm(MAX_NORM), routed)
 
@@ -115,12 +111,13 @@ def execute(settings: Settings) -> Run:
     def update(params: Params, state: Any, grads: Params) -> Any:
         if settings["tables"] == "frozen":  # out of the global norm too
             grads = grads | {name: jnp.zeros_like(grads[name]) for name in tables}
+        updates: Any
         updates, state = tx.update(grads, state, params)
         relative = {t: row_rms(updates[t]) / row_rms(params[t]) for t in tables}
         largest = {t: x.max() for t, x in relative.items()}
         return optax.apply_updates(params, updates), state, largest
 
-    params = jax.tree.map(jnp.array, initial)
+    params: Any = jax.tree.map(jnp.array, initial)
     state = jax.jit(tx.init)(params)
     train_losses, largest_steps = [], []
     for step in range(settings["steps"]):

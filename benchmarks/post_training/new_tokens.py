@@ -49,7 +49,7 @@ def execute(settings: Settings) -> Run:
     """Does a run; returns losses, and how many old rows have changed."""
     start = time.perf_counter()
     config, initial, train, _, english = setup("signatures", 0, FIRST_STEPS, True)
-    params = jax.tree.map(jnp.asarray, initial)
+    params: Any = jax.tree.map(jnp.asarray, initial)
     tx = optimizer(settings["tables"], 1e-4)
     state = tx.init(params)
     for step in range(FIRST_STEPS):

@@ -1,6 +1,7 @@
 """Tables of docs/post_training.md."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from benchmarks.common import store
 from benchmarks.common.intervals import difference
@@ -133,7 +134,8 @@ def _table(runs: Iterable[Run], columns: tuple[Callable[[Run], str], ...]) -> st
         runs, key=lambda run: (ORDER.index(run["settings"]["tables"]), *_key(run))
     )
     rows = [[*(column(run) for column in columns), *_results(run)] for run in found]
-    titles = {name: "table", rate: "its rate", eps: "eps", body_rate: "body's rate"}
+    titles: dict[Any, str] = {name: "table", rate: "its rate", eps: "eps"}
+    titles[body_rate] = "body's rate"
     head = [titles[column] for column in columns]
     head += ["rate / RMS", "loss on answers", "on English", "largest step of a row"]
     return markdown(head, rows, left=len(columns)) if rows else MISSING

@@ -1,5 +1,7 @@
 """Conversations as tokens, by the chat template of a model."""
 
+# pyright: reportMissingImports=false
+
 import dataclasses
 import functools
 import json

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
+from examples.post_training import Config
 from examples.post_training.errors import UserError
 
 
-def start(run: Callable[[ConfigDict, bool], object], config: str, compare: str) -> None:
+def start(run: Callable[[Config, bool], object], config: str, compare: str) -> None:
     """Parses `--config` and `--compare`, and runs a program.
 
     Args:
@@ -46,7 +47,7 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(f"\n{error.filename}: {error.strerror}.")
 
 
-def prepare_workdir(config: ConfigDict) -> Path:
+def prepare_workdir(config: Config) -> Path:
     """Makes the run's directory, empty unless the run is resumed.
 
     Raises:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from ml_collections import ConfigDict
 
 import ember_optax
+from examples.post_training import Config
 from examples.post_training.errors import UserError
 
 # Rates of a table relative to its root mean square, by the measurements of
@@ -46,7 +46,7 @@ def find_tables(model: nnx.Module) -> list[Table]:
     ]
 
 
-def table_rates(config: ConfigDict, tables: list[Table]) -> dict[str, float]:
+def table_rates(config: Config, tables: list[Table]) -> dict[str, float]:
     """Chooses the learning rates of the tables, by role.
 
     Without a rate of the user's, a table has the body's, and at most 0.001 of its root
@@ -77,7 +77,7 @@ def table_rates(config: ConfigDict, tables: list[Table]) -> dict[str, float]:
 
 
 def make_optimizer(
-    config: ConfigDict, rates: dict[str, float]
+    config: Config, rates: dict[str, float]
 ) -> optax.GradientTransformation:
     """Makes the optimizer.
 

