@@ -338,7 +338,7 @@ def test_only_momentum_moves_old_rows(tables):
     assert run["new_rows_changed"] == 10
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def smollm2():
     if not SMOLLM2.exists():
         if "CI" in os.environ:
