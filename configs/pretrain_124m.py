@@ -16,26 +16,32 @@ def get_config() -> ConfigDict:
             "steps": 10_000,
             "batch_size": 256,
             "sequence_length": 1024,
-            "data": {"vocab_size": 50_257},  # padded to 50,304
+            # Give the token files, and a tokenizer or the size of its vocabulary.
+            "data": {
+                "path": "",
+                "validation_path": "",
+                "tokenizer": "",
+                "vocab_size": 50_257,  # padded to 50,304
+            },
             "model": {
                 "width": 768,
                 "layers": 12,
                 "heads": 12,
                 "mlp_width": 2048,
-                "tied": True,
-                "scan": True,
+                "tie_embeddings": True,
+                "scan_layers": True,
                 "remat": "full",
                 "dtype": "bfloat16",
             },
-            # Those of the small config times sqrt(96 / 768), the rule of practice;
+            # Those of the small config times sqrt(96 / 768), a common rule;
             # not measured at this size.
             "tables": {
-                "tuned": {
+                "defaults": {
                     "ember": {"embed": 0.2, "head": 0.011},
                     "adam": {"embed": 0.35, "head": 0.011},
                 }
             },
-            "body": {"tuned": {"adamw": 0.0014, "muon": 0.0028}},
+            "body": {"defaults": {"adamw": 0.0014, "muon": 0.0028}},
             "loss_chunks": 8,
             "eval_every": 250,
             "checkpoint_every": 500,

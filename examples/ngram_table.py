@@ -1,5 +1,6 @@
 """A language model beside a hashed table of 10 million bigrams, on two cores.
 
+    make pretrain  # makes the tokens
     python -m examples.ngram_table
 
 Every token is looked up together with the one before it, in a table of 10,000,000 x 32
@@ -31,7 +32,7 @@ SEQUENCE_LENGTH = 64
 BATCH_SIZE = 16
 
 TableStep = Callable[..., tuple[jax.Array, lazy.LazyState]]
-ember_step: TableStep = partial(lazy.apply, learning_rate=1e-2)
+ember_step: TableStep = partial(lazy.update, learning_rate=1e-2)
 
 
 class LanguageModel(nn.Module):
@@ -74,7 +75,7 @@ def read(bigrams: Bigrams | None, tokens: jax.Array) -> tuple[Any, Any]:
     if bigrams is None:
         return None, None
     ids = bigram_ids(tokens, len(bigrams.table))
-    return ids, lazy.rows(*bigrams, ids)
+    return ids, lazy.lookup(*bigrams, ids)
 
 
 def loss_fn(params: Any, rows: Any, apply_fn: Any, tokens: jax.Array) -> jax.Array:
@@ -132,7 +133,7 @@ def train(
     rows: int,
     steps: int,
     seed: int,
-    path: str | None = None,
+    path: str = ".cache/stdlib",
     table_step: TableStep = ember_step,
 ) -> dict[str, Any]:
     """Trains with a table of that many rows, or without one if there are none.
@@ -141,18 +142,20 @@ def train(
       rows: of the table.
       steps: of a batch each.
       seed: of initial values and of the order of the batches.
-      path: text or JSON Lines; by default the source of the standard library.
-      table_step: `lazy.apply` with its learning rate, and other options.
+      path: directory that examples.tools.tokenize_shards has written, with validation
+        text.
+      table_step: `lazy.update` with its learning rate, and other options.
 
     Returns:
       `validation_loss` in nats per token, `seconds_per_step`, and of the table
       `parameters`, `state_bytes` and `rows_touched`.
     """
-    tokens = data.load(path, vocab_size=VOCAB_SIZE)
-    batches = data.train_batches(tokens.train, SEQUENCE_LENGTH, BATCH_SIZE, seed)
-    held_out = data.validation_batches(
-        tokens.validation, SEQUENCE_LENGTH, BATCH_SIZE, n_batches=50
+    source, validation = (
+        data.open_source(f"{path}/{side}/*.bin", SEQUENCE_LENGTH, VOCAB_SIZE)
+        for side in ("train", "validation")
     )
+    batches = data.train_batches([source], BATCH_SIZE, seed)
+    held_out = data.validation_batches(validation, BATCH_SIZE, n_batches=50)
     state = create_state(rows > 0, seed)
     bigrams = create_bigrams(rows) if rows else None
     start = 0.0
@@ -175,7 +178,7 @@ def train(
     if bigrams is not None:
         numbers["parameters"] = bigrams.table.size
         numbers["state_bytes"] = sum(x.nbytes for x in jax.tree.leaves(bigrams.state))
-        numbers["rows_touched"] = int(jnp.count_nonzero(bigrams.state.last))
+        numbers["rows_touched"] = int(jnp.count_nonzero(bigrams.state.last_step))
     return numbers
 
 
@@ -187,7 +190,7 @@ def main(argv: list[str] | None = None) -> None:
     flag("--rows", type=int, default=10**7, help="of the table (%(default)s)")
     flag("--steps", type=int, default=1000, help="of 1024 tokens each (%(default)s)")
     flag("--seed", type=int, default=0, help="of values and batches (%(default)s)")
-    flag("--path", help="your text or JSON Lines (Python's standard library)")
+    flag("--path", default=".cache/stdlib", help="directory of tokens (%(default)s)")
     args = parser.parse_args(argv)
     arms = [train(rows, args.steps, args.seed, args.path) for rows in (0, args.rows)]
     print(f"\n{'':16}{'validation loss':>16}{'time of a step':>16}{'rows touched':>16}")

@@ -1,25 +1,28 @@
 r"""Pretrains a language model: token tables on Ember, the body on AdamW.
 
     python -m examples.pretrain --config=configs/pretrain_small.py \
-        --config.data.path='texts/*.txt' --config.workdir=runs/mine --compare
+        --config.data.path='tokens/train/*.bin' \
+        --config.data.validation_path='tokens/validation/*.bin' \
+        --config.data.tokenizer=tokens/tokenizer.json \
+        --config.workdir=runs/mine --compare
 
-Flags that matter, as they are in configs/pretrain_small.py, which has all of them:
+examples.tools.tokenize_shards makes token files of text. The most important flags;
+configs/pretrain_small.py has all of them:
 
     --config.tables.optimizer=ember     or adam, adam_no_momentum, adafactor, sm3, sgd
-    --config.tables.embed_learning_rate=None  the tuned one of the optimizer; likewise
-    --config.tables.head_learning_rate=None   of the head, and of a tied table
-    --config.tables.b2=None             the tuned one; that of ember grows
+    --config.tables.embed_learning_rate=None  default of the optimizer
+    --config.tables.head_learning_rate=None   the same; also for a tied table
     --config.body.optimizer=adamw       or muon
-    --config.data.path=None             the source of Python's standard library
     --config.steps=256
-    --config.model.width=96
-    --config.model.tied=False           one table for embedding and head
-    --config.workdir=runs/pretrain_small
-    --config.resume=False               go on from the last checkpoint in workdir
+    --config.accumulate_steps=1         parts of a batch, one at a time in memory
+    --config.model.tie_embeddings=False one table for embedding and head
+    --config.workdir=runs/pretrain_small  or gs://my-bucket/runs/mine
+    --config.resume=False               continue from the last checkpoint in workdir
     --config.overwrite=False            delete the run that is in workdir
-    --config.tensorboard=False          metrics for TensorBoard too
-    --config.mesh.tensor=1              shard over so many devices, fsdp over the rest
-    --config.compile_topology=None      v5p:4x4x4 says what a step costs on that pod
+    --config.tensorboard=False          write metrics for TensorBoard, too
+    --config.mesh.tensor=1              devices to shard over; fsdp uses the rest
+    --config.cost_report_topology=None  compile one step for this TPU slice, such as
+                                        v5p:4x4x4, and print its cost
 
 The same program runs on one device, on one host with several and on a pod: start it
 once on every host. See docs/pods.md.
@@ -27,34 +30,31 @@ once on every host. See docs/pods.md.
 Ctrl-C or SIGTERM saves a checkpoint and ends the run; a second one ends it at once.
 """
 
-import math
-from pathlib import Path
-
 from absl import flags
+from etils import epath
 from flax import nnx
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 import ember_optax
 from examples.lm import (
     Config,
+    checkpoints,
     command,
-    config_check,
-    data,
+    distributed,
     metrics,
-    processes,
-    report,
-    run_dir,
-    training,
+    train,
 )
+from examples.lm.config import resolve
+from examples.lm.errors import UserError
 from examples.lm.mesh import use_mesh
-from examples.lm.optimizer import reset_tables, table_state_bytes
-from examples.lm.program import check_shards, make_model
+from examples.lm.optimizer import label_roles, table_state_bytes, with_table_optimizer
+from examples.lm.program import cost_report, make_model, make_program, table_rows
 
 NEXT = """
 The same with your own text, and all flags:
 
-  {python} -m examples.pretrain --config={file} --compare \\
-    --config.data.path='texts/*.txt' --config.workdir=runs/mine
+  {python} -m examples.tools.tokenize_shards --train_vocab=4096 --validation=0.05 \\
+    --out=tokens 'texts/*.txt'
   {python} -m examples.pretrain --help
 
 What to set for a model of another size: docs/choosing.md
@@ -67,112 +67,91 @@ flags.mark_flag_as_required("config")
 _COMPARE = flags.DEFINE_bool(
     "compare", False, "Run a second arm with AdamW on the token tables."
 )
-_BESIDE = flags.DEFINE_string(
-    "beside", None, "Directory of an earlier run to show beside this one."
+_COMPARE_WITH = flags.DEFINE_string(
+    "compare_with", None, "Directory of an earlier run to show next to this one."
 )
 
 
 def main() -> None:
     config = _CONFIG.value
-    config_check.check(config, _COMPARE.value)
-    if config.compile_topology:
-        print(report.compile_for(config))
+    resolve(config)
+    if config.cost_report_topology:
+        print(cost_report(config))
         return
-    processes.initialize()
-    with processes.end_at_once_on_error():
-        results = run(config, _COMPARE.value, _BESIDE.value)
-        finished = all(result.step >= config.steps for result in results.values())
-        if finished and processes.is_primary():
-            file = config_flags.get_config_filename(flags.FLAGS["config"])
-            print(NEXT.format(python=command.python(), file=file))
+    distributed.initialize()
+    with distributed.end_at_once_on_error():
+        results = run(config, _COMPARE.value, _COMPARE_WITH.value)
+        if all(result.step >= config.steps for result in results.values()):
+            distributed.log(NEXT.format(python=command.python()))
 
 
 def run(
-    config: Config, compare: bool = False, beside: str | None = None
-) -> dict[str, training.Result]:
-    """Trains one or two arms, prints what came out and returns it by arm.
+    config: Config, compare: bool = False, compare_with: str | None = None
+) -> dict[str, train.Result]:
+    """Trains one or two arms, prints their results and returns them by arm.
 
     Raises:
       UserError: something is wrong with the config, the text, the directories or the
         earlier run, or training has diverged.
     """
-    config_check.check(config, compare)
-    workdir = Path(config.workdir)
+    resolve(config)
+    log = distributed.log
     arms = {config.tables.optimizer: config}
     if compare:
-        arms["adam"] = with_adam_tables(config)
-    runs, earlier_loss = {}, math.nan
-    if beside is not None:
-        log = Path(beside, "metrics.jsonl")
-        runs[beside] = metrics.read(log)
-        earlier_loss = metrics.final_loss(runs[beside], log)
-    with use_mesh(config) as mesh:
-        check_shards(config, mesh)
-    if processes.is_primary():
-        for name, arm in arms.items():
-            run_dir.refuse_to_replace(workdir / name, arm)
+        if config.tables.optimizer == "adam":
+            raise UserError(
+                "--compare adds an arm with adam, which this run is already."
+            )
+        arms["adam"] = with_table_optimizer(config, "adam")
+    runs = {}
+    if compare_with is not None:
+        runs[compare_with] = metrics.read(epath.Path(compare_with) / "metrics.jsonl")
+        if not runs[compare_with]:
+            raise UserError(f"{compare_with}/metrics.jsonl has no records.")
+    directories = {
+        name: checkpoints.open_directory(arm, name) for name, arm in arms.items()
+    }
+    with use_mesh(config) as mesh:  # raises for all arms before the first one runs
+        for arm in arms.values():
+            make_program(arm, mesh)
+    text = train.open_text(config)
+    distributed.wait_for_all("everything is checked")
 
     params = nnx.state(nnx.eval_shape(lambda: make_model(config)), nnx.Param)
-    say = print if processes.is_primary() else lambda *_, **__: None
-    say(ember_optax.summarize(params), end="\n\n", flush=True)
-    tokens = load(config)
-    say(
-        f"{tokens.train.size:,} tokens to train on,"
-        f" {tokens.validation.size:,} to validate on\n",
-        flush=True,
-    )
+    rows = table_rows(config)
+    log(f"{ember_optax.summarize(params, label_roles(rows))}\n")
+    n_tokens = sum(file.n_tokens for source in text.train for file in source.files)
+    log(f"{n_tokens:,} tokens to train on\n")
 
     results = {}
     for name, arm in arms.items():
-        results[name] = training.train(arm, tokens, workdir / name, sample=True)
+        results[name] = train.train(arm, directories[name], text)
         if results[name].step < config.steps:
-            say(
+            log(
                 f"\nInterrupted at step {results[name].step}; a checkpoint is saved."
-                " To go on, repeat the command with --config.resume"
+                " To continue, repeat the command with --config.resume"
             )
             return results
 
-    plot = workdir / "loss.png"
     runs = {name: result.records for name, result in results.items()} | runs
-    if processes.is_primary():
+    plot = directories[config.tables.optimizer].parent / "loss.png"
+    if distributed.is_primary():
         metrics.plot(plot, runs)
     width = max(len(name) for name in ("adam_no_momentum", *runs)) + 2
-    say(f"\n{'tables':<{width}}{'validation loss':>16}{'table state':>20}{'time':>9}")
-    for name, result in results.items():
-        state = f"{table_state_bytes(arms[name], params):,} bytes"
-        loss, seconds = result.validation_loss, result.seconds
-        say(f"{name:<{width}}{loss:>16.4f}{state:>20}{seconds:>7.0f} s")
-    if beside is not None:
-        say(f"{beside:<{width}}{earlier_loss:>16.4f}")
-    say(f"\n{_samples(results)}")
-    say(f"Loss plot: {plot}")
-    return results
-
-
-def _samples(results: dict[str, training.Result]) -> str:
-    """Returns a validation text, and how the model of each arm goes on from there."""
+    log(f"\n{'tables':<{width}}{'validation loss':>16}{'table state':>20}{'time':>9}")
+    for name, records in runs.items():
+        loss, cells = metrics.last(records, "validation_loss"), ""
+        if name in results:
+            state = table_state_bytes(arms[name], params, rows)
+            cells = f"{f'{state:,} bytes':>20}{results[name].seconds:>7.0f} s"
+        log(f"{name:<{width}}{'-' if loss is None else f'{loss:.4f}':>16}{cells}")
     samples = {name: r.sample for name, r in results.items() if r.sample}
-    parts = [f"--- {name} goes on ---\n{s.continuation}" for name, s in samples.items()]
-    for sample in [*samples.values()][:1]:  # the text is the same for all
-        parts.insert(0, f"--- A validation text ---\n{sample.prompt}")
-    return "\n\n".join(parts) + "\n"
-
-
-def load(config: Config) -> data.Tokens:
-    """Returns the tokens; the primary process fills the cache for the others."""
-    if not processes.is_primary():
-        processes.wait_for_all("the corpus is in the cache")
-    tokens = data.load(**config.data)
-    if processes.is_primary():
-        processes.wait_for_all("the corpus is in the cache")
-    return tokens
-
-
-def with_adam_tables(config: Config) -> Config:
-    """Returns the same config with AdamW on the tables, at its own tuned settings."""
-    config = ConfigDict(config.to_dict())
-    reset_tables(config, "adam")
-    return config
+    for prompt, _ in [*samples.values()][:1]:  # the text is the same for all
+        log(f"\n--- A text ---\n{prompt}")
+    for name, (_, continuation) in samples.items():
+        log(f"\n--- {name} continues ---\n{continuation}")
+    log(f"\nLoss plot: {plot}")
+    return results
 
 
 if __name__ == "__main__":

@@ -20,12 +20,12 @@ import optax
 from flax import nnx
 from tqdm import tqdm
 
-from benchmarks.common import store
+from benchmarks.common import store, text
 from benchmarks.common.store import Run, Settings
 from benchmarks.geometry import statistics
 from benchmarks.geometry.report import RESULTS, SHARES
 from configs import pretrain_small
-from examples.lm import Config, data
+from examples.lm import Config
 from examples.lm.optimizer import make_optimizer, schedule
 from examples.lm.program import loss_fn, make_model
 
@@ -55,8 +55,9 @@ def get_config(optimizer: str, seed: int, steps: int) -> Config:
     rate = LEARNING_RATES[optimizer]
     config.tables.update(optimizer=optimizer, b2=B2)
     config.tables.update(embed_learning_rate=rate, head_learning_rate=rate)
-    config.tables.tuned.adam.b1 = 0.9
+    config.tables.defaults.adam.b1 = 0.9
     config.body.learning_rate = 2e-3
+    config.data.vocab_size = 4096
     return config
 
 
@@ -131,13 +132,13 @@ def make_step(config: Config, rows: dict[str, jax.Array]) -> tuple[Any, Any]:
     return (params, tx.init(params), streams), jax.jit(step, donate_argnums=0)
 
 
-def train(settings: Settings, tokens: data.Tokens) -> Run:
+def train(settings: Settings, tokens: text.Tokens) -> Run:
     """Trains a model and returns its statistics."""
     config = get_config(*(settings[key] for key in ("optimizer", "seed", "steps")))
     rows = choose_rows(config, tokens.train, settings["rows"])
     carry, step = make_step(config, rows)
     sizes = config.sequence_length, config.batch_size
-    batches = data.train_batches(tokens.train, *sizes, config.seed)
+    batches = text.train_batches(tokens.train, *sizes, config.seed)
     snapshots = []
     label = f"{config.tables.optimizer}, seed {config.seed}"
     for count in tqdm(range(config.steps), desc=label):
@@ -252,7 +253,7 @@ def main() -> None:
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    tokens = data.load(**get_config("ember", 0, STEPS).data)
+    tokens = text.load()
     for seed in (0, 1):
         for optimizer, rate in LEARNING_RATES.items():
             settings = {"optimizer": optimizer, "seed": seed, "learning_rate": rate}

@@ -26,5 +26,8 @@ def part(name: str) -> str:
 def arguments(name: str) -> list[str]:
     """Returns the arguments of Python for a case."""
     config, topology = CASES[name]
-    options = [f"--config=configs/{config}.py", f"--config.compile_topology={topology}"]
+    options = [
+        f"--config=configs/{config}.py",
+        f"--config.cost_report_topology={topology}",
+    ]
     return ["examples.pretrain", *options]

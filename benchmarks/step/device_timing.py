@@ -26,8 +26,9 @@ import ember_optax
 from benchmarks.common import store
 from benchmarks.step import decoder
 from benchmarks.step.compiling import DTYPES, OPTIMIZERS, clipped, sizes
+from benchmarks.step.parts import with_overrides
 from benchmarks.step.run import time_in_turns
-from examples.lm import Config, report
+from examples.lm import Config
 from examples.lm.mesh import use_mesh
 from examples.lm.program import make_program
 from tests.compiling import compile_step
@@ -69,7 +70,7 @@ def time_decoder(config: Config, repeats: int) -> dict[str, Any]:
     )
     measured: dict[str, Any] = {}
     for name in decoder.TABLES:
-        arm = report.changed(config, tables={"optimizer": name})
+        arm = with_overrides(config, tables={"optimizer": name})
         with use_mesh(arm, jax.devices()[:1]) as mesh:
             program = make_program(arm, mesh)
             state = program.init()

@@ -33,7 +33,11 @@ def loss_fn(model: Decoder, tokens: jax.Array) -> jax.Array:
       tokens: int32[batch, time + 1].
     """
     hidden = model.hidden(tokens[:, :-1])
-    head = model.embed.embedding[...].T if model.tie_embeddings else model.lm_head.kernel[...]
+    head = (
+        model.embed.embedding[...].T
+        if model.tie_embeddings
+        else model.lm_head.kernel[...]
+    )
     hidden = hidden.reshape(-1, hidden.shape[-1])
     return cross_entropy(hidden, head, tokens[:, 1:].reshape(-1))
 

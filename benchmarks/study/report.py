@@ -31,8 +31,6 @@ from benchmarks.study.comparisons import (
     setting,
 )
 from benchmarks.study.training import EDGES
-from configs import pretrain_small
-from examples.lm import Config
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 HEAD = ["tables", "rate of the embedding", "of the head", "loss"]
@@ -222,8 +220,7 @@ def rounding(study: Study) -> str:
 
 def bytes_a_parameter(row: Row) -> float:
     """Returns the bytes of weight, gradient and optimizer state of the tables."""
-    config: Config = pretrain_small.get_config()
-    parameters = 2 * row.settings.width * config.data.vocab_size
+    parameters = 2 * row.settings.width * settings.VOCAB_SIZE
     return 2 * (2 if row.settings.rounding else 4) + row.state_bytes / parameters
 
 

@@ -41,18 +41,16 @@ from pathlib import Path
 
 import jax
 
-from benchmarks.common import store
+from benchmarks.common import store, text
 from benchmarks.common.provenance import provenance
 from benchmarks.common.store import Run
 from benchmarks.study import scaling, settings, stages
 from benchmarks.study.report import RESULTS
 from benchmarks.study.settings import Losses, Settings
 from benchmarks.study.training import execute
-from configs import pretrain_small
-from examples.lm import Config, data
 
 STAGES = (*stages.STAGES, "rule")
-Load = Callable[[Settings], tuple[data.Tokens, int]]
+Load = Callable[[Settings], tuple[text.Tokens, int]]
 """Returns the tokens of a run and the size of their vocabulary."""
 
 
@@ -128,14 +126,11 @@ def main() -> None:
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(".cache/jax"))
 
     @functools.cache
-    def load_text(text: str, vocab: int | None) -> tuple[data.Tokens, int]:
-        options: Config = pretrain_small.get_config().data
-        options.path = settings.TEXTS[text]
-        options.vocab_size = vocab or options.vocab_size
-        return data.load(**options), options.vocab_size
+    def load_text(name: str, vocab: int) -> tuple[text.Tokens, int]:
+        return text.load(settings.TEXTS[name], vocab), vocab
 
-    def load(run: Settings) -> tuple[data.Tokens, int]:
-        return load_text(run.text, run.vocab)
+    def load(run: Settings) -> tuple[text.Tokens, int]:
+        return load_text(run.text, run.vocab or settings.VOCAB_SIZE)
 
     if arguments.row:
         rerun(arguments.row, arguments.results, load)

@@ -9,6 +9,7 @@ from benchmarks.common.store import Run
 from benchmarks.study.arms import ARMS
 
 # Files of each text; None is the source of Python's standard library.
+VOCAB_SIZE = 4096
 TEXTS = {"python": None, "linux": ".cache/linux-doc/usr/share/doc/**/*.rst.gz"}
 
 

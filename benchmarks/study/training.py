@@ -15,11 +15,12 @@ from flax import nnx
 from tqdm import tqdm
 
 import ember_optax
+from benchmarks.common import text
 from benchmarks.study import loss as fast
 from benchmarks.study.arms import ARMS
 from benchmarks.study.settings import Settings
 from configs import pretrain_small
-from examples.lm import Config, data, program
+from examples.lm import Config, program
 from examples.lm.model import Decoder
 from examples.lm.optimizer import body_optimizer, schedule
 
@@ -42,8 +43,9 @@ def make_config(run: Settings) -> Config:
         width=run.width,
         mlp_width=config.model.mlp_width * run.width // config.model.width,
         layers=run.layers,
-        tied=run.tied,
-        vocab_multiple=1,  # the loss does not support padding
+        tie_embeddings=run.tied,
+        pad_vocab_to_multiple_of=1,  # the loss does not support padding
+        attention="plain",
     )
     config.body.update(optimizer=run.body, learning_rate=run.body_lr)
     return config
@@ -142,7 +144,7 @@ def make_functions(run: Settings, vocab_size: int) -> Functions:
     return Functions(jax.jit(init), step, jax.jit(loss), jax.jit(predicted))
 
 
-def execute(run: Settings, tokens: data.Tokens, vocab_size: int) -> dict[str, Any]:
+def execute(run: Settings, tokens: text.Tokens, vocab_size: int) -> dict[str, Any]:
     """Trains one model and returns its record.
 
     The validation loss is measured after the last step, on the same text for all runs
@@ -157,10 +159,10 @@ def execute(run: Settings, tokens: data.Tokens, vocab_size: int) -> dict[str, An
     functions = make_functions(dataclasses.replace(run, **rates, seed=0), vocab_size)
     state = functions.init(run.seed)
     state_bytes = table_state_bytes(run, state.params)
-    batches = data.train_batches(tokens.train, run.window, run.batch, run.seed)
+    batches = text.train_batches(tokens.train, run.window, run.batch, run.seed)
     size = min(run.batch, 64)  # limits the memory of logits
     n_batches = VALIDATION_TOKENS // (size * run.window)
-    validation = data.validation_batches(tokens.validation, run.window, size, n_batches)
+    validation = text.validation_batches(tokens.validation, run.window, size, n_batches)
 
     def validate(params: Any) -> float:
         return float(np.mean([functions.loss(params, batch) for batch in validation]))

@@ -1,289 +1,256 @@
-"""Checkpoints of all that a run needs to go on as if it had not stopped.
+"""Checkpoints by Orbax, with checksums, and the directory of a run."""
 
-They are written in the background and count once they are complete. They may be read on
-another mesh and by another number of processes.
-"""
-
-import asyncio
 import contextlib
-import errno
-import gc
-import logging
+import fcntl
+import functools
+import json
 import os
-import shutil
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import grain
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
+from etils import epath
 
-from examples.lm import Config, fingerprints, processes
-from examples.lm.compatibility import (
-    Text,
-    Unusable,
-    check_arrays,
-    check_config,
-    check_text,
-)
+from examples.lm import Config
+from examples.lm.config import flat
+from examples.lm.distributed import is_primary, log, wait_for_all
 from examples.lm.errors import UserError
-from examples.lm.fingerprints import some
-from examples.lm.program import State
 
-_JSON = ("config", "batches", "text", "fingerprints")
-"""Parts of a checkpoint beside its arrays."""
-
-
-class DiskFull(UserError):
-    """Checkpoints or metrics could not be written."""
-
-
-class NotFinite(UserError):
-    """Training has diverged."""
-
-
-class AllDamaged(UserError, RuntimeError):
-    """There are checkpoints, and none can be read."""
+_MAY_CHANGE = (
+    "accumulate_steps axis_rules checkpoint_every cost_report_topology data.path"
+    " data.tokenizer data.validation_path eval_batches eval_every keep_checkpoints"
+    " log_every loss_chunks mesh model.attention model.remat overwrite resume steps"
+    " tensorboard workdir"
+).split()
 
 
 class Checkpoint(NamedTuple):
-    """What a run goes on from."""
-
-    state: State
-    position: Any  # in the training batches, as `get_state()` of their iterator tells
-    text: Text
+    step: int
+    state: Any
+    position: dict[str, Any]  # of the batches
 
 
-def open_manager(directory: Path, keep: int) -> ocp.CheckpointManager:
-    """Returns a manager, to be used in a `with`, that keeps the last checkpoints."""
-    latest = ocp.checkpoint_managers.LatestN(keep)
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=latest, cleanup_tmp_directories=True
-    )
-    handlers: dict[str, Any] = dict.fromkeys(_JSON, ocp.JsonCheckpointHandler())
-    handlers["state"] = ocp.StandardCheckpointHandler()
-    return ocp.CheckpointManager(
-        directory.absolute(), options=options, item_handlers=handlers
-    )
-
-
-@contextlib.contextmanager
-def full_disk_explained(directory: Path, step: Callable[[], int]) -> Iterator[None]:
-    """Turns what Orbax, or the log of metrics, raises on a full disk into DiskFull.
+def identity(config: Config, text: dict[str, Any]) -> dict[str, Any]:
+    """Returns all that must not change when a run is resumed, by name.
 
     Args:
-      directory: of the checkpoints.
-      step: says at which step the run is.
+      config: the config of the run.
+      text: its fingerprint. The files may move.
     """
-    try:
-        yield
-    except Exception as error:  # OSError or, from where Orbax writes arrays, ValueError
-        if os.strerror(errno.ENOSPC) not in str(error):
-            raise
-        complete = complete_steps(directory)
-        last = f"of step {complete[-1]}" if complete else "none yet"
-        raise DiskFull(
-            f"The disk of {directory} is full, seen at step {step()}. The last complete"
-            f" checkpoint is {last}. Free some space, then repeat the command with"
-            " --config.resume"
-        ) from error
+    kept = {
+        name: value
+        for name, value in flat(config.to_dict()).items()
+        if not f"{name}.".startswith(tuple(f"{may}." for may in _MAY_CHANGE))
+    }
+    # JSON has no tuples.
+    return json.loads(json.dumps(kept | {f"text.{k}": v for k, v in text.items()}))
 
 
-def save(
-    manager: ocp.CheckpointManager,
-    step: int,
-    state: State,
-    position: Any,
-    config: Config,
-    text: Text,
-) -> None:
-    """Starts writing a checkpoint; it counts only once it is complete.
+class Checkpoints:
+    """Writes and reads the checkpoints of a run; the last `keep` of them remain."""
 
-    Args:
-      manager: of the run's directory.
-      step: number of steps taken.
-      state: after that step.
-      position: in the training batches, as their iterator's `get_state()` tells it.
-      config: of the run.
-      text: fingerprints of what it is trained on.
-
-    Raises:
-      NotFinite: the state has infinities or NaNs, which are never saved.
-    """
-    manager.wait_until_finished()  # and has deleted the oldest
-    if broken := fingerprints.not_finite(state):
-        raise diverged(manager, step, f"{some(broken)} has infinities or NaNs")
-    with processes.fail_together():
-        _check_space(manager.directory, state)
-    parts = {"config": config.to_dict(), "batches": position, "text": text}
-    parts["fingerprints"] = fingerprints.of_arrays(state) | fingerprints.of_json(parts)
-    json_args = {name: ocp.args.JsonSave(part) for name, part in parts.items()}
-    args = ocp.args.Composite(state=ocp.args.StandardSave(state), **json_args)
-    manager.save(step, args=args)
-
-
-def diverged(manager: ocp.CheckpointManager, step: int, cause: str) -> NotFinite:
-    """Returns the error to raise once training has nothing finite to go on with."""
-    manager.wait_until_finished()
-    complete = complete_steps(Path(manager.directory))
-    last = f"the checkpoint of step {complete[-1]}" if complete else "no checkpoint"
-    return NotFinite(
-        f"Training has diverged at step {step}: {cause}. Nothing of it is saved;"
-        f" {last} is left. Lower the learning rates"
-        " --config.tables.embed_learning_rate, --config.tables.head_learning_rate or"
-        " --config.body.learning_rate, or raise --config.warmup_fraction, in another"
-        " --config.workdir."
-    )
-
-
-def _check_space(directory: os.PathLike, state: State) -> None:
-    """Raises OSError if a checkpoint does not fit.
-
-    Orbax would find that out as well, but of several processes the others would wait
-    twenty minutes for the one that did.
-    """
-    size = sum(x.nbytes for x in jax.tree.leaves(state))
-    if shutil.disk_usage(directory).free < size + 2**20:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
-
-
-def restore(
-    manager: ocp.CheckpointManager,
-    target: State,
-    batches: grain.DatasetIterator,
-    config: Config,
-    text: Text,
-) -> tuple[State, int] | None:
-    """Returns the state and step of the last good checkpoint, None if there is none.
-
-    Brings `batches` to that step as well. A damaged checkpoint is set aside, and the
-    one before it used, with a message.
-
-    Args:
-      manager: of the run's directory.
-      target: shapes, dtypes and shardings to restore to.
-      batches: iterator over the training batches.
-      config: of the run that is to go on.
-      text: fingerprints of what that is trained on.
-
-    Raises:
-      Unusable: the checkpoint is of another model, optimizer, config or text.
-      AllDamaged: there are checkpoints, but none can be read.
-    """
-    damaged: dict[int, str] = {}
-    for step in sorted(manager.all_steps(), reverse=True):
-        path = manager.directory / str(step)
-        with _other_reads_ended():
-            try:
-                checkpoint = read(path, target, config)
-                check_text(checkpoint.text, text, str(path))
-            except Unusable:
-                raise
-            except Exception as error:  # Orbax has no type of its own for damage
-                reason = str(error.__cause__ or error) or repr(error)
-                damaged[step] = reason.splitlines()[0]
-        if step in damaged:
-            continue
-        _set_aside(manager, damaged)
-        batches.set_state(checkpoint.position)
-        return checkpoint.state, step
-    if damaged:
-        raise AllDamaged(
-            f"No checkpoint in {manager.directory} can be read, the last one because"
-            f" of: {damaged[max(damaged)]}. To start again, which deletes them, give"
-            " --config.overwrite instead of --config.resume."
+    def __init__(self, directory: epath.Path, keep: int):
+        self._directory = directory
+        self._manager = ocp.CheckpointManager(
+            directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+                cleanup_tmp_directories=True,
+            ),
         )
-    return None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Waits for the last checkpoint to be complete."""
+        self._manager.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, position: Any, run: dict[str, Any]) -> None:
+        """Copies a state to the host and writes it while training continues.
+
+        Raises:
+          UserError: a value is not finite. Nothing is saved.
+        """
+        sums, is_finite = _inspect(state)
+        if not is_finite:
+            raise diverged(step, "a parameter or its optimizer state is not finite")
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                data=ocp.args.JsonSave(position),
+                run=ocp.args.JsonSave(run),
+                checksums=ocp.args.JsonSave(np.asarray(sums).tolist()),
+            ),
+            force=True,
+        )
+
+    def restore(self, target: Any, run: dict[str, Any] | None) -> Checkpoint | None:
+        """Reads the last checkpoint that is not damaged, None if there is none.
+
+        Args:
+          target: state of `jax.ShapeDtypeStruct` with the shardings of this run.
+          run: see :func:`identity`; None does not compare it.
+
+        Raises:
+          UserError: the checkpoint belongs to another run, or all are damaged.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                items = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        data=ocp.args.JsonRestore(),
+                        run=ocp.args.JsonRestore(),
+                        checksums=ocp.args.JsonRestore(),
+                    ),
+                )
+                if run is not None:
+                    _check_same(items["run"], run, f"{self._directory}/{step}")
+                only_state = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+                state = self._manager.restore(step, args=only_state)["state"]
+                if np.asarray(_inspect(state)[0]).tolist() == items["checksums"]:
+                    return Checkpoint(step, state, items["data"])
+                reason = "its checksums differ"
+            except UserError:
+                raise
+            except Exception as error:  # from any storage, and from damaged files
+                reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
+            self._set_aside(step, reason)
+        if steps:
+            raise UserError(f"{self._directory} has no checkpoint that can be read.")
+        return None
+
+    def config(self, step: int) -> dict[str, Any]:
+        """Returns the identity of the run that wrote a checkpoint."""
+        run = ocp.args.Composite(run=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=run)["run"]
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        """Moves a damaged checkpoint away, so that its step can be saved again."""
+        target = self._directory.parent / f"damaged_{step}"
+        log(f"Checkpoint {step} is damaged ({reason}). It is now {target}.")
+        wait_for_all("damaged checkpoint was seen")
+        if is_primary():
+            if target.exists():
+                target.rmtree()
+            (self._directory / str(step)).rename(target)
+        wait_for_all("damaged checkpoint is gone")
+        self._manager.reload()
 
 
-def complete_steps(directory: Path) -> list[int]:
-    """Returns the steps of all complete checkpoints in a directory, in order."""
-    return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit())
+@functools.partial(jax.jit, out_shardings=jax.P())
+def _inspect(state: Any) -> tuple[jax.Array, jax.Array]:
+    """Returns the sum of the bits of each leaf, and whether all values are finite.
+
+    Orbax restores an array with a flipped bit without an error. Sums of integers modulo
+    2**32 change with any single bit, and do not depend on the order of summation and
+    thus on the sharding.
+    """
+
+    def add_up(x: jax.Array) -> jax.Array:
+        kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+        bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32)
+        return bits.sum(dtype=jnp.uint32)
+
+    leaves = jax.tree.leaves(state)
+    finite = [
+        jnp.isfinite(x).all() for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)
+    ]
+    return jnp.stack([add_up(x) for x in leaves]), jnp.stack(finite).all()
 
 
-def read_config(path: Any) -> Config:
-    """Returns the config of the run that wrote a checkpoint."""
-    return ConfigDict(ocp.JsonCheckpointHandler().restore(path / "config"))
+def diverged(step: int, cause: str) -> UserError:
+    return UserError(
+        f"Training diverged at step {step}: {cause}. This state was not saved; the"
+        " checkpoint before it remains. Lower the learning rates or --config.clip_norm."
+    )
 
 
-def read(path: Any, target: State, config: Config) -> Checkpoint:
-    """Returns one checkpoint.
+def _check_same(old: dict[str, Any], new: dict[str, Any], where: str) -> None:
+    changes = [
+        f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    if changes:
+        raise UserError(
+            f"The checkpoint {where} belongs to another run: {'; '.join(changes)}."
+            " Resume with the flags of that run, or give another --config.workdir."
+        )
 
-    Args:
-      path: directory of the checkpoint, a `pathlib.Path` or one of Orbax.
-      target: shapes, dtypes and shardings to restore to.
-      config: of the run that is to go on.
+
+def open_directory(config: Config, name: str) -> epath.Path:
+    """Returns the directory of one run in `config.workdir`.
 
     Raises:
-      Unusable: the checkpoint is of another model, optimizer or config.
-      Exception: it is damaged.
+      UserError: the directory cannot be used, or contains a run that the config does
+        not say to resume or to overwrite.
     """
-    json_handler, arrays = ocp.JsonCheckpointHandler(), ocp.StandardCheckpointHandler()
-    # Not by `manager.restore`: there, a process that can read its part waits for ever
-    # for one that cannot.
-    with processes.fail_together():
-        parts: dict[str, Any] = {n: json_handler.restore(path / n) for n in _JSON}
-        saved = parts.pop("fingerprints")
-        fingerprints.check(fingerprints.of_json(parts), saved)
-        check_arrays(arrays.metadata(path / "state").tree, target, str(path))
-        check_config(parts["config"], config)
-        args = ocp.args.StandardRestore(target)
-        state = arrays.restore(path / "state", args=args)
-    fingerprints.check(fingerprints.of_arrays(state), saved)
-    return Checkpoint(state, parts["batches"], parts["text"])
-
-
-def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, str]) -> None:
-    """Renames damaged checkpoints, so that their steps can be saved again."""
-    if not damaged:
-        return
-    for step, reason in damaged.items():
-        if processes.is_primary():
-            path = Path(manager.directory, str(step))
-            # A name of its own: the step may have been damaged before.
-            aside = tempfile.mkdtemp(prefix=f"damaged-{step}-", dir=path.parent)
-            print(
-                f"The checkpoint of step {step} is damaged ({reason}); going on"
-                f" from the one before it. The damaged one is kept as {aside}.",
-                flush=True,
-            )
-            path.rename(aside)
-    processes.wait_for_all("damaged checkpoints are set aside")
-    manager.reload()
+    workdir = str(config.workdir)
+    if workdir.startswith("s3://"):
+        raise UserError(
+            f"config.workdir is {workdir!r}, but Orbax 0.12 writes no checkpoints to"
+            " s3://. Mount the bucket (mountpoint-s3, s3fs) and give that path."
+        )
+    if "://" not in workdir:
+        workdir = os.path.abspath(os.path.expanduser(workdir))
+    elif config.tensorboard:
+        raise UserError("config.tensorboard needs a local or mounted config.workdir.")
+    directory = epath.Path(workdir) / name
+    try:
+        is_used = any(
+            (directory / x).exists() for x in ("checkpoints", "metrics.jsonl")
+        )
+        if "://" not in workdir:
+            directory.mkdir(parents=True, exist_ok=True)
+    except Exception as error:  # from any storage
+        raise UserError(
+            f"config.workdir {workdir!r} cannot be used: {error}"
+        ) from error
+    if is_used and not (config.resume or config.overwrite):
+        raise UserError(
+            f"{directory} contains a run: add --config.resume to continue it or"
+            " --config.overwrite to delete it, or give another --config.workdir."
+        )
+    return directory
 
 
 @contextlib.contextmanager
-def _other_reads_ended() -> Iterator[None]:
-    """Ends the reads that Orbax leaves when one of them fails.
+def locked(directory: epath.Path, overwrite: bool) -> Iterator[None]:
+    """Keeps other runs out of a local directory, and deletes an earlier run in it.
 
-    Python would else report each of them, with a traceback, at some later time: those
-    that wait once they are collected, those under way once they end.
+    The lock ends with the process, so that a killed run can be resumed at once. Buckets
+    have no locks.
+
+    Raises:
+      UserError: another run uses the directory.
     """
-    report, log = sys.unraisablehook, logging.getLogger("asyncio")
-
-    def report_others(problem: Any) -> None:
-        if str(problem.exc_value) != "Event loop is closed":
-            report(problem)
-
-    sys.unraisablehook = report_others
-    try:
+    with contextlib.ExitStack() as stack:
+        if is_primary() and "://" not in str(directory):
+            file = stack.enter_context((directory / "lock").open("a"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"Another run uses {directory}: wait for it, or give another"
+                    " --config.workdir."
+                ) from error
+            except OSError:
+                log(f"{directory} is on storage without locks: start only one run.")
+        wait_for_all("the directory is free")
+        if overwrite and is_primary():
+            for name in ("checkpoints", "tensorboard"):
+                (directory / name).rmtree(missing_ok=True)
+            (directory / "metrics.jsonl").unlink(missing_ok=True)
+        wait_for_all("the directory is empty")
         yield
-    finally:
-        sys.unraisablehook, log.disabled = lambda _: None, True
-        deadline = time.monotonic() + 30
-        while _has_left_reads() and time.monotonic() < deadline:
-            gc.collect()
-            time.sleep(0.01)
-        sys.unraisablehook, log.disabled = report, False
-
-
-def _has_left_reads() -> bool:
-    return any(
-        type(x) is asyncio.Task and not x.done() and x.get_loop().is_closed()
-        for x in gc.get_objects()
-    )

@@ -1,9 +1,8 @@
 """Starting a program: its flags, and a line instead of a traceback for its user."""
 
-import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 from absl import app, flags, logging
@@ -20,14 +19,18 @@ def start(main: Callable[[], None]) -> None:
     def checked(argv: list[str]) -> None:
         if len(argv) > 1:
             sys.exit(f"Unknown argument {argv[1]!r}: flags begin with --.")
-        logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint
-        with one_line_errors():
+        logging.set_verbosity(logging.ERROR)  # Orbax reports every checkpoint
+        try:
             main()
+        except Exception as error:
+            if (text := explain(error)) is None:
+                raise
+            sys.exit(f"\n{text}")
 
     app.run(checked, flags_parser=_parse)
 
 
-def explanation(error: Exception) -> str | None:
+def explain(error: Exception) -> str | None:
     """Returns what to tell the user, None if the error is a fault of the program."""
     if isinstance(error, UserError):
         return str(error)
@@ -39,20 +42,11 @@ def explanation(error: Exception) -> str | None:
     if out_of_memory or isinstance(error, MemoryError):
         return (
             f"Out of memory: {str(error).splitlines()[0]:.200} Lower"
-            " --config.batch_size or the size of the model, raise --config.loss_chunks,"
-            " or set --config.model.remat=full."
+            " --config.batch_size or the size of the model, raise"
+            " --config.accumulate_steps or --config.loss_chunks, or set"
+            " --config.model.remat=full."
         )
     return None
-
-
-@contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if (text := explanation(error)) is None:
-            raise
-        sys.exit(f"\n{text}")
 
 
 def python() -> str:
@@ -70,7 +64,7 @@ def _parse(argv: list[str]) -> list[str]:
         sys.exit(f"{error}. See --help.")
     except Exception as error:  # anything: a config file is a program
         if isinstance(error, AttributeError) and isinstance(error.args[0], Exception):
-            # Of ml_collections: a field, and one like it.
+            # ml_collections gives the unknown field and a similar one.
             field, _, hint = error.args[0].args[0].partition("\n")
             sys.exit(f"The config has no field {field}. {hint}".strip())
         first = error

@@ -24,6 +24,14 @@ _FAMILIES = {
     "v6e": (32e9, 918e12),
     "tpu7x": (96e9, 1153e12),
 }
+_PEAKS = {  # bfloat16 FLOP/s by the start of `jax.Device.device_kind`
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
 # libtpu reads these on a TPU machine. One type serves slices of all families.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -58,6 +66,13 @@ class Cost(NamedTuple):
     seconds: float | None
     collectives: dict[str, int]  # number by kind, in the body of a loop once
     kernels: int  # number, in the body of a loop once
+
+
+def peak_flops(devices: Sequence[Any]) -> float:
+    """Returns the peak FLOP/s of all devices, infinity if it is not known."""
+    kind = devices[0].device_kind
+    known = [peak for name, peak in _PEAKS.items() if kind.startswith(name)]
+    return len(devices) * known[0] if known else math.inf
 
 
 def tpu_devices(name: str) -> list[Any]:

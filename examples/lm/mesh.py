@@ -1,4 +1,4 @@
-"""Where parameters and batches lie, on one device, one host or a pod."""
+"""Device meshes, and the sharding of parameters and batches on them."""
 
 import contextlib
 import math
@@ -21,44 +21,47 @@ def use_mesh(config: Config, devices: Sequence[Any] | None = None) -> Iterator[M
     """Puts the mesh and the logical axis rules of a config into context.
 
     Args:
-      config: `config.mesh` has the size of each mesh axis, -1 for as many as there are
-        devices, and `config.axis_rules` the mesh axes of each logical axis.
-      devices: by default `jax.devices()`. One process may use the first few of them,
-        several processes need all.
+      config: `config.mesh` has the size of each mesh axis, -1 for the devices that
+        remain, and `config.axis_rules` the mesh axes of each logical axis.
+      devices: by default `jax.devices()`. A single process may use the first few of
+        them, several processes need all.
 
     Raises:
       UserError: the devices, or the sequences of a batch, do not divide evenly.
     """
     devices = jax.devices() if devices is None else devices
     sizes = _sizes(config.mesh.to_dict(), len(devices))
-    types = (AxisType.Auto,) * len(sizes)
-    devices = devices[: math.prod(sizes.values())]
-    # jax.make_mesh would refuse to cut an axis of a TPU slice in two.
+    # jax.make_mesh would refuse to split an axis of a TPU slice.
     grid = mesh_utils.create_device_mesh(
-        tuple(sizes.values()), devices, allow_split_physical_axes=True
+        tuple(sizes.values()),
+        devices[: math.prod(sizes.values())],
+        allow_split_physical_axes=True,
     )
-    mesh = Mesh(grid, tuple(sizes), types)
+    mesh = Mesh(grid, tuple(sizes), (AxisType.Auto,) * len(sizes))
     rules = {
         name: tuple(axes.split(",")) if axes else ()
         for name, axes in config.axis_rules.items()
     }
+    if unknown := {axis for axes in rules.values() for axis in axes} - {*sizes}:
+        raise UserError(f"config.axis_rules names the mesh axis {min(unknown)!r}.")
     shards = math.prod(mesh.shape[axis] for axis in rules["batch"])
-    if config.batch_size % shards:
+    if config.batch_size % (shards * config.accumulate_steps):
         raise UserError(
-            f"batch_size is {config.batch_size}, but the {shards} shards of a batch on"
-            f" the mesh {sizes} need a multiple of {shards}."
+            f"batch_size is {config.batch_size}, but {shards} shards of a batch on the"
+            f" mesh {sizes}, accumulated over {config.accumulate_steps} parts, need a"
+            f" multiple of {shards * config.accumulate_steps}."
         )
     with jax.set_mesh(mesh), nnx.logical_axis_rules(tuple(rules.items())):
         yield mesh
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns how the first axis of a batch is sharded under the rules in context."""
+    """Returns the sharding of a batch's first axis under the rules in context."""
     return NamedSharding(mesh, get_pspec(("batch",)))
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """Returns which rows of a batch the devices of this process need, in order.
+    """Returns the rows of a batch that the devices of this process need, in order.
 
     They need not be consecutive: JAX orders a mesh by the links between its devices.
     """
@@ -67,17 +70,13 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     return np.unique(np.concatenate(rows))
 
 
-def global_batch(mesh: Mesh, rows: np.ndarray, batch_size: int) -> jax.Array:
-    """Returns the batch of which each process has its `local_rows`."""
-    return jax.make_array_from_process_local_data(
-        batch_sharding(mesh), rows, (batch_size, *rows.shape[1:])
-    )
-
-
 def _sizes(sizes: dict[str, int], n_devices: int) -> dict[str, int]:
-    """Returns the size of each axis, with -1 replaced by what is left for it."""
+    """Returns the size of each axis, with -1 replaced by the remaining devices."""
     known = math.prod(size for size in sizes.values() if size != -1)
-    filled = {k: n_devices // known if n == -1 else n for k, n in sizes.items()}
+    filled = {
+        axis: n_devices // max(known, 1) if size == -1 else size
+        for axis, size in sizes.items()
+    }
     n = math.prod(filled.values())
     # A process without a device in the mesh could not take part.
     all_needed = -1 in sizes.values() or jax.process_count() > 1
@@ -85,6 +84,6 @@ def _sizes(sizes: dict[str, int], n_devices: int) -> dict[str, int]:
         raise UserError(
             f"config.mesh is {sizes}, which does not fit {n_devices} devices: set"
             " --config.mesh.data, fsdp and tensor so that their product is the number"
-            " of devices. One of them may be -1, for what is left."
+            " of devices. One of them may be -1, for the devices that remain."
         )
     return filled

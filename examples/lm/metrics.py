@@ -1,156 +1,103 @@
-"""What a run measures: a file of JSON Lines, and a plot."""
+"""The metrics of a run: a file of JSON Lines, TensorBoard, and a plot."""
 
-import contextlib
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib
 
-matplotlib.use("Agg")  # to files only: no display is needed
+matplotlib.use("Agg")  # writes files without a display
 
 import numpy as np
+from etils import epath
 from matplotlib import pyplot as plt
 
+from examples.lm.distributed import is_primary
 from examples.lm.errors import UserError
-from examples.lm.processes import is_primary
 
 Record = dict[str, float]
 
 
 class MetricsLog:
-    """Records of a run, in memory and as JSON Lines; each has a "step".
+    """Records of a run in memory and in a file; each has a "step".
 
-    Only the primary process has a file.
+    Only the primary process has a file. Objects in a bucket cannot grow: there the file
+    is rewritten, and only by `flush`.
     """
 
-    def __init__(self, path: Path, step: int = 0):
-        """Opens a log at a step: what an earlier run wrote after it is dropped.
-
-        Raises:
-          UserError: the log cannot be read, or does not reach up to the step.
-        """
-        self.records: list[Record] = []
+    def __init__(self, path: epath.Path, step: int = 0, tensorboard: bool = False):
+        """Opens the log of a run that continues at a step, and drops later records."""
         self._path = path
-        self._show: Callable[[Record], None] = _show_nowhere
-        if not is_primary():
-            return
-        if step and path.exists():
-            self.records = _read_up_to(path, step)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A process killed between these two lines leaves the old log.
-        scratch = path.with_suffix(".tmp")
-        scratch.write_text("".join(json.dumps(r) + "\n" for r in self.records))
-        scratch.replace(path)
+        self._is_remote = "://" in str(path)
+        self.records = [r for r in read(path) if r["step"] <= step] if step else []
+        self._n_written = 0
+        self._board = None
+        if tensorboard and is_primary():
+            from tensorboardX import SummaryWriter  # slow to import
 
-    @contextlib.contextmanager
-    def in_tensorboard(self, wanted: bool) -> Iterator[None]:
-        """Shows what is written meanwhile in TensorBoard as well, if that is wanted."""
-        run = self._path.parent if wanted else None
-        step = int(last(self.records, "step") or 0)
-        with tensorboard(run, step) as self._show:
-            yield
-        self._show = _show_nowhere
-
-    def write(self, **record: float) -> None:
-        self.records.append(record)
+            directory = str(path.parent / "tensorboard")
+            self._board = SummaryWriter(directory, purge_step=step + 1)
         if is_primary():
-            with self._path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-        self._show(record)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._write_all()
+
+    def add(self, **record: float) -> None:
+        self.records.append(record)
+
+    def write(self) -> None:
+        """Writes the new records, in one write, if the file can grow."""
+        if self._is_remote or not is_primary():
+            return
+        with self._path.open("a") as file:
+            file.write(_lines(self.records[self._n_written :]))
+        self._n_written = self._show()
+
+    def flush(self) -> None:
+        """Writes all records: call this before a checkpoint is saved."""
+        if self._is_remote and is_primary():
+            self._write_all()
+        self.write()
+
+    def close(self) -> None:
+        self.flush()
+        if self._board:
+            self._board.close()
+
+    def _write_all(self) -> None:
+        scratch = self._path.parent / "metrics.tmp"
+        if self._is_remote:  # where a write is atomic
+            scratch = self._path
+        scratch.write_text(_lines(self.records))
+        if scratch != self._path:
+            scratch.replace(self._path)
+        self._n_written = self._show()
+
+    def _show(self) -> int:
+        """Sends the new records to TensorBoard, and returns the number of all."""
+        if self._board:
+            for record in self.records[self._n_written :]:
+                for name in record.keys() - {"step", "seconds"}:
+                    self._board.add_scalar(name, record[name], int(record["step"]))
+        return len(self.records)
 
 
-@contextlib.contextmanager
-def tensorboard(run: Path | None, step: int) -> Iterator[Callable[[Record], None]]:
-    """Yields a function that shows a record in TensorBoard.
-
-    Only that of the primary process does so.
-
-    Args:
-      run: directory of the run; None if there is to be no TensorBoard.
-      step: at which the run begins.
-    """
-    if run is None or not is_primary():
-        yield _show_nowhere
-        return
-    from tensorboardX import SummaryWriter  # slow to import
-
-    # An earlier run may have got further than its last checkpoint.
-    with SummaryWriter(str(run / "tensorboard"), purge_step=step + 1) as board:
-
-        def show(record: Record) -> None:
-            for name in record.keys() - {"step", "seconds"}:
-                board.add_scalar(name, record[name], int(record["step"]))
-
-        yield show
+def _lines(records: Sequence[Record]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
 
 
-def _show_nowhere(record: Record) -> None:
-    del record
-
-
-def read(path: Path) -> list[Record]:
-    """Returns the records of a log.
-
-    Raises:
-      UserError: there is none, or one of its lines is no record.
-    """
-    try:
-        lines = path.read_text("utf-8", errors="replace").split("\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    end = lines.pop()  # nothing, unless the process was killed while it wrote
-    records = [_parse(line, f"{path}:{n}") for n, line in enumerate(lines, start=1)]
-    if end:
-        raise CutOff(f"{path}:{len(lines) + 1} is cut off: {end:.60}", records)
+def read(path: epath.Path) -> list[Record]:
+    """Returns the records of a log, without a last line that was not finished."""
+    text = path.read_text() if path.exists() else ""
+    records = []
+    for line in text.split("\n")[:-1]:
+        try:
+            record = json.loads(line)
+            records.append({name: float(value) for name, value in record.items()})
+            records[-1]["step"]  # raises KeyError
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{path} is damaged at {line[:60]!r}: delete it."
+            ) from error
     return records
-
-
-class CutOff(UserError):
-    """The last record of a log is not complete, as when its process was killed."""
-
-    def __init__(self, message: str, records: list[Record]):
-        super().__init__(message)
-        self.records = records  # before it
-
-
-def _read_up_to(path: Path, step: int) -> list[Record]:
-    """Returns the records up to the step of a checkpoint, which is to have them all.
-
-    What was cut off after that step belongs to steps that are taken again.
-    """
-    cut_off = None
-    try:
-        records = read(path)
-    except CutOff as error:
-        records, cut_off = error.records, error
-    found = {int(r["step"]) for r in records if "loss" in r}
-    # It may begin later, where an earlier log has been deleted.
-    if missing := set(range(min(found, default=step), step + 1)) - found:
-        raise cut_off or UserError(
-            f"{path} has no loss of step {min(missing)}, but the checkpoint is of step"
-            f" {step}. Restore the file, or delete it to go on without what it holds."
-        )
-    return [r for r in records if r["step"] <= step]
-
-
-def _parse(line: str, where: str) -> Record:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        record = None
-    if (
-        not isinstance(record, dict)
-        or "step" not in record
-        or any(
-            type(x) not in (int, float) or not math.isfinite(x) for x in record.values()
-        )
-    ):
-        raise UserError(
-            f'{where} is no record of finite numbers with a "step": {line:.60}'
-        )
-    return record
 
 
 def last(records: Sequence[Record], name: str) -> float | None:
@@ -158,42 +105,31 @@ def last(records: Sequence[Record], name: str) -> float | None:
     return next((r[name] for r in reversed(records) if name in r), None)
 
 
-def final_loss(records: Sequence[Record], path: Path) -> float:
-    """Returns the last validation loss.
-
-    Raises:
-      UserError: there is none in the log at `path`.
-    """
-    loss = last(records, "validation_loss")
-    if loss is None:
-        raise UserError(
-            f"{path} has no validation loss: the run had not come to its first one."
-        )
-    return loss
-
-
-def plot(path: Path, runs: Mapping[str, Sequence[Record]]) -> None:
+def plot(path: epath.Path, runs: Mapping[str, Sequence[Record]]) -> None:
     """Draws validation and smoothed training loss of some runs into a PNG."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for number, (name, records) in enumerate(runs.items()):
-        color = f"C{number}"
-        steps, losses = _series(records, "loss")
-        axes.plot(steps, smooth(losses), color=color, alpha=0.4, label=f"{name}, train")
-        steps, losses = _series(records, "validation_loss")
-        axes.plot(steps, losses, "o-", color=color, label=f"{name}, validation")
+        for metric, style in (("loss", "-"), ("validation_loss", "o-")):
+            chosen = [(r["step"], r[metric]) for r in records if metric in r]
+            steps, losses = np.array(chosen).reshape(-1, 2).T
+            is_train = metric == "loss"
+            axes.plot(
+                steps,
+                smooth(losses) if is_train else losses,
+                style,
+                color=f"C{number}",
+                alpha=0.4 if is_train else 1.0,
+                label=f"{name}, {'train' if is_train else 'validation'}",
+            )
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    with path.open("wb") as file:
+        figure.savefig(file, dpi=150)
     plt.close(figure)
 
 
-def _series(records: Sequence[Record], name: str) -> tuple[list[float], list[float]]:
-    chosen = [r for r in records if name in r]
-    return [r["step"] for r in chosen], [r[name] for r in chosen]
-
-
-def smooth(values: Sequence[float], decay: float = 0.9) -> np.ndarray:
+def smooth(values: Iterable[float], decay: float = 0.9) -> np.ndarray:
     """Returns the exponential moving average, debiased as in Adam."""
     average, smoothed = 0.0, []
     for n, value in enumerate(values, start=1):

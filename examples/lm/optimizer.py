@@ -1,96 +1,21 @@
 """From a config to an optimizer: one for the token tables, one for the body."""
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import optax
+from ml_collections import ConfigDict
 
 import ember_optax
 from examples.lm import Config
 
-# Tied, the one table is a head.
-_label_roles = functools.partial(
-    ember_optax.label_token_tables, embed="embed", head="head"
-)
-
-
-def make_optimizer(
-    config: Config, param_shardings: Any = None
-) -> optax.GradientTransformationExtraArgs:
-    """Returns the optimizer of the whole model.
-
-    Args:
-      config: which one.
-      param_shardings: shardings of the parameters on a mesh; Ember then adds up the
-        statistics of all tables in one collective.
-    """
-    # Outside multi_transform, so that the norm is that of the whole gradient.
-    return ember_optax.clipped(
-        optax.multi_transform(
-            {
-                "table": table_optimizer(config, param_shardings),
-                "body": body_optimizer(config),
-            },
-            ember_optax.label_token_tables,
-        ),
-        config.clip_norm,
-    )
-
-
-def table_optimizer(
-    config: Config, param_shardings: Any = None
-) -> optax.GradientTransformationExtraArgs:
-    """Returns `config.tables.optimizer`, at its tuned settings unless told otherwise.
-
-    All have decoupled weight decay and the same schedule, so that they differ in how
-    they scale a gradient and in nothing else. `ember` is `ember_optax.ember`, and
-    likewise for the others. Embedding and head have a learning rate each; a table that
-    is both has that of the head.
-    """
-    tables = config.tables
-    scale_by = _choice(TABLES, tables.optimizer, "tables.optimizer")
-    tuned = tables.tuned[tables.optimizer]
-    rates = {
-        "embed": _first(tables.embed_learning_rate, tuned.embed),
-        "head": _first(tables.head_learning_rate, tuned.head),
-    }
-    return optax.chain(
-        # One for both tables, so that Ember adds up their statistics in one collective.
-        scale_by(tuned, table_b2(config), param_shardings),
-        optax.add_decayed_weights(tables.weight_decay),
-        optax.multi_transform(
-            {
-                role: optax.scale_by_learning_rate(schedule(config, rate))
-                for role, rate in rates.items()
-            },
-            _label_roles,
-        ),
-    )
-
-
-def table_b2(config: Config) -> Any:
-    """Returns the decay of the second moment of the tables, None without one."""
-    name = config.tables.optimizer
-    b2 = _first(config.tables.b2, config.tables.tuned[name].get("b2"))
-    return ember_optax.adafactor_decay() if name == "ember" and b2 is None else b2
-
-
-def reset_tables(config: Config, name: str) -> None:
-    """Gives the tables another optimizer, at its own tuned settings."""
-    chosen = dict.fromkeys(("embed_learning_rate", "head_learning_rate", "b2"))
-    config.tables.update(optimizer=name, **chosen)
-
-
-# From tuned settings, b2 and the shardings of the parameters.
+# Functions of an optimizer's entry in config.tables.defaults and of b2.
 TABLES = {
-    "ember": lambda _, b2, shardings: ember_optax.scale_by_ember(
-        b2, param_shardings=shardings
-    ),
-    "adam": lambda tuned, b2, _: optax.scale_by_adam(tuned.b1, b2),
+    "ember": None,
+    "adam": lambda defaults, b2: optax.scale_by_adam(defaults.b1, b2),
     # scale_by_adam(b1=0) would keep a first moment that it does not need.
-    "adam_no_momentum": lambda _, b2, __: optax.scale_by_rms(
+    "adam_no_momentum": lambda _, b2: optax.scale_by_rms(
         b2, eps_in_sqrt=False, bias_correction=True
     ),
     "adafactor": lambda *_: optax.chain(
@@ -101,26 +26,92 @@ TABLES = {
     "sm3": lambda *_: optax.scale_by_sm3(),
     "sgd": lambda *_: optax.identity(),
 }
-
-
-def body_optimizer(config: Config) -> optax.GradientTransformation:
-    """Returns `config.body.optimizer`; only matrices have weight decay."""
-    name = config.body.optimizer
-    optimizer = _choice(BODIES, name, "body.optimizer")
-    learning_rate = _first(config.body.learning_rate, config.body.tuned[name])
-    return optimizer(schedule(config, learning_rate), config.body.weight_decay)
-
-
 BODIES = {
     "adamw": lambda rate, decay: optax.adamw(
         rate, b2=0.95, weight_decay=decay, mask=_is_matrix
     ),
-    # Of the body, matrices go to Muon and norms to its Adam. With consistent_rms the
-    # updates are as large as those of AdamW.
+    # Muon handles matrices, and its own Adam the norms. With consistent_rms the updates
+    # are as large as those of AdamW.
     "muon": lambda rate, decay: optax.contrib.muon(
         rate, weight_decay=decay, adam_b2=0.95, consistent_rms=0.2
     ),
 }
+
+
+def make_optimizer(
+    config: Config,
+    vocab_size: int | None = None,
+    param_shardings: Any = None,
+    body: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the optimizer of the whole model.
+
+    All table optimizers have decoupled weight decay and the same schedule. They differ
+    only in how they scale a gradient.
+
+    Args:
+      config: what to build.
+      vocab_size: rows of the token tables, by which they are recognized.
+      param_shardings: shardings of the parameters on a mesh.
+      body: optimizer of everything else, by default `config.body`.
+    """
+    tables = config.tables
+    body = body_optimizer(config) if body is None else body
+    defaults = tables.defaults[tables.optimizer]
+    embed_rate, head_rate = (
+        schedule(config, defaults[role] if chosen is None else chosen)
+        for role, chosen in (
+            ("embed", tables.embed_learning_rate),
+            ("head", tables.head_learning_rate),
+        )
+    )
+    b2 = defaults.get("b2") if tables.b2 is None else tables.b2
+    if tables.optimizer == "ember":
+        return ember_optax.with_ember(
+            body,
+            embed_learning_rate=embed_rate,
+            head_learning_rate=head_rate,
+            b2=ember_optax.adafactor_decay() if b2 is None else b2,
+            weight_decay=tables.weight_decay,
+            max_norm=config.clip_norm,
+            vocab_size=vocab_size,
+            param_shardings=param_shardings,
+        )
+
+    def table(rate: optax.Schedule) -> optax.GradientTransformation:
+        return optax.chain(
+            TABLES[tables.optimizer](defaults, b2),
+            optax.add_decayed_weights(tables.weight_decay),
+            optax.scale_by_learning_rate(rate),
+        )
+
+    parts: dict[Any, Any] = {
+        "embed": table(embed_rate),
+        "head": table(head_rate),
+        "body": body,
+    }
+    split = optax.multi_transform(parts, label_roles(vocab_size))
+    if config.clip_norm is None:
+        return split
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), split)
+
+
+def label_roles(vocab_size: int | None) -> Any:
+    """Returns a function that labels each parameter "embed", "head" or "body"."""
+    return functools.partial(
+        ember_optax.label_token_tables,
+        vocab_size=vocab_size,
+        embed="embed",
+        head="head",
+    )
+
+
+def body_optimizer(config: Config) -> optax.GradientTransformation:
+    """Returns `config.body.optimizer`. Only matrices have weight decay."""
+    name = config.body.optimizer
+    chosen = config.body.learning_rate
+    rate = config.body.defaults[name] if chosen is None else chosen
+    return BODIES[name](schedule(config, rate), config.body.weight_decay)
 
 
 def schedule(config: Config, peak: float) -> optax.Schedule:
@@ -128,37 +119,37 @@ def schedule(config: Config, peak: float) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=peak,
-        warmup_steps=round(config.warmup_fraction * config.steps),
+        warmup_steps=round(config.warmup_ratio * config.steps),
         decay_steps=config.steps,
-        end_value=peak * config.final_fraction,
+        end_value=peak * config.final_lr_ratio,
     )
 
 
-def table_state_bytes(config: Config, params: Any) -> int:
+def with_table_optimizer(config: Config, name: str) -> Config:
+    """Returns a copy of a config with another table optimizer at its defaults."""
+    config = ConfigDict(config.to_dict())
+    chosen = dict.fromkeys(("embed_learning_rate", "head_learning_rate", "b2"))
+    config.tables.update(optimizer=name, **chosen)
+    return config
+
+
+def table_state_bytes(
+    config: Config, params: Any, vocab_size: int | None = None
+) -> int:
     """Returns the bytes of optimizer state that the token tables need.
 
     Args:
       config: which optimizer.
       params: parameters of the model, as arrays or `jax.ShapeDtypeStruct`.
+      vocab_size: rows of the token tables.
     """
-    partition = jax.eval_shape(make_optimizer(config).init, params)
-    state = jax.tree.leaves(partition.inner_states["table"])
+    tx = make_optimizer(config, vocab_size, body=optax.set_to_zero())
+    state = jax.tree.leaves(jax.eval_shape(tx.init, params))
     return sum(x.size * x.dtype.itemsize for x in state)
 
 
 def _is_matrix(params: Any) -> Any:
-    """Which parameters are kernels, stacked or not, and no scales of norms."""
+    """Labels kernels, stacked or not, as opposed to scales of norms."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path[-1] == jax.tree_util.DictKey("kernel"), params
     )
-
-
-def _choice(options: Mapping[str, Any], name: str, where: str) -> Any:
-    if name not in options:
-        known = ", ".join(options)
-        raise ValueError(f"{where} is {name!r}, but it must be one of {known}.")
-    return options[name]
-
-
-def _first(chosen: float | None, tuned: Any) -> Any:
-    return tuned if chosen is None else chosen

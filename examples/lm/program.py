@@ -1,5 +1,6 @@
-"""A training run as pure functions: what is to be created, a step, an evaluation."""
+"""A training run as pure functions: initial state, a step, an evaluation, a sample."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,12 +11,17 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import ember_optax
-from examples.lm import Config
+from examples.lm import Config, cost
 from examples.lm.errors import UserError
-from examples.lm.mesh import batch_sharding
+from examples.lm.mesh import batch_sharding, use_mesh
 from examples.lm.model import Decoder
-from examples.lm.optimizer import make_optimizer
-from examples.lm.sampling import make_sampler
+from examples.lm.optimizer import (
+    make_optimizer,
+    table_state_bytes,
+    with_table_optimizer,
+)
+
+TEMPERATURE = 0.8
 
 
 class State(NamedTuple):
@@ -26,7 +32,7 @@ class State(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What a config makes of a mesh; nothing is allocated and nothing compiled yet."""
+    """The functions of a run on a mesh. Nothing is allocated or compiled yet."""
 
     state: State  # of jax.ShapeDtypeStruct with shardings
     tokens: jax.ShapeDtypeStruct  # int32[batch_size, sequence_length + 1]
@@ -40,34 +46,24 @@ def make_model(config: Config) -> Decoder:
     return Decoder(config.data.vocab_size, **config.model, rngs=nnx.Rngs(config.seed))
 
 
-def check_shards(config: Config, mesh: Mesh) -> None:
-    """Raises UserError where a parameter cannot be cut into equal shards."""
-    abstract = nnx.eval_shape(lambda: nnx.state(make_model(config), nnx.Param))
-    params = nnx.to_pure_dict(abstract)
-    shardings = nnx.to_pure_dict(nnx.get_named_sharding(abstract, mesh))
-    for (path, x), sharding in zip(
-        jax.tree_util.tree_leaves_with_path(params),
-        jax.tree.leaves(shardings),
-        strict=True,
-    ):
-        try:
-            sharding.shard_shape(x.shape)
-        except ValueError as error:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise UserError(
-                f"{name} is {x.shape} and cannot be cut into equal shards by"
-                f" {sharding.spec} on the mesh {dict(mesh.shape)}: change"
-                " --config.mesh, --config.axis_rules, --config.model.vocab_multiple or"
-                " the widths of the model."
-            ) from error
+def table_rows(config: Config) -> int:
+    """Returns the number of rows of the token tables, with padding."""
+    multiple = config.model.pad_vocab_to_multiple_of
+    return math.ceil(config.data.vocab_size / multiple) * multiple
 
 
 def make_program(config: Config, mesh: Mesh) -> Program:
-    """Returns the functions of a run on a mesh, which `use_mesh` has put in context."""
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: make_model(config)), nnx.Param)
+    """Returns the functions of a run on a mesh, which `use_mesh` has put in context.
+
+    Raises:
+      UserError: a parameter cannot be divided into equal shards.
+    """
+    abstract = nnx.eval_shape(lambda: make_model(config))
+    graph, abstract = nnx.split(abstract, nnx.Param)
     shardings = nnx.to_pure_dict(nnx.get_named_sharding(abstract, mesh))
     params = nnx.to_pure_dict(abstract)
-    tx = make_optimizer(config, shardings)
+    _check_shards(params, shardings)
+    tx = make_optimizer(config, table_rows(config), shardings)
     state_shardings = State(
         shardings, ember_optax.opt_state_shardings(tx, params, shardings)
     )
@@ -81,7 +77,7 @@ def make_program(config: Config, mesh: Mesh) -> Program:
         return loss_fn(nnx.merge(graph, params), tokens, config.loss_chunks)
 
     def train_step(state: State, tokens: jax.Array) -> tuple[State, jax.Array]:
-        value, grads = jax.value_and_grad(loss)(state.params, tokens)
+        value, grads = accumulate(loss, config.accumulate_steps)(state.params, tokens)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         return State(optax.apply_updates(state.params, updates), opt_state), value
 
@@ -102,23 +98,104 @@ def make_program(config: Config, mesh: Mesh) -> Program:
     )
 
 
+def cost_report(config: Config) -> str:
+    """Compiles a step for `config.cost_report_topology` and describes its cost."""
+    name = config.cost_report_topology
+    with use_mesh(config, cost.tpu_devices(name)) as mesh:
+        program = make_program(config, mesh)
+        params, opt_state = program.state
+        text = cost.report(
+            name,
+            program.train_step,
+            (program.state, program.tokens),
+            state={"parameters": params, "optimizer state": opt_state},
+            repeated=lambda: compile_repeated(config, program),
+            kernel_flops=attention_flops(config),
+        )
+    rows = table_rows(config)
+    sizes = [
+        f"{table_state_bytes(arm, params, rows) / 1e6:,.2f} MB with {name}"
+        for name in ("ember", "adam")
+        for arm in [with_table_optimizer(config, name)]
+    ]
+    return f"{text}\nState of the tables on all devices: {', '.join(sizes)}"
+
+
+def compile_repeated(config: Config, program: Program) -> list[cost.Repeated]:
+    """Compiles the loop bodies of a step, with its mesh in context."""
+    model = config.model
+    graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(config)), nnx.Param)
+    shape = config.batch_size, config.sequence_length, model.width
+    return cost.compile_repeated(
+        graph,
+        program.state.params,
+        jax.ShapeDtypeStruct(
+            shape, jnp.dtype(model.dtype), sharding=program.tokens.sharding
+        ),
+        cross_entropy,
+        scanned_layers=model.layers if model.scan_layers else 0,
+        loss_chunks=config.loss_chunks,
+    )
+
+
+def attention_flops(config: Config) -> float:
+    """Returns the operations of attention in a step."""
+    model = config.model
+    return cost.attention_flops(
+        config.batch_size,
+        config.sequence_length,
+        model.heads,
+        model.width // model.heads,
+        model.layers,
+        remat=model.remat != "none",
+    )
+
+
+def model_flops(config: Config) -> float:
+    """Returns the operations of a step for MFU, without recomputation.
+
+    Six for each token and each parameter that is multiplied, and those of attention.
+    """
+    params = nnx.state(nnx.eval_shape(lambda: make_model(config)), nnx.Param)
+    size = sum(x.size for x in jax.tree.leaves(params))
+    if not config.model.tie_embeddings:  # a lookup multiplies nothing
+        size -= table_rows(config) * config.model.width
+    tokens = config.batch_size * config.sequence_length
+    return 6 * tokens * size + attention_flops(config) * 3 / 3.5
+
+
+def accumulate(loss: Callable[..., jax.Array], steps: int) -> Callable[..., Any]:
+    """Returns value_and_grad of a mean over rows, in `steps` parts of the rows."""
+    value_and_grad = jax.value_and_grad(loss)
+    if steps == 1:
+        return value_and_grad
+
+    def accumulated(params: Any, tokens: jax.Array) -> Any:
+        # Each part has rows of every device, so that rows need not move.
+        parts = tokens.reshape(-1, steps, tokens.shape[1]).swapaxes(0, 1)
+        zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+
+        def add(total: Any, part: jax.Array) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, value_and_grad(params, part)), None
+
+        total, _ = jax.lax.scan(add, zeros, parts)
+        return jax.tree.map(lambda x: x / steps, total)
+
+    return accumulated
+
+
 def loss_fn(model: Decoder, tokens: jax.Array, chunks: int = 1) -> jax.Array:
     """Returns the mean cross-entropy of the tokens after the first of each window.
 
     Args:
       model: the language model.
       tokens: int32[batch, time + 1].
-      chunks: into how many parts to cut the time axis for the head. The logits of one
-        part at a time are in memory, and the backward pass computes them again.
+      chunks: parts of the time axis. The logits of one part at a time are in memory,
+        and the backward pass computes them again.
     """
     hidden, targets = model.hidden(tokens[:, :-1]), tokens[:, 1:]
     if chunks == 1:
         return cross_entropy(model, hidden, targets)
-    if targets.shape[1] % chunks:
-        raise ValueError(
-            f"loss_chunks is {chunks}, but it must divide sequence_length, which is"
-            f" {targets.shape[1]}."
-        )
 
     def cut(x: jax.Array) -> jax.Array:
         parts = x.reshape(x.shape[0], chunks, -1, *x.shape[2:])
@@ -135,3 +212,41 @@ def cross_entropy(model: Decoder, hidden: jax.Array, targets: jax.Array) -> jax.
     """Returns the mean cross-entropy of int32[batch, time] given [..., width]."""
     logits = model.logits(hidden)
     return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+
+
+def make_sampler(graph: Any, seed: int) -> Callable[..., jax.Array]:
+    """Returns a function that replaces the second half of int32[batch, time].
+
+    It computes all positions again for each token: simple, and enough for a few.
+    """
+
+    def sample(params: Any, tokens: jax.Array) -> jax.Array:
+        def draw(place: jax.Array, tokens: jax.Array) -> jax.Array:
+            model = nnx.merge(graph, params)
+            before = jax.lax.dynamic_slice_in_dim(
+                model.hidden(tokens), place - 1, 1, axis=1
+            )
+            logits = model.logits(before)[:, 0] / TEMPERATURE
+            key = jax.random.fold_in(jax.random.key(seed), place)
+            drawn = jax.random.categorical(key, logits)
+            return tokens.at[:, place].set(drawn.astype(tokens.dtype))
+
+        time = tokens.shape[1]
+        return jax.lax.fori_loop(time - time // 2, time, draw, tokens)
+
+    return sample
+
+
+def _check_shards(params: Any, shardings: Any) -> None:
+    named = jax.tree_util.tree_leaves_with_path(params)
+    for (path, x), sharding in zip(named, jax.tree.leaves(shardings), strict=True):
+        try:
+            sharding.shard_shape(x.shape)
+        except ValueError as error:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(
+                f"{name} is {x.shape} and cannot be divided into equal shards by"
+                f" {sharding.spec} on the mesh {dict(sharding.mesh.shape)}: change"
+                " --config.mesh, --config.axis_rules, the widths of the model or"
+                " --config.model.pad_vocab_to_multiple_of."
+            ) from error

@@ -1,129 +1,79 @@
-r"""Moves a run of examples/pretrain.py from AdamW to Ember on its tables, or back.
+r"""Converts a run of examples/pretrain.py from AdamW to Ember on its tables, or back.
 
-    python -m examples.tools.convert_checkpoint runs/mine/adam runs/mine/ember
+    python -m examples.tools.convert_checkpoint --config=configs/pretrain_small.py \
+        --config.workdir=runs/mine --to=ember
 
-SRC is the directory of a run and DST that of the run to be, which gets the last
-checkpoint of SRC with another optimizer state, and its metrics. Which way to go follows
-from SRC. Then go on with the flags of the old run and these:
+The last checkpoint of WORKDIR/adam becomes the first one of WORKDIR/ember, with its
+metrics; --to=adam does the reverse. Give the flags of the new run, and continue it with
+the same flags and --config.resume.
 
-    --config.tables.optimizer=ember --config.resume
-
-Flags, instead of the tuned settings of the tables. They are needed again to go on, as
---config.tables.embed_learning_rate and so on:
-
-    --embed_learning_rate=0.3
-    --head_learning_rate=0.02
-    --b2=0.99
-
-Nothing is trained: one device will do, and on a machine without an accelerator
+Nothing is trained: one device is enough, and on a machine without an accelerator
 JAX_PLATFORMS=cpu.
 """
 
-import shutil
-from pathlib import Path
-
-from absl import app, flags, logging
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import config_flags
 
 import ember_optax
-from examples.lm import Config, checkpoints, run_dir
-from examples.lm.command import one_line_errors
+from examples.lm import Config, checkpoints, data
+from examples.lm.command import start
+from examples.lm.config import resolve
 from examples.lm.errors import UserError
 from examples.lm.mesh import use_mesh
-from examples.lm.optimizer import make_optimizer, reset_tables, table_b2
-from examples.lm.program import State, make_program
-
-_SETTINGS = [
-    flags.DEFINE_float(name, None, f"{meaning}, by default the tuned one.")
-    for name, meaning in {
-        "embed_learning_rate": "Learning rate of the embedding",
-        "head_learning_rate": "Learning rate of the head, and of tied tables",
-        "b2": "Decay of the second moment of the tables",
-    }.items()
-]
+from examples.lm.optimizer import with_table_optimizer
+from examples.lm.program import State, make_optimizer, make_program, table_rows
+from examples.lm.train import open_text
 
 _OTHER = {"adam": "ember", "ember": "adam"}
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="File with the config.")
+_TO = flags.DEFINE_enum("to", "ember", list(_OTHER), "Optimizer of the tables.")
+flags.mark_flag_as_required("config")
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) != 3:
-        raise app.UsageError("give two directories of runs, SRC and DST")
-    logging.set_verbosity(logging.WARNING)  # Orbax reports every checkpoint at length
-    src, dst = map(Path, argv[1:])
-    with one_line_errors():
-        settings = {flag.name: flag.value for flag in _SETTINGS}
-        step, config = convert(src, dst, **settings)
-    print(f"{dst} can go on from step {step} with {config.tables.optimizer}.")
-
-
-def convert(src: Path, dst: Path, **settings: float | None) -> tuple[int, Config]:
-    """Writes the last checkpoint of one run as one of another, with its metrics.
-
-    Args:
-      src: directory of a run with Adam or Ember on the tables.
-      dst: directory of the run to be, without checkpoints.
-      **settings: of the tables in it, as in `config.tables`; by default the tuned ones.
-
-    Returns:
-      The step of the checkpoint and the config of the new run.
+def convert(config: Config, to: str) -> int:
+    """Writes the last checkpoint of one run as one of another, and returns its step.
 
     Raises:
-      UserError: `src` has no checkpoint or another optimizer, or `dst` has some.
+      UserError: there is no checkpoint to convert, or the new run has one.
     """
-    steps = checkpoints.complete_steps(src / "checkpoints")
-    if not steps:
-        raise UserError(f"{src} has no checkpoint: give the directory of a run.")
-    if checkpoints.complete_steps(dst / "checkpoints"):
-        raise UserError(f"{dst} has checkpoints already: give another directory.")
-    path = src / "checkpoints" / str(steps[-1])
-    config = checkpoints.read_config(path)
-    new_config = _with_other_optimizer(config, settings)
-    old = _read(path, config)
-    state = _convert(old.state, config, new_config)
-    with (
-        run_dir.locked(dst),
-        checkpoints.open_manager(dst / "checkpoints", keep=1) as manager,
-    ):
-        checkpoints.save(manager, steps[-1], state, old.position, new_config, old.text)
-    if (src / "metrics.jsonl").exists():
-        shutil.copy(src / "metrics.jsonl", dst)
-    return steps[-1], new_config
-
-
-def _with_other_optimizer(config: Config, settings: dict[str, float | None]) -> Config:
-    name = config.tables.optimizer
-    if name not in _OTHER:
-        raise UserError(
-            f"The tables are trained with {name!r}, but only adam and ember can be"
-            " converted into each other."
-        )
-    new: Config = ConfigDict(config.to_dict())
-    reset_tables(new, _OTHER[name])
-    new.tables.update(settings)
-    return new
-
-
-def _read(path: Path, config: Config) -> checkpoints.Checkpoint:
-    """Reads a checkpoint of any mesh onto one device."""
-    config = ConfigDict(config.to_dict())
-    config.mesh = {"data": 1, "fsdp": 1, "tensor": 1}
+    resolve(config)
+    config.mesh.update(data=1, fsdp=1, tensor=1)
+    config.resume = True
+    old_config = with_table_optimizer(config, _OTHER[to])
+    config.tables.optimizer = to
+    src, dst = (checkpoints.open_directory(config, name) for name in (_OTHER[to], to))
+    text = data.fingerprint(open_text(config).train)
+    old = None
     with use_mesh(config) as mesh:
-        return checkpoints.read(path, make_program(config, mesh).state, config)
+        if (src / "checkpoints").exists():
+            with checkpoints.Checkpoints(src / "checkpoints", 100) as saved:
+                target = make_program(old_config, mesh).state
+                old = saved.restore(target, None)
+        if old is None:
+            raise UserError(f"{src} has no checkpoint: give the --config.workdir.")
+        tables = config.tables if to == "adam" else old_config.tables
+        b2 = tables.defaults.adam.b2 if tables.b2 is None else tables.b2
+        move = ember_optax.from_adam if to == "ember" else ember_optax.to_adam
+        tx = make_optimizer(config, table_rows(config))
+        params, opt_state = old.state
+        state = State(params, move(opt_state, tx, params, adam_b2=b2))
+        with (
+            checkpoints.locked(dst, overwrite=False),
+            checkpoints.Checkpoints(dst / "checkpoints", 1) as saved,
+        ):
+            if saved.latest_step is not None:
+                raise UserError(f"{dst} has checkpoints already: delete it.")
+            run = checkpoints.identity(config, text)
+            saved.save(old.step, state, old.position, run)
+    if (src / "metrics.jsonl").exists():
+        (src / "metrics.jsonl").copy(dst / "metrics.jsonl", overwrite=True)
+    return old.step
 
 
-def _convert(state: State, config: Config, new_config: Config) -> State:
-    decays = {c.tables.optimizer: table_b2(c) for c in (config, new_config)}
-    to_ember = new_config.tables.optimizer == "ember"
-    move = ember_optax.from_adam if to_ember else ember_optax.to_adam
-    opt_state = move(
-        state.opt_state,
-        make_optimizer(new_config),
-        state.params,
-        adam_b2=decays["adam"],
-        ember_b2=decays["ember"],
-    )
-    return State(state.params, opt_state)
+def main() -> None:
+    step = convert(_CONFIG.value, _TO.value)
+    print(f"{_CONFIG.value.workdir}/{_TO.value} continues from step {step}.")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    start(main)

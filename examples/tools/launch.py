@@ -3,8 +3,8 @@ r"""Runs a program in several processes on this machine, as a pod has several ho
     python -m examples.tools.launch --processes=2 --devices=4 -- \
         -m examples.pretrain --config=configs/pretrain_small.py
 
-Each process has its own CPU devices; they talk over loopback. What follows `--` are the
-arguments of Python. Ctrl-C and SIGTERM are passed on.
+Each process has its own CPU devices and talks to the others over loopback. The
+arguments of Python follow `--`. Ctrl-C and SIGTERM are passed on.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from collections.abc import Iterator, Sequence
 def launch(
     arguments: Sequence[str], processes: int, devices: int, **popen: object
 ) -> Iterator[list[subprocess.Popen]]:
-    """Starts processes that will find each other; those alive at the end are killed.
+    """Starts processes that find each other, and kills those that are alive at the end.
 
     Args:
-      arguments: of Python, such as `["-m", "examples.pretrain"]`.
-      processes: how many.
-      devices: CPU devices of each.
+      arguments: arguments of Python, such as `["-m", "examples.pretrain"]`.
+      processes: number of processes.
+      devices: number of CPU devices of each.
       **popen: passed on to `subprocess.Popen`.
     """
     flags = f"--xla_force_host_platform_device_count={devices}"
@@ -70,9 +70,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     flag = parser.add_argument
-    flag("--processes", type=int, default=2, help="how many (%(default)s)")
-    flag("--devices", type=int, default=4, help="of each process (%(default)s)")
-    flag("arguments", nargs="+", help="of Python, after --")
+    flag("--processes", type=int, default=2, help="number (%(default)s)")
+    flag("--devices", type=int, default=4, help="CPU devices of each (%(default)s)")
+    flag("arguments", nargs="+", help="arguments of Python, after --")
     options = parser.parse_args()
     sizes = options.processes, options.devices
     with launch(options.arguments, *sizes, stdout=subprocess.PIPE) as started:
@@ -86,7 +86,7 @@ def main() -> int:
 
 
 def _pass_on(process: subprocess.Popen) -> None:
-    """Prints what a process prints, but for Gloo's report of each connection."""
+    """Prints the output of a process without Gloo's report of each connection."""
     for line in process.stdout or ():
         if not line.startswith(b"[Gloo]"):
             sys.stdout.buffer.write(line)

@@ -10,12 +10,11 @@ import optax
 import pytest
 from flax import nnx
 
-from benchmarks.common import store
+from benchmarks.common import store, text
 from benchmarks.study import loss, rules, settings
 from benchmarks.study import run as program
 from benchmarks.study import training as run
 from benchmarks.study.arms import ARMS
-from examples.lm import data
 from examples.lm.model import Decoder
 from examples.lm.program import loss_fn
 from tests.benchmarks.fakes import record_of, tiny
@@ -28,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion", "cheap_compilation")
 @pytest.fixture
 def tokens():
     rng = np.random.default_rng(0)
-    return data.Tokens(*(rng.integers(0, VOCAB, n) for n in (4000, 2000)))
+    return text.Tokens(*(rng.integers(0, VOCAB, n) for n in (4000, 2000)))
 
 
 @pytest.fixture(autouse=True)

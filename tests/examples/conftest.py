@@ -1,9 +1,14 @@
+import shutil
+from collections.abc import Iterator
+
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
+from benchmarks.data import gcs
 from configs.pretrain_small import get_config
+from examples.tools import tokenize_shards
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -18,32 +23,52 @@ def cheap_compilation(tmp_path_factory):
         for name, value in settings.items():
             jax.config.update(name, value)
             patch.setenv(name.upper(), str(value))
-        yield
+        with jax.numpy_dtype_promotion("standard"):  # for Adam's integer count
+            yield
     jax.config.update("jax_disable_most_optimizations", False)
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
 
 
-@pytest.fixture
-def corpus(tmp_path):
-    """A directory of twenty documents, each with a word that no other has."""
-    directory = tmp_path / "corpus"
-    directory.mkdir()
-    for i in range(20):
-        lines = [f"word{i} counts {i * n} and {n} more" for n in range(20)]
-        (directory / f"{i:02}.txt").write_text("\n".join(lines))
-    return directory
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    with gcs.serve() as url:
+        yield url
 
 
 @pytest.fixture
-def config(tmp_path, corpus) -> ConfigDict:
-    """The configuration of `make pretrain`, tiny."""
+def bucket(server, request) -> str:
+    """A directory that does not exist yet, in a bucket on loopback."""
+    return f"{server}/{request.node.name.replace('[', '-').strip(']')}"
+
+
+@pytest.fixture(scope="session")
+def tokens(tmp_path_factory):
+    """Shards of sentences that a small model learns quickly, and their tokenizer."""
+    root = tmp_path_factory.mktemp("tokens")
+    texts = [
+        f"word{i} counts {i * n} and {n} more\n" for i in range(20) for n in range(40)
+    ]
+    (root / "text.txt").write_text("".join(texts))
+    bpe = tokenize_shards.train_vocabulary(iter(texts), 300)
+    (root / "tokenizer.json").write_text(bpe)
+    shard = "0", [str(root / "text.txt")]
+    tokenize_shards.convert(str(root / "tokenizer.json"), "text", 0, str(root), shard)
+    shutil.copytree(root / "train", root / "validation")
+    return root
+
+
+@pytest.fixture
+def config(tmp_path, tokens) -> ConfigDict:
+    """The config of `make pretrain`, tiny."""
     config = get_config()
-    config.update(steps=6, batch_size=2, sequence_length=16)
+    config.update(steps=6, batch_size=2, sequence_length=16, log_every=2)
     config.update(eval_every=3, eval_batches=2, checkpoint_every=2)
-    config.data.update(path=str(corpus), cache_dir=str(tmp_path / "cache"))
-    config.data.vocab_size = 300
-    config.model.update(width=16, layers=1, heads=2, mlp_width=32, vocab_multiple=1)
+    config.data.path = f"{tokens}/train/*.bin"
+    config.data.validation_path = f"{tokens}/validation/*.bin"
+    config.data.tokenizer = f"{tokens}/tokenizer.json"
+    config.model.update(width=16, layers=1, heads=2, mlp_width=32)
+    config.model.pad_vocab_to_multiple_of = 1
     config.mesh.fsdp = 1  # of the eight devices
     config.workdir = str(tmp_path / "run")
     return config
@@ -51,7 +76,7 @@ def config(tmp_path, corpus) -> ConfigDict:
 
 @pytest.fixture
 def pretrain(tmp_path, config):
-    """A function that returns the arguments of Python for the program with `config`."""
+    """Returns the arguments of Python for the program with `config`."""
     file = tmp_path / "config.py"
 
     def arguments(*flags: str) -> list[str]:

@@ -1,80 +1,80 @@
-"""What a run of the pretraining program leaves behind, and how to watch one."""
+"""Running the pretraining program in tests, and what it leaves behind."""
 
 import json
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-import pytest
+import fsspec
+import jax
+import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
-from examples.lm import Config, data, training
-from examples.lm.metrics import MetricsLog
+from examples.lm import checkpoints, train
+from examples.lm.config import resolve
+from examples.lm.mesh import use_mesh
+from examples.lm.program import make_program
 
-ROOT = Path(__file__).parents[2]
 
-
-def train(config: Config, **settings: object) -> training.Result:
-    """Trains in this process, in the place of an earlier run unless it resumes it."""
+def run(config, **settings) -> train.Result:
+    """Trains in this process, and deletes an earlier run unless it resumes it."""
+    config = ConfigDict(config.to_dict())
     config.update(settings)
-    once = ConfigDict(config.to_dict())
-    once.overwrite = not config.resume
-    return training.train(once, data.load(**config.data), run_dir(config))
+    config.overwrite = not config.resume
+    resolve(config)
+    directory = checkpoints.open_directory(config, config.tables.optimizer)
+    return train.train(config, directory)
 
 
-def at_step(
-    monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]
-) -> None:
-    """Runs the action in the given step of training."""
-    write = MetricsLog.write
-
-    def act_and_write(log: MetricsLog, **record: float) -> None:
-        if record["step"] == step and "loss" in record:
-            action()
-        write(log, **record)
-
-    monkeypatch.setattr(MetricsLog, "write", act_and_write)
+def run_dir(config) -> epath.Path:
+    return epath.Path(config.workdir) / config.tables.optimizer
 
 
-def opened(path: Path) -> None:
-    """Lets everybody read a temporary directory, and those around it."""
-    temporary = Path(tempfile.gettempdir())
-    for directory in (path, *path.parents):
-        if temporary in directory.parents:
-            directory.chmod(0o755)
+def largest_file(directory: epath.Path) -> epath.Path:
+    """Returns the file with most of a checkpoint's arrays."""
+    fs, path = fsspec.url_to_fs(str(directory))
+    found = fs.find(path, detail=True)
+    name = max(found, key=lambda name: found[name]["size"])
+    return epath.Path(fs.unstrip_protocol(name) if "://" in str(directory) else name)
 
 
-def run_dir(config: Config) -> Path:
-    return Path(config.workdir, config.tables.optimizer)
-
-
-def checkpoint(config: Config, step: int) -> Path:
-    return run_dir(config) / "checkpoints" / str(step)
-
-
-def complete_steps(config: Config) -> list[int]:
+def params(config, step: int | None = None) -> dict[str, np.ndarray]:
+    """Returns the parameters and optimizer state in a checkpoint, by path."""
+    config = ConfigDict(config.to_dict())
+    config.update(overwrite=False, resume=True)
+    config.mesh.update(data=1, fsdp=1, tensor=1)
+    resolve(config)
     directory = run_dir(config) / "checkpoints"
-    return sorted(int(p.name) for p in directory.glob("*") if p.name.isdigit())
+    with use_mesh(config) as mesh, checkpoints.Checkpoints(directory, 100) as saved:
+        restored = saved.restore(make_program(config, mesh).state, None)
+        assert restored is not None
+        assert step is None or restored.step == step
+        leaves = jax.tree_util.tree_leaves_with_path(restored.state)
+        return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
 
 
-def losses(config: Config) -> list[dict[str, float]]:
-    """All that the log of a run holds, without the clock."""
-    path = run_dir(config) / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [{**json.loads(line), "seconds": 0} for line in lines]
+def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def losses(config) -> list[tuple[int, float]]:
+    """Returns step and loss of all records in the log."""
+    lines = (run_dir(config) / "metrics.jsonl").read_text().splitlines()
+    records = map(json.loads, lines)
+    return [(r["step"], r["loss"]) for r in records if "loss" in r]
+
+
+def steps(config) -> list[int]:
+    directory = run_dir(config) / "checkpoints"
+    names = [p.name for p in directory.iterdir()] if directory.exists() else []
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 120
     while process.poll() is None and not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
-def wait_for_a_step(config: Config, process: subprocess.Popen) -> None:
-    """Returns when the log grows."""
-    log = run_dir(config) / "metrics.jsonl"
-    size = log.stat().st_size if log.exists() else 0
-    wait_until(lambda: log.exists() and log.stat().st_size > size, process)
+        time.sleep(0.01)

@@ -8,28 +8,24 @@ from examples.lm import data
 
 ROWS = 5003
 
-# As users have it: the example is a program and not the library.
-pytestmark = pytest.mark.usefixtures("standard_promotion")
-
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch, tmp_path):
+def tiny(monkeypatch):
     monkeypatch.setattr(ngram_table, "VOCAB_SIZE", 300)
     monkeypatch.setattr(ngram_table, "SEQUENCE_LENGTH", 16)
     monkeypatch.setattr(ngram_table, "BATCH_SIZE", 2)
-    monkeypatch.chdir(tmp_path)  # where the cache goes
 
 
-def test_both_models_train_and_are_compared(corpus, capsys):
-    ngram_table.main([f"--path={corpus}", f"--rows={ROWS}", "--steps=10"])
+def test_both_models_train_and_are_compared(tokens, capsys):
+    ngram_table.main([f"--path={tokens}", f"--rows={ROWS}", "--steps=10"])
     printed = capsys.readouterr().out
     assert "no table" in printed
     assert f"The table of {ROWS:,} x 32 lowers the loss" in printed
 
 
-def test_only_rows_of_bigrams_that_were_seen_have_moved(corpus):
-    tokens = data.load(str(corpus), vocab_size=300)
-    batch = next(data.train_batches(tokens.train, 16, 2, seed=0))
+def test_only_rows_of_bigrams_that_were_seen_have_moved(tokens):
+    source = data.open_source(f"{tokens}/train/*.bin", 16, 300)
+    batch = next(data.train_batches([source], 2, seed=0))
     state = ngram_table.create_state(with_bigrams=True, seed=0)
     bigrams = ngram_table.create_bigrams(ROWS)
     ids = np.unique(ngram_table.bigram_ids(batch[:, :-1], ROWS))

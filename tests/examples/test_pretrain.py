@@ -1,271 +1,189 @@
-import json
+"""Tests for the program examples/pretrain.py, run as users run it."""
+
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
 import examples.pretrain
-from examples.lm import data, processes, training
-from tests.examples.pretraining import at_step, train
-
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+from examples.lm.errors import UserError
+from examples.tools.launch import launch
+from tests.examples.pretraining import (
+    assert_same,
+    losses,
+    params,
+    run,
+    run_dir,
+    steps,
+    wait_until,
+)
 
 ROOT = Path(__file__).parents[2]
-
-# How ml_collections reads a config file.
-LOAD_MODULE = "ignore:the load_module:DeprecationWarning"
+CAPTURED: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
 
-def losses(result):
-    """All that a run has measured, without the clock."""
-    return [{**record, "seconds": 0} for record in result.records]
+def start(arguments: list[str]) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, **CAPTURED)
 
 
-def test_records_train_loss_each_step_and_validation_now_and_then(config):
-    result = train(config)
-    assert [r["step"] for r in result.records if "loss" in r] == [1, 2, 3, 4, 5, 6]
-    assert [r["step"] for r in result.records if "validation_loss" in r] == [3, 6]
-    file = Path(config.workdir, "ember", "metrics.jsonl")
-    lines = file.read_text().splitlines()
-    assert [json.loads(line) for line in lines] == result.records
-    assert result.validation_loss == result.records[-1]["validation_loss"]
-    assert result.seconds == result.records[-1]["seconds"]
+def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == code, err
+    return out, err
 
 
-def test_same_seed_same_losses(config):
-    config.workdir += "/a"
-    first = train(config)
-    again = train(config)
-    other = train(config, seed=1)
-    assert losses(first) == losses(again) != losses(other)
+def test_two_arms(pretrain, config):
+    config.update(steps=8, tensorboard=True)
+    arguments = pretrain("--compare", "--config.overwrite")
+    out, _ = finish(start(arguments))
+    workdir = Path(config.workdir)
+    for arm in ("ember", "adam"):
+        assert re.search(rf"{arm} +\d\.\d{{4}} +[\d,]+ bytes +\d+ s", out)
+        assert f"--- {arm} continues ---" in out
+        assert list((workdir / arm / "tensorboard").iterdir())
+    assert (workdir / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "embed/embedding" in out  # the summary of the tables
+    assert run_dir(config).name == "ember"
+    assert [step for step, _ in losses(config)] == [*range(1, 9)]
+
+    _, err = finish(start(pretrain()), code=1)
+    assert err.strip().endswith("give another --config.workdir.")
+    assert "Traceback" not in err
 
 
-def test_training_learns(config):
-    result = train(config)
-    assert 5.6 < result.records[0]["loss"] < 5.8  # log(300) = 5.7
-    assert result.validation_loss < 5.5
+MISTAKES = {
+    "names no file": {"data.path": "none/*.bin"},
+    "is 17, but the tokenizer": {"data.vocab_size": 17},
+    "need a multiple of 2": {"batch_size": 3, "mesh.fsdp": 2},
+    "no window of sequence_length 100000": {"sequence_length": 100_000},
+    "config.model.heads is 3": {"model.heads": 3},
+    "config.model.kv_heads is 4": {"model.kv_heads": 4},
+    "config.loss_chunks is 3": {"loss_chunks": 3},
+    "must be one of plain": {"model.attention": "flash"},
+    "must be one of ember": {"tables.optimizer": "lion"},
+    "must be positive": {"steps": 0},
+    "cannot be read as a tokenizer": {"data.tokenizer": "none.json"},
+    "does not fit 8 devices": {"mesh.fsdp": 3, "mesh.tensor": 3},
+    "has 2 numbers": {"data.weights": (1.0, 2.0)},
+    "only one axis may be -1": {"mesh.fsdp": -1, "mesh.tensor": -1},
+    "give only": {"resume": True, "overwrite": True},
+}
 
 
-@pytest.mark.parametrize("name", ["ember", "adam"])
-def test_resume_after_ctrl_c_is_bitwise_equal(name, config, monkeypatch):
-    config.tables.optimizer = name
-    whole = train(config)
-    with monkeypatch.context() as patch:
-        at_step(patch, 3, lambda: signal.raise_signal(signal.SIGINT))
-        stopped = train(config)
-    assert stopped.step == 3
-    assert losses(stopped) == losses(whole)[:4]
-    resumed = train(config, resume=True)
-    assert losses(resumed) == losses(whole)
-
-
-def test_resume_after_a_crash_goes_back_to_the_last_checkpoint(config, monkeypatch):
-    def crash():
-        raise RuntimeError("crash")
-
-    whole = train(config)
-    with monkeypatch.context() as patch:
-        at_step(patch, 6, crash)
-        with pytest.raises(RuntimeError, match="crash"):
-            train(config)
-    resumed = train(config, resume=True)
-    assert losses(resumed) == losses(whole)
-    file = Path(config.workdir, "ember", "metrics.jsonl")
-    lines = file.read_text().splitlines()
-    assert [json.loads(line) for line in lines] == resumed.records
-
-
-def test_resume_of_a_finished_run_returns_what_it_found(config):
-    whole = train(config)
-    again = train(config, resume=True)
-    assert again == whole
-
-
-def test_resume_without_a_checkpoint_starts(config):
-    assert train(config, resume=True).step == config.steps
-
-
-def test_keeps_the_last_checkpoints_only(config):
-    train(config)
-    directory = Path(config.workdir, "ember", "checkpoints")
-    assert sorted(p.name for p in directory.iterdir() if p.name.isdigit()) == ["4", "6"]
-
-
-def test_a_new_run_replaces_the_old_one(config, monkeypatch):
-    train(config)
-    with monkeypatch.context() as patch:
-        at_step(patch, 1, lambda: signal.raise_signal(signal.SIGINT))
-        result = train(config)
-    assert len(result.records) == 1
-    directory = Path(config.workdir, "ember", "checkpoints")
-    assert [p.name for p in directory.iterdir() if p.name.isdigit()] == ["1"]
-
-
-def test_resume_with_another_config_is_an_error(config):
-    train(config)
-    config.model.heads = 1
-    config.tables.head_learning_rate = 0.5
-    with pytest.raises(
-        ValueError,
-        match=r"another config: model\.heads was 2 and is 1;"
-        r" tables\.head_learning_rate was None and is 0\.5",
-    ):
-        train(config, resume=True)
+@pytest.mark.parametrize("words", MISTAKES)
+def test_mistakes_are_found_before_training(config, words):
+    config.update_from_flattened_dict(MISTAKES[words])
+    with pytest.raises(UserError, match=words):
+        examples.pretrain.run(config)
+    assert not run_dir(config).exists() or not any(run_dir(config).iterdir())
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "path", "old", "new"),
+    ("flag", "words"),
     [
-        ("model.width", 32, "params.embed.embedding", (300, 16), (300, 32)),
-        ("model.layers", 2, "params.layers.1.attention_norm.scale", "missing", (16,)),
-        ("data.vocab_size", 280, "params.lm_head.kernel", (16, 300), (16, 280)),
-        ("tables.optimizer", "sgd", "embed:embedding.col", (16,), "missing"),
+        ("--config.stepz=3", "no field .*stepz.*Did you mean.*steps"),
+        ("--config.data.path=none/*.bin", "'none/.*' names no file"),
     ],
 )
-def test_resume_of_another_model_or_optimizer_names_the_paths(
-    config, setting, value, path, old, new
-):
-    train(config)
-    group, name = setting.split(".")
-    config[group][name] = value
-    directory = Path(config.workdir, "ember")
-    config.resume = True
-    message = re.escape(f"{path} is {old} there, {new} here")
-    with pytest.raises(ValueError, match=message):
-        training.train(config, data.load(**config.data), directory)
+def test_mistakes_are_a_line(pretrain, flag, words):
+    _, err = finish(start(pretrain(flag)), code=1)
+    assert re.search(words, " ".join(err.strip().splitlines()[-2:])), err
+    assert "Traceback" not in err
+
+
+def test_help_shows_an_example_and_flags():
+    process = start(["-m", "examples.pretrain", "--help"])
+    out, _ = process.communicate(timeout=60)
+    assert "--config=configs/pretrain_small.py" in out
+    assert "--config.tables.embed_learning_rate" in out
+
+
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.nightly)],
+)
+def test_a_signal_saves_and_ends(pretrain, config, number):
+    config.update(steps=100_000, checkpoint_every=50_000, eval_every=50_000)
+    config.log_every = 1
+    process = start(pretrain())
+    log = run_dir(config) / "metrics.jsonl"
+    wait_until(lambda: log.exists() and log.stat().length, process)
+    process.send_signal(number)
+    out, _ = finish(process)
+    (step,) = steps(config)
+    assert f"Interrupted at step {step}" in out
+    assert [s for s, _ in losses(config)] == [*range(1, step + 1)]
+
+
+@pytest.mark.nightly
+def test_kill_and_resume(pretrain, config):
+    config.update(steps=60, checkpoint_every=4)
+    run(config, workdir=f"{config.workdir}_straight")
+    for _ in range(3):
+        process = start(pretrain("--config.resume"))
+        before = max(steps(config), default=0)
+        wait_until(lambda b=before: max(steps(config), default=0) > b, process)
+        process.kill()
+        process.communicate()
+    finish(start(pretrain("--config.resume")))
+    killed = params(config, 60)
+    log = losses(config)
+    config.workdir += "_straight"
+    assert_same(killed, params(config, 60))
+    assert losses(config) == log
 
 
 @pytest.fixture
-def python_handles_ctrl_c():
-    """A shell starts background jobs, this suite perhaps, with SIGINT ignored."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)
+def pod(config):
+    """A config for two processes with two devices each."""
+    config.update(steps=400, batch_size=8, checkpoint_every=100, eval_every=1000)
+    config.model.pad_vocab_to_multiple_of = 8
+    config.mesh.update(fsdp=2, tensor=2)
+    config.log_every = 1
+    return config
 
 
-@pytest.mark.usefixtures("python_handles_ctrl_c")
-def test_second_ctrl_c_stops_at_once():
-    with processes.stop_signals() as is_to_stop:
-        assert not is_to_stop(1)
-        signal.raise_signal(signal.SIGINT)
-        assert is_to_stop(1)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+def test_two_processes_stop_at_the_same_step_and_one_continues(pretrain, pod):
+    arguments = pretrain("--config.resume")
+    with launch(arguments, 2, 2, cwd=ROOT, **CAPTURED) as started:
+        log = run_dir(pod) / "metrics.jsonl"
+        wait_until(lambda: log.exists() and log.stat().length, started[0])
+        started[1].send_signal(signal.SIGTERM)
+        out = [finish(process)[0] for process in started]
+    (step,) = steps(pod)[-1:]
+    assert 0 < step < 400
+    assert f"Interrupted at step {step}" in out[0]
+    assert "token table" not in out[1]  # only one of them prints
+    pod.update(steps=step + 2, eval_every=step + 2)
+    pod.mesh.update(fsdp=1, tensor=1)
+    run(pod, resume=True)
+    continued = losses(pod)
+    assert [s for s, _ in continued] == [*range(1, step + 3)]
+    pod.workdir += "_alone"
+    pod.steps = 400  # the length of the schedule
+    alone = [r["loss"] for r in run(pod).records if "loss" in r][:step]
+    assert alone == pytest.approx([loss for _, loss in continued[:step]], abs=1e-5)
 
 
-def test_compare_prints_both_arms(config, capsys):
-    results = examples.pretrain.run(config, compare=True)
-    out = capsys.readouterr().out
-    assert "embed/embedding" in out
-    ember, adam = (
-        next(line.split() for line in out.splitlines() if line.startswith(name))
-        for name in ("ember", "adam")
-    )
-    assert ember[1] == f"{results['ember'].validation_loss:.4f}"
-    assert adam[1] == f"{results['adam'].validation_loss:.4f}"
-    assert ember[2] == f"{4 * (2 * (300 + 16) + 5):,}"
-    assert adam[2] == f"{4 * (4 * 300 * 16 + 3):,}"
-    plot = Path(config.workdir, "loss.png")
-    assert f"Loss plot: {plot}" in out
-    assert plot.read_bytes().startswith(b"\x89PNG")
+@pytest.mark.nightly
+def test_a_process_that_fails_ends_the_others(pretrain, pod, tmp_path):
+    pod.data.path = str(tmp_path / "none.bin")
+    with launch(pretrain(), 2, 2, cwd=ROOT, **CAPTURED) as started:
+        for process in started:
+            _, err = finish(process, code=1)
+            assert "names no file" in err
+            assert "Traceback" not in err
 
 
-def test_an_earlier_run_is_shown_beside(config, capsys):
-    earlier = train(config)
-    directory = str(Path(config.workdir, "ember"))
-    config.workdir += "_2"
-    examples.pretrain.run(config, beside=directory)
-    lines = capsys.readouterr().out.splitlines()
-    (line,) = (line for line in lines if line.startswith(directory))
-    assert line.split()[1] == f"{earlier.validation_loss:.4f}"
-
-
-def test_adam_arm_uses_its_own_tuned_settings(config):
-    config.tables.update(embed_learning_rate=0.5, head_learning_rate=0.1, b2=0.9)
-    config.tables.weight_decay = 0.1
-    adam = examples.pretrain.with_adam_tables(config)
-    assert adam.tables.optimizer == "adam"
-    assert adam.tables.embed_learning_rate is None
-    assert adam.tables.head_learning_rate is adam.tables.b2 is None
-    assert adam.tables.weight_decay == 0.1
-    assert adam.body.to_dict() == config.body.to_dict()
-    assert config.tables.optimizer == "ember"
-
-
-def test_interrupted_comparison_says_how_to_go_on(config, capsys, monkeypatch):
-    with monkeypatch.context() as patch:
-        at_step(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
-        results = examples.pretrain.run(config, compare=True)
-    assert list(results) == ["ember"]
-    assert "Interrupted at step 2" in (out := capsys.readouterr().out)
-    assert "--config.resume" in out
-    config.resume = True
-    assert list(examples.pretrain.run(config, compare=True)) == ["ember", "adam"]
-
-
-@pytest.mark.filterwarnings(LOAD_MODULE)
-def test_flags_override_the_config(monkeypatch):
-    def parse(*arguments):
-        values = flags.FlagValues()
-        file = str(ROOT / "configs/pretrain_small.py")
-        monkeypatch.setattr(sys, "argv", ["pretrain", f"--config={file}", *arguments])
-        config_flags.DEFINE_config_file("config", flag_values=values)
-        values(sys.argv)
-        return values["config"].value
-
-    config = parse(
-        "--config.steps=7",
-        "--config.tables.optimizer=adam",
-        "--config.tables.embed_learning_rate=0.25",
-        "--config.tables.head_learning_rate=0.02",
-        "--config.body.optimizer=muon",
-        "--config.data.path=a.txt,b/*.txt",
-        "--config.model.tied",
-        "--config.resume",
-    )
-    assert config.steps == 7
-    assert config.tables.embed_learning_rate == 0.25
-    assert config.tables.head_learning_rate == 0.02
-    assert config.tables.b2 is None
-    assert config.data.path == "a.txt,b/*.txt"
-    assert config.model.tied
-    assert config.resume
-    with pytest.raises(AttributeError, match="stepz"):
-        parse("--config.stepz=7")
-
-
-def test_the_program_ends_cleanly_on_ctrl_c(config):
-    """The one test of the real program: flags, signals, exit code, clean stderr."""
-    command = [sys.executable, "-W", "error", "-W", LOAD_MODULE]
-    command += ["-m", "examples.pretrain", "--config=configs/pretrain_small.py"]
-    command += [f"--config.workdir={config.workdir}", "--config.steps=100000"]
-    command += ["--config.mesh.fsdp=1"]
-    command += [f"--config.data.{k}={v}" for k, v in config.data.items()]
-    command += [f"--config.model.{k}={v}" for k, v in config.model.items() if v]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    metrics = Path(config.workdir, "ember", "metrics.jsonl")
-    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert "To go on, repeat the command with --config.resume" in out
-    lines = [line for line in err.replace("\r", "\n").split("\n") if line]
-    assert all(line.startswith("ember:") for line in lines), err
-    steps = os.listdir(Path(config.workdir, "ember", "checkpoints"))
-    assert str(json.loads(metrics.read_text().splitlines()[-1])["step"]) in steps
+@pytest.mark.nightly
+def test_wrong_cluster_settings_are_a_line(pretrain, monkeypatch):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_PROCESS_ID", "x")
+    _, err = finish(start(pretrain()), code=1)
+    assert "JAX_PROCESS_ID 'x'" in err
+    assert os.linesep + "Traceback" not in err

@@ -23,7 +23,6 @@ LAYOUTS = {
 }
 MODES = [AxisType.Auto, AxisType.Explicit]
 every_mode = pytest.mark.parametrize("mode", MODES, ids=str)
-every_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 
 def sharding(mode: AxisType, layout: str) -> NamedSharding:
@@ -55,7 +54,7 @@ def train(table: Any, ids: Any, targets: Any, options: dict[str, Any]) -> Any:
 
 
 @every_mode
-@every_layout
+@pytest.mark.parametrize("layout", ["two axes", "replicated"])
 def test_results_and_their_shardings(mode: AxisType, layout: str) -> None:
     rows = sharding(mode, layout)
     table, (ids, targets) = table_of()[:ROWS], zipf(100)

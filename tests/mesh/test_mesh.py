@@ -28,7 +28,6 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 TABLES = make_tables()
 LAYOUTS = [
     ((8,), P()),
-    ((8,), P("x", None)),
     ((4, 2), P("x", "y")),
     ((2, 4), P("x", None)),
     ((4, 2), P(None, ("y", "x"))),

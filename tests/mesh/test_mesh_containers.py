@@ -164,7 +164,7 @@ def assert_equals_one_device(result: Any, tables: Any) -> None:
     chex.assert_trees_all_close(result, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("names", [("x", None), (None, "y"), ("x", "y")], ids=str)
+@pytest.mark.parametrize("names", [(None, "y"), ("x", "y")], ids=str)
 def test_statistics_inside_shard_map_are_those_of_all_shards(names: Any) -> None:
     tables = {"embed": TABLE, "other": jnp.cos(TABLE)}
     tx = ember_optax.ember(1e-2, vocab_axis=0, axis_names=names)
@@ -198,5 +198,6 @@ def test_inside_shard_map_over_some_axes_the_others_are_left_to_xla(
 def test_inside_vmap_with_a_name() -> None:
     tx = ember_optax.ember(1e-2, vocab_axis=0, axis_names=("shard", None))
     shards = TABLE.reshape(4, 16, 16)
-    result = jax.vmap(lambda x: few_steps(tx, x), axis_name="shard")(shards)
+    steps = jax.vmap(lambda x: few_steps(tx, x), axis_name="shard")
+    result = jax.jit(steps)(shards)
     assert_equals_one_device(result.reshape(TABLE.shape), TABLE)

@@ -42,7 +42,7 @@ every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 def step(name: str, state: Any, scale: float) -> tuple[Any, Any]:
     grads = jax.tree.map(lambda x: jnp.sin(scale * x), PARAMS)
-    return OPTIMIZERS[name].update(grads, state, PARAMS)
+    return jax.jit(OPTIMIZERS[name].update)(grads, state, PARAMS)
 
 
 def make_state(name: str) -> Any:

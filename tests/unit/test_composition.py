@@ -61,20 +61,6 @@ def test_tables_do_not_see_each_other(plain: Any) -> None:
         chex.assert_trees_all_close([{name: u[name]} for u in plain[0]], alone)
 
 
-def test_chain() -> None:
-    grads = TABLE_GRADS[0]
-    norm = np.sqrt(sum(np.sum(np.float64(g) ** 2) for g in grads.values()))
-    clipped = {k: np.float32(g / norm) for k, g in grads.items()}
-    chained, _ = run(
-        optax.chain(optax.clip_by_global_norm(1.0), make_ember(), optax.scale(3.0)),
-        TABLE_PARAMS,
-        [grads],
-    )
-    alone, _ = run(make_ember(), TABLE_PARAMS, [clipped])
-    expected = jax.tree.map(lambda u: 3 * u, alone)
-    chex.assert_trees_all_close(chained, expected, rtol=1e-5)
-
-
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("router", [optax.multi_transform, optax.partition])
 def test_multi_transform(router: Any, plain: Any) -> None:

@@ -59,7 +59,12 @@ INVALID = {
 @pytest.mark.parametrize(
     ("argument", "value", "message"),
     [
-        pytest.param(argument, value, message, id=f"{argument}-{value}")
+        pytest.param(
+            argument,
+            value,
+            message,
+            id=f"{argument}-{getattr(value, '__name__', value)}",
+        )
         for message, arguments in INVALID.items()
         for argument, values in arguments.items()
         for value in values

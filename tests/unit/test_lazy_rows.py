@@ -86,14 +86,18 @@ def test_lookup_applies_the_decay_that_rows_have_missed() -> None:
     step = jitted(**options)
     tx = ember_optax.ember(**options)
     state, theta = lazy.init(table, weight_decay=True), table
-    dense_state = tx.init(table)
+    dense_state, update_fn, lookup = (
+        tx.init(table),
+        jax.jit(tx.update),
+        jax.jit(lazy.lookup),
+    )
     for batch in zip(ids, grads, strict=True):
         now = np.abs(batch[0]).reshape(6, 8)
         np.testing.assert_allclose(
-            lazy.lookup(theta, state, now), table[now], rtol=1e-5, atol=1e-6
+            lookup(theta, state, now), table[now], rtol=1e-5, atol=1e-6
         )
         theta, state = step(theta, state, *batch)
-        updates, dense_state = tx.update(dense(*batch, table), dense_state, table)
+        updates, dense_state = update_fn(dense(*batch, table), dense_state, table)
         table = optax.apply_updates(table, updates)
     assert np.max(np.abs(theta - table)) > 0.1  # which `lookup` adds
 
@@ -117,7 +121,7 @@ def compile_training(rows: int, n: int, width: int, weight_decay: float) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("n", "width", "weight_decay"), [(64, 4, 0.1), (8192, 32, 0.0), (1024, 512, 0.1)]
+    ("n", "width", "weight_decay"), [(8192, 32, 0.0), (1024, 512, 0.1)]
 )
 def test_no_temporary_of_the_size_of_the_table(
     n: int, width: int, weight_decay: float

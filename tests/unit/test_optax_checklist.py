@@ -168,17 +168,3 @@ def test_state_keeps_shapes_and_dtypes_through_cond(name: str, dtype: Any) -> No
             new_params, new_state = jitted(params, state, jnp.array(skip))
             chex.assert_trees_all_equal_shapes_and_dtypes(new_params, params)
             chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
-
-
-def test_constant_schedule_is_a_constant_learning_rate() -> None:
-    params = {"table": jnp.ones((6, 4)), "other": jnp.ones((2, 3, 4))}
-    results = []
-    for learning_rate in (1e-3, optax.constant_schedule(1e-3)):
-        tx = ember_optax.ember(learning_rate, weight_decay=0.1)
-        update = jax.jit(tx.update)
-        new, state = params, tx.init(params)
-        for _ in range(10):
-            updates, state = update(new, state, new)
-            new = optax.apply_updates(new, updates)
-        results.append(new)
-    chex.assert_trees_all_close(*results, rtol=1e-7)

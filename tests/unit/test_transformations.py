@@ -35,16 +35,6 @@ class TestVariants(chex.TestCase):
         chex.assert_trees_all_close(updates, expected[0], rtol=1e-5)
 
 
-def test_scan_is_a_loop() -> None:
-    tx = make_ember()
-    stacked = jax.tree.map(lambda *g: np.stack(g), *TABLE_GRADS)
-    init = TABLE_PARAMS, tx.init(TABLE_PARAMS)
-    scanned = lambda carry, grads: (step(tx, *carry, grads), None)  # noqa: E731
-    (_, state), _ = jax.lax.scan(scanned, init, stacked)
-    _, expected = run(tx, TABLE_PARAMS, TABLE_GRADS)
-    chex.assert_trees_all_close(state, expected, rtol=1e-5)
-
-
 def test_vmap_over_seeds_is_a_loop() -> None:
     tx = make_ember()
     stack = lambda trees: jax.tree.map(lambda *x: np.stack(x), *trees)  # noqa: E731
@@ -94,14 +84,6 @@ def test_learning_rate_can_be_differentiated() -> None:
         return sum(jnp.sum(table**2) for table in params.values())
 
     chex.assert_numerical_grads(jax.jit(loss), (jnp.array(0.1),), order=1)
-
-
-def test_float32_parameters_stay_float32_under_x64() -> None:
-    expected = run(make_ember(), TABLE_PARAMS, TABLE_GRADS)
-    with jax.enable_x64(True):
-        found = run(make_ember(), TABLE_PARAMS, TABLE_GRADS)
-    chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
-    chex.assert_trees_all_close(found[0], expected[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("params_dtype", [jnp.bfloat16, jnp.float16, jnp.float32])

@@ -9,21 +9,17 @@ import traceback
 from collections.abc import Callable, Iterator
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
-from examples.lm.command import explanation
+from examples.lm.command import explain
 from examples.lm.errors import UserError
 
 
 def initialize() -> None:
-    """Joins the processes of a cluster, where the environment tells of one.
+    """Joins the processes of a cluster if the environment describes one.
 
-    JAX finds TPU pods, SLURM, Open MPI and Kubernetes by itself. Anywhere else, set
+    JAX recognizes TPU pods, SLURM, Open MPI and Kubernetes. Anywhere else, set
     JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
-
-    Raises:
-      UserError: one of these is missing or wrong.
     """
     if count := os.environ.get("JAX_NUM_PROCESSES"):
         index = os.environ.get("JAX_PROCESS_ID", "")
@@ -31,9 +27,9 @@ def initialize() -> None:
             jax.distributed.initialize(num_processes=int(count), process_id=int(index))
         except ValueError as error:
             raise UserError(
-                f"JAX_NUM_PROCESSES is {count!r} and JAX_PROCESS_ID {index!r}, which"
-                f" starts no process ({error}). Set both, the second from 0 to one less"
-                " than the first, and JAX_COORDINATOR_ADDRESS to host:port."
+                f"JAX_NUM_PROCESSES is {count!r} and JAX_PROCESS_ID {index!r}: {error}."
+                " Set both, the second from 0 to one less than the first, and"
+                " JAX_COORDINATOR_ADDRESS to host:port."
             ) from error
         return
     try:
@@ -45,46 +41,33 @@ def initialize() -> None:
 
 
 def is_primary() -> bool:
-    """Whether this process is the one that prints and writes."""
+    """Returns True in the process that prints and writes."""
     return jax.process_index() == 0
 
 
+def log(text: str) -> None:
+    if is_primary():
+        print(text, flush=True)
+
+
 def wait_for_all(name: str) -> None:
-    """Returns once every process has come here."""
+    """Returns once every process has called it."""
     multihost_utils.sync_global_devices(name)
 
 
 @contextlib.contextmanager
-def fail_together() -> Iterator[None]:
-    """Raises in every process if one raises inside, so that none waits for another.
-
-    Inside, processes must not wait for each other.
-    """
-    error = None
-    try:
-        yield
-    except Exception as e:
-        error = e
-    failed = np.flatnonzero(multihost_utils.process_allgather(np.array(bool(error))))
-    if error:
-        raise error
-    if failed.size:
-        raise RuntimeError(f"process {failed[0]} has failed")
-
-
-@contextlib.contextmanager
 def end_at_once_on_error() -> Iterator[None]:
-    """Ends this process when it fails, so that a cluster or launcher ends the others.
+    """Ends one of several processes when it fails.
 
-    A failed process would wait for them at its exit, while they wait for its part of a
-    step. The only process fails as usual.
+    It would otherwise wait for the others at its exit, while they wait for its part of
+    a step. The launcher or the cluster ends them.
     """
     try:
         yield
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        if text := explanation(error):
+        if text := explain(error):
             print(f"\n{text}", file=sys.stderr, flush=True)
         else:
             traceback.print_exc()
@@ -98,11 +81,11 @@ def stop_signals() -> Iterator[Callable[[int], bool]]:
     A second Ctrl-C stops the program at once.
 
     Yields:
-      A function to be called with every step, in every process: whether all of them
-      are to stop at this step.
+      A function of the step, called on every process, that returns True when all
+      processes should stop.
     """
     if jax.process_count() > 1:
-        # JAX watches for SIGTERM in all processes and agrees on a step.
+        # JAX watches for SIGTERM in all processes, which agree on a step.
         with _handle(signal.SIGINT, lambda: os.kill(os.getpid(), signal.SIGTERM)):
             yield multihost_utils.reached_preemption_sync_point
         return

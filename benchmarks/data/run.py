@@ -1,0 +1,82 @@
+"""Measures how fast one core reads batches of windows from local token files.
+
+    python -m benchmarks.data.run [--gigabytes=2] [--directory=DIR]
+
+Prints tokens a second and unshared memory (USS) for several lengths of windows. Random
+tokens are written first, in 16 shards of three formats.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from examples.lm import data
+
+SHARDS, VOCAB_SIZE = 16, 50_257
+
+
+def write_shards(directory: Path, n_tokens: int, vocab_size: int, seed: int = 0) -> str:
+    """Writes shards of uniform token ids and returns the patterns that name them."""
+    directory.mkdir(parents=True)
+    for i in range(SHARDS):
+        rng = np.random.default_rng((seed, i))
+        ids = rng.integers(0, vocab_size, n_tokens // SHARDS, np.uint16)
+        if i % 3 == 0:
+            header = np.zeros(256, "<i4")
+            header[:3] = 20240520, 1, ids.size
+            with (directory / f"{i:02}_llmc.bin").open("wb") as file:
+                file.write(header.tobytes())
+                ids.tofile(file)
+        elif i % 3 == 1:
+            ids.tofile(directory / f"{i:02}_nanogpt.bin")
+        else:
+            np.save(directory / f"{i:02}_numpy.npy", ids)
+    return f"{directory}/*.bin,{directory}/*.npy"
+
+
+def unshared_bytes() -> int:
+    """Returns this process's memory without pages that belong to files."""
+    fields = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in fields}
+    return (
+        sizes["Private_Clean"]
+        + sizes["Private_Dirty"]
+        - sizes.get("Private_Hugetlb", 0)
+    )
+
+
+def measure(pattern: str, sequence_length: int, batch_size: int, seconds: float) -> str:
+    source = data.open_source(pattern, sequence_length, VOCAB_SIZE)
+    batches = data.train_batches([source], batch_size, seed=0)
+    next(batches)
+    start, n_batches = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        next(batches)
+        n_batches += 1
+    rate = n_batches * batch_size * sequence_length / (time.perf_counter() - start)
+    return (
+        f"{batch_size} windows of {sequence_length}: {rate / 1e6:.1f} M tokens/s,"
+        f" {unshared_bytes() / 2**20:.0f} MiB unshared"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--directory", default=tempfile.gettempdir())
+    parser.add_argument("--seconds", type=float, default=10.0)
+    options = parser.parse_args()
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+    with tempfile.TemporaryDirectory(dir=options.directory) as scratch:
+        n_tokens = int(options.gigabytes * 1e9 / 2)
+        pattern = write_shards(Path(scratch, "tokens"), n_tokens, VOCAB_SIZE)
+        for sizes in ((256, 64), (2048, 32), (4096, 8)):
+            print(measure(pattern, *sizes, options.seconds), flush=True)
+
+
+if __name__ == "__main__":
+    main()
