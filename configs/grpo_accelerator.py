@@ -9,6 +9,6 @@ def get_config() -> ConfigDict:
     config = grpo_smollm2.get_config()
     config.seeds = (0, 1, 2)
     config.update(prompts=16, answers=8, answer_tokens=32, held_out=256)
-    config.optimizer.update(steps=200, warmup_steps=10)
+    config.update({"optimizer": {"steps": 200, "warmup_steps": 10}})
     config.workdir = "runs/grpo_accelerator"
     return config

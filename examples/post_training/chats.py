@@ -83,7 +83,13 @@ class ChatTokenizer:
         return self.tokenizer.decode(list(ids))
 
     def eos_id(self) -> int:
-        return self.tokenizer.token_to_id(self.special_tokens["eos_token"])
+        return self._id(self.special_tokens["eos_token"])
+
+    def _id(self, token: str) -> int:
+        found = self.tokenizer.token_to_id(token)
+        if found is None:
+            raise UserError(f"tokenizer.json does not have the token {token!r}.")
+        return found
 
     def pad_id(self) -> int:
         """Returns a token that no prompt has.
@@ -93,7 +99,7 @@ class ChatTokenizer:
         """
         pad = self.special_tokens.get("pad_token", "")
         if pad and pad not in self.template and pad != self.special_tokens["eos_token"]:
-            return self.tokenizer.token_to_id(pad)
+            return self._id(pad)
         added = self.tokenizer.get_added_tokens_decoder().items()
         used = self.special_tokens["eos_token"], self.special_tokens.get("bos_token")
         return next(

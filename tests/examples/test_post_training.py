@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 from flax import nnx
 
 pytest.importorskip("tunix")
+
+import safetensors.numpy
 
 SHARDS = "flax_always_shard_variable"  # tunix sets it, for every model in the process
 shards = getattr(flax.config, SHARDS)

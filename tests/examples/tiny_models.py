@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import safetensors.numpy
 from flax import nnx
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -61,5 +60,7 @@ def write_model(directory: Path, model_type: str = "llama", **changes: object) -
         name: rng.normal(0.0 if x.ndim > 1 else 1.0, 0.1, x.shape).astype(np.float32)
         for name, x in jax.eval_shape(tensors).items()
     }
-    safetensors.numpy.save_file(values, directory / "model.safetensors")
+    from safetensors.numpy import save_file  # of the environment for post-training
+
+    save_file(values, directory / "model.safetensors")
     return directory

@@ -28,7 +28,7 @@ tx = ember_optax.with_ember(
     body,
     embed_learning_rate=0.2,
     head_learning_rate=optax.constant_schedule(0.01),
-    other_learning_rates={"bigram": 0.6},
+    other_learning_rates={"embed": 0.6},
     max_norm=1.0,
     vocab_size=8,
 )

@@ -71,10 +71,10 @@ def by_hand(body: Any, max_norm: float | None = MAX_NORM, **options: Any) -> Any
 
 def run(tx: Any, params: Any, steps: int = 4, **extra_args: Any) -> list[Any]:
     """Parameters after each step."""
-    state, history = tx.init(params), []
+    state, history, update = tx.init(params), [], jax.jit(tx.update)
     for step in range(steps):
         grads = make_grads(params, step)
-        updates, state = tx.update(grads, state, params, **extra_args)
+        updates, state = update(grads, state, params, **extra_args)
         chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
         params = optax.apply_updates(params, updates)
         history.append(params)
