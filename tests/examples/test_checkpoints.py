@@ -52,6 +52,7 @@ def test_a_resumed_run_equals_a_straight_one(stored):
     assert losses(stored) == log
 
 
+@pytest.mark.nightly
 def test_another_mesh_and_kernel_resume(config):
     config.batch_size = 8
     result = run(config)
@@ -70,6 +71,9 @@ def flip_a_bit(file: epath.Path, rng: random.Random) -> None:
     file.write_bytes(bytes(content))
 
 
+@pytest.mark.parametrize(
+    "stored", ["local", pytest.param("gs", marks=pytest.mark.nightly)], indirect=True
+)
 def test_a_flipped_bit_is_found_and_the_step_before_used(stored, capfd):
     run(stored, resume=False)
     straight, found = params(stored, 6), 0
