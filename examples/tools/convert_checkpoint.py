@@ -25,9 +25,6 @@ from examples.lm.program import State, make_optimizer, make_program, table_rows
 from examples.lm.train import open_text
 
 _OTHER = {"adam": "ember", "ember": "adam"}
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="File with the config.")
-_TO = flags.DEFINE_enum("to", "ember", list(_OTHER), "Optimizer of the tables.")
-flags.mark_flag_as_required("config")
 
 
 def convert(config: Config, to: str) -> int:
@@ -71,9 +68,12 @@ def convert(config: Config, to: str) -> int:
 
 
 def main() -> None:
-    step = convert(_CONFIG.value, _TO.value)
-    print(f"{_CONFIG.value.workdir}/{_TO.value} continues from step {step}.")
+    config, to = flags.FLAGS.config, flags.FLAGS.to
+    print(f"{config.workdir}/{to} continues from step {convert(config, to)}.")
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", help_string="File with the config.")
+    flags.mark_flag_as_required("config")
+    flags.DEFINE_enum("to", "ember", list(_OTHER), "Optimizer of the tables.")
     start(main)
