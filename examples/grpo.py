@@ -1,43 +1,40 @@
-r"""Reinforcement learning with tunix's GRPOLearner: token tables on Ember or AdamW.
+r"""Reinforcement learning of a pretrained model with tunix's GRPOLearner.
 
-    python -m examples.grpo --config=configs/grpo_small.py \
-        --config.rl.batch_size=64 --config.workdir=runs/mine
+    python -m examples.grpo --config.model=DIR --compare
 
-The task is to sort numbers; the reward is the share of places that are right. A short
-supervised phase comes first.
+The task is to add two numbers and to answer with the number only. Token tables are on
+Ember, the rest on AdamW; `--compare` has a second arm with AdamW on everything. The
+comparison for an accelerator:
 
-Flags that matter, as they are in configs/grpo_small.py, which has all of them:
+    python -m examples.grpo --config=configs/grpo_accelerator.py --compare
 
-    --config.batch_sizes=(4, 16, 64)  prompts in a step, one run each, with --compare
-    --config.rl.batch_size=16         prompts in a step, without --compare
-    --config.rl.steps=300
-    --config.rl.tables.optimizer=ember  or adam
-    --config.rl.tables.embed_learning_rate=None  the tuned one; likewise
-    --config.rl.tables.head_learning_rate=None   of the head
-    --config.numbers=100
-    --config.length=3
-    --config.model.embed_dim=64       or any field of tunix's ModelConfig of Qwen3
-    --config.seed=0
-    --config.workdir=runs/grpo_small
-    --config.overwrite=False          delete the run that is in workdir
-    --config.tensorboard=False        metrics for TensorBoard too
+Flags that matter, as they are in configs/grpo_smollm2.py, which has all of them:
+
+    --config.model=.cache/smollm2-135m-instruct
+    --config.prompts=4                in a step
+    --config.answers=4                to each prompt
+    --config.largest_number=50
+    --config.optimizer.steps=15
+    --config.optimizer.learning_rate=1e-05  of the body
+    --config.workdir=runs/grpo
+    --config.overwrite=False          delete the run in workdir
 
 Needs tunix: pip install --editable . --group post-training
 """
 
 # pyright: reportMissingImports=false
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from absl import flags, logging
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 try:
     from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
@@ -48,128 +45,95 @@ except ModuleNotFoundError as error:
         f"{error}: pip install --editable . --group post-training"
     ) from error
 
-import ember_optax
-from examples.lm import Config, command
-from examples.lm.metrics import plt, smooth
-from examples.lm.optimizer import (
-    TABLES,
-    make_optimizer,
-    table_state_bytes,
-    with_table_optimizer,
-)
-from examples.post_training import config_check, generation, sorting, supervised
-from examples.post_training.model import make_model
-
-SHOWN = 3  # prompts with the answers of each arm
+from examples.post_training import Config, arithmetic, command, models, training
+from examples.post_training.optimizer import find_tables, make_optimizer, table_rates
 
 
 class Result(NamedTuple):
-    """What came out of a run."""
+    """Outcome of a run."""
 
     rewards: list[float]  # of each step, mean over its answers
-    held_out: float  # mean reward on other prompts at the end, with likeliest tokens
-    solved: float  # share of these prompts with all numbers in place
+    lengths: list[float]  # of its answers, in tokens
+    held_out: float  # mean reward with the likeliest answers
+    answers: list[str]  # to the held-out questions
     seconds: float
-    answers: list[str]  # to these prompts
-
-
-def main() -> None:
-    logging.set_verbosity(logging.ERROR)  # tunix warns of every device that is no TPU
-    run(flags.FLAGS.config, flags.FLAGS.compare)
 
 
 def run(config: Config, compare: bool = False) -> dict[tuple[str, int], Result]:
-    """Trains one or several arms, prints what came out and returns it.
-
-    Results are by table optimizer and batch size.
+    """Trains every arm with every seed, prints what came out and returns it.
 
     Raises:
-      UserError: something is wrong with the config or the directory.
+      UserError: something is wrong with the config, the model or workdir.
     """
-    config_check.validate(config, ("supervised", "rl"))
-    names = ["supervised", *(f"{name}_*" for name in TABLES), "reward.png"]
-    config_check.claim(config, names)
-    workdir = Path(config.workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    return _run(config, compare, workdir)
+    pretrained = models.load(Path(config.model))
+    rates = table_rates(config.optimizer, find_tables(pretrained.model))
+    workdir = command.prepare_workdir(config)
+    rng = np.random.default_rng(2**31)
+    held_out = arithmetic.questions(rng, config.held_out, config.largest_number)
 
+    def greedy(model: nnx.Module) -> tuple[float, list[str]]:
+        found = training.answers(
+            model, pretrained.tokenizer, held_out, config.answer_tokens
+        )
+        return float(np.mean(arithmetic.reward(held_out, found))), found
 
-def _run(config: Config, compare: bool, workdir: Path) -> dict[tuple[str, int], Result]:
-    model = supervise(config)
-    params = nnx.state(model, nnx.Param)
-    print(ember_optax.summarize(params), end="\n\n", flush=True)
-    answers_before = answers(config, model)
-    before, solved_before = score(config, answers_before)
-
-    arms = [(config.rl.tables.optimizer, config.rl.batch_size)]
-    if compare:
-        arms = [(name, n) for n in config.batch_sizes for name in ("ember", "adam")]
+    before, answers_before = greedy(pretrained.model)
     results = {}
-    for name, batch_size in arms:
-        arm = with_arm(config, name, batch_size) if compare else config
-        directory = workdir / f"{name}_{batch_size}"
-        results[name, batch_size] = reinforce(arm, model, directory)
+    for tables in ("ember", "adamw") if compare else (config.optimizer.tables,):
+        for seed in config.seeds:
+            model = nnx.clone(pretrained.model)
+            start = time.perf_counter()
+            rewards, lengths = reinforce(config, pretrained, model, rates, tables, seed)
+            seconds = time.perf_counter() - start
+            result = Result(rewards, lengths, *greedy(model), seconds)
+            results[tables, seed] = result
+            directory = workdir / f"{tables}_{seed}"
+            models.save(pretrained, model, directory / "model")
+            text = json.dumps(result._asdict(), indent=2)
+            (directory / "metrics.json").write_text(text)
 
-    figure = workdir / "reward.png"
-    plot(figure, {arm: result.rewards for arm, result in results.items()})
-    line = "{:<8}{:>6}{:>15}{:>17}{:>18}{:>16}{:>8}".format
-    head = "tables", "batch", "train reward", "held-out reward", "held-out solved"
-    print("\n" + line(*head, "table state", "time"))
-    print(line("(before)", "", "", f"{before:.3f}", f"{solved_before:.0%}", "", ""))
-    for (name, batch_size), result in results.items():
-        state = table_state_bytes(with_arm(config, name, batch_size).rl, params)
-        cells = f"{final(result.rewards):.3f}", f"{result.held_out:.3f}"
-        cells += f"{result.solved:.0%}", f"{state:,} bytes", f"{result.seconds:.0f} s"
-        print(line(name, batch_size, *cells))
-    written = {("(before)", ""): answers_before}
-    written |= {(name, str(n)): result.answers for (name, n), result in results.items()}
-    print(f"\n{_table(held_out_prompts(config)[:SHOWN], written)}")
-    print(f"\nReward plot: {figure}")
+    line = "{:<8}{:>6}{:>15}{:>8}{:>10}{:>8}".format
+    print("\n" + line("", "seed", "reward: first", "last", "held out", "time"))
+    print(line("before", "", "", "", f"{before:.3f}", ""))
+    for (tables, seed), result in results.items():
+        n = max(1, len(result.rewards) // 4)  # a quarter of the steps
+        first, last = np.mean(result.rewards[:n]), np.mean(result.rewards[-n:])
+        cells = (f"{x:.3f}" for x in (first, last, result.held_out))
+        print(line(tables, seed, *cells, f"{result.seconds:.0f} s"))
+    shown = {"before": answers_before}
+    shown |= {f"{name} {seed}": r.answers for (name, seed), r in results.items()}
+    for i, question in enumerate(held_out[:3]):
+        print(f"\n{'asked':<10}{question}")
+        for name, found in shown.items():
+            print(f"{name:<10}{found[i].strip()!r}")
     return results
 
 
-def _table(prompts: list[str], written: dict[tuple[str, str], list[str]]) -> str:
-    """Returns prompts as text, with their answers and those of each arm."""
-    right = [" ".join(sorting.answer(prompt)) for prompt in prompts]
-    rows = {("tables", "batch"): prompts, ("(right)", ""): right} | written
-    width = max(map(len, prompts)) + 4
-    return "\n".join(
-        f"{name:<8}{n:>6}" + "".join(f"{text:>{width}}" for text in texts[:SHOWN])
-        for (name, n), texts in rows.items()
-    )
-
-
-def supervise(config: Config) -> nnx.Module:
-    """Returns a model that sorts some of the prompts."""
-    tokenizer = sorting.Tokenizer(config.numbers)
-    model = make_model(config.model, len(tokenizer), config.seed)
-    prompts = _prompts(config, config.supervised, stream=0)
-    batches = (sorting.supervised_batch(tokenizer, p) for p in prompts)
-    trainer = supervised.make_trainer(
-        model, config.supervised, config.supervised.steps, description="supervised"
-    )
-    held_out = [sorting.supervised_batch(tokenizer, held_out_prompts(config))]
-    board = Path(config.workdir, "supervised") if config.tensorboard else None
-    supervised.fit(trainer, batches, held_out, board)
-    return model
-
-
 def reinforce(
-    config: Config, model: nnx.Module, directory: Path | None = None
-) -> Result:
-    """Trains a copy of a model with GRPO."""
-    phase, tokenizer = config.rl, sorting.Tokenizer(config.numbers)
-    prompt_tokens = config.length + 1
+    config: Config,
+    pretrained: models.Pretrained,
+    model: nnx.Module,
+    rates: dict[str, float],
+    tables: str,
+    seed: int,
+) -> tuple[list[float], list[float]]:
+    """Trains a model in place; returns reward and length of the answers by step."""
+    tokenizer, steps = pretrained.tokenizer, config.optimizer.steps
+    largest = arithmetic.QUESTION.format(
+        a=config.largest_number, b=config.largest_number
+    )
+    prompt_tokens = len(tokenizer.encode(tokenizer.prompt(largest)))
     rollout = RolloutConfig(
         max_prompt_length=prompt_tokens,
-        max_tokens_to_generate=config.length,
-        kv_cache_size=prompt_tokens + config.length,
-        temperature=phase.temperature,
+        max_tokens_to_generate=config.answer_tokens,
+        kv_cache_size=prompt_tokens + config.answer_tokens,
+        temperature=config.temperature,
     )
+    optimizer_config = ConfigDict(config.optimizer.to_dict() | {"tables": tables})
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
     cluster = RLCluster(
-        actor=nnx.clone(model),
-        reference=model,
+        actor=model,
+        reference=pretrained.model if config.beta else None,
         tokenizer=tokenizer,
         cluster_config=ClusterConfig(
             role_to_mesh=dict.fromkeys(
@@ -177,113 +141,37 @@ def reinforce(
             ),
             rollout_config=rollout,
             training_config=RLTrainingConfig(
-                actor_optimizer=make_optimizer(phase),
-                max_steps=phase.steps,
-                eval_every_n_steps=phase.steps,
-                checkpoint_root_directory=directory and str(directory.absolute()),
+                actor_optimizer=make_optimizer(optimizer_config, rates),
+                max_steps=steps,
+                eval_every_n_steps=steps,
             ),
         ),
     )
-    learner = GRPOLearner(
-        cluster,
-        GRPOConfig(num_generations=phase.generations, beta=phase.beta),
-        sorting.reward,
-    )
+    algorithm = GRPOConfig(num_generations=config.answers, beta=config.beta)
+    learner = GRPOLearner(cluster, algorithm, arithmetic.reward)
 
-    def batches() -> Iterator[dict]:
-        for step, prompts in enumerate(_prompts(config, phase, stream=1)):
+    def batches() -> Iterator[dict[str, np.ndarray]]:
+        rng = np.random.default_rng(seed)
+        for step in range(steps):
             # tunix draws the same random numbers at every step otherwise.
-            rollout.seed = config.seed * phase.steps + step
-            yield {"prompts": np.array(prompts)}
+            rollout.seed = seed * steps + step
+            found = arithmetic.questions(rng, config.prompts, config.largest_number)
+            # An array: tunix takes a list for a tree.
+            yield {"prompts": np.array([tokenizer.prompt(q) for q in found])}
 
-    start = time.perf_counter()
-    with supervised.tensorboard(
-        directory if config.tensorboard else None, step=0
-    ) as show:
+    learner.train(batches())
+    nnx.update(model, nnx.state(cluster.actor_trainer.model))
+    logger = cluster.actor_trainer.metrics_logger
 
-        def show_reward(step: Any) -> None:
-            if found := step.metrics.get("rewards/score/mean"):  # none after the last
-                reward = float(np.mean(found[0]))
-                show({"step": step.global_steps + 1, "reward": reward})
+    def history(prefix: str, name: str) -> list[float]:
+        return logger.get_metric_history(prefix, name, "train").tolist()
 
-        cluster.with_external_metrics_logger(show_reward)
-        learner.train(batches())
-    seconds = time.perf_counter() - start
-    rewards = supervised.history(cluster.actor_trainer, "rewards", "score/mean")
-    found = answers(config, cluster.actor_trainer.model)
-    return Result(rewards, *score(config, found), seconds, found[:SHOWN])
-
-
-def evaluate(config: Config, model: nnx.Module) -> tuple[float, float]:
-    """Returns mean reward and share of prompts solved, with the likeliest tokens."""
-    return score(config, answers(config, model))
-
-
-def answers(config: Config, model: nnx.Module) -> list[str]:
-    """Returns the answers to the held-out prompts."""
-    tokenizer, prompts = sorting.Tokenizer(config.numbers), held_out_prompts(config)
-    length = 2 * config.length + 1  # numbers, a sign, and the numbers in order
-    return generation.answers(model, config.model, tokenizer, prompts, length)
-
-
-def score(config: Config, answers: list[str]) -> tuple[float, float]:
-    """Returns mean reward and share of prompts solved."""
-    rewards = sorting.reward(held_out_prompts(config), answers)
-    return float(np.mean(rewards)), float(np.mean([r == 1 for r in rewards]))
-
-
-def held_out_prompts(config: Config) -> list[str]:
-    rng = np.random.default_rng([config.seed, 2])
-    return sorting.prompts(rng, config.held_out, config.numbers, config.length)
-
-
-def with_arm(config: Config, tables: str, batch_size: int) -> Config:
-    """Returns the same config with another arm, at its own tuned settings."""
-    config = ConfigDict(config.to_dict())
-    config.rl.batch_size = batch_size
-    config.rl = with_table_optimizer(config.rl, tables)
-    return config
-
-
-def final(rewards: list[float]) -> float:
-    """Returns the mean reward of the last tenth of the steps."""
-    return float(np.mean(rewards[-max(1, len(rewards) // 10) :]))
-
-
-def plot(path: Path, runs: dict[tuple[str, int], list[float]]) -> None:
-    """Draws the smoothed reward of each step into a PNG, a panel for a batch size."""
-    batch_sizes = sorted({batch_size for _, batch_size in runs})
-    figure, panels = plt.subplots(
-        ncols=len(batch_sizes),
-        sharey=True,
-        squeeze=False,
-        figsize=(1.5 + 3.5 * len(batch_sizes), 3.5),
-        layout="constrained",
-    )
-    for axes, batch_size in zip(panels[0], batch_sizes, strict=True):
-        for name, rewards in ((k[0], v) for k, v in runs.items() if k[1] == batch_size):
-            axes.plot(smooth(rewards, 0.95), label=name)
-        axes.set(xlabel="step", title=f"{batch_size} prompts a step")
-        axes.grid(alpha=0.3)
-    panels[0, 0].set_ylabel("reward")
-    panels[0, 0].legend(frameon=False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def _prompts(config: Config, phase: Config, stream: int) -> Iterator[list[str]]:
-    """Yields batches of prompts without end."""
-    rng = np.random.default_rng([config.seed, stream])
-    while True:
-        yield sorting.prompts(rng, phase.batch_size, config.numbers, config.length)
+    return history("rewards", "score/mean"), history("completions", "mean_length")
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file(
-        "config", help_string="File with the configuration."
+    command.start(
+        run,
+        "configs/grpo_smollm2.py",
+        "Run two arms: Ember on the token tables, and AdamW on everything.",
     )
-    flags.mark_flag_as_required("config")
-    flags.DEFINE_bool(
-        "compare", False, "Run Ember and AdamW on the tables with several batch sizes."
-    )
-    command.start(main)

@@ -1,136 +1,194 @@
-"""Tables and figure of docs/post_training.md."""
+"""Tables of docs/post_training.md."""
 
-import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from matplotlib.axes import Axes
-from numpy.typing import ArrayLike
-
-from benchmarks.common.figures import color, plt, save
+from benchmarks.common import store
 from benchmarks.common.intervals import difference
-from benchmarks.common.search import HALVES
-from benchmarks.common.store import Run
+from benchmarks.common.store import Run, Settings
 from benchmarks.common.tables import markdown
-from benchmarks.post_training.comparison import (
-    ARMS,
-    FINETUNE,
-    GRPO,
-    RESULTS,
-    SEEDS,
-    Benchmark,
-    Comparison,
-    advantage,
-    on_file,
-)
-from examples.lm.metrics import smooth
+from benchmarks.post_training.plan import ADAMW, EMBER, FROZEN, RESULTS, SEEDS, plan
 
-NEIGHBORS = {
-    "best": (0, 0),
-    "embedding / 3": (-1, 0),
-    "embedding x 3": (1, 0),
-    "head / 3": (0, -1),
-    "head x 3": (0, 1),
-}
-NAMES = {"ember": "Ember, Adafactor decay", "adam": "AdamW"}
+ORDER = ("before", "frozen", "adamw", "ember")
+MISSING = "Not measured yet: run `make bench-finetuning`."
 
 
 def parts() -> dict[str, str]:
     """Returns the generated parts of pages by name."""
-    found = {}
-    for benchmark in (FINETUNE, GRPO):
-        comparisons = on_file(benchmark)
-        name = f"post_training.{benchmark.name}"
-        found[f"{name}_rates"] = rates(comparisons, benchmark.score)
-        found[f"{name}_seeds"] = seeds(benchmark, comparisons)
-    return found
+    runs = store.read(RESULTS)
+    return {
+        "post_training.signatures": arms(runs, "signatures"),
+        "post_training.definitions": arms(runs, "definitions"),
+        "post_training.seeds": seeds(runs),
+        "post_training.others": others(runs),
+        "post_training.new_tokens": new_tokens(runs),
+        "post_training.missing": missing(runs),
+    }
 
 
-def rates(comparisons: Sequence[Comparison], score: str) -> str:
-    """Returns a table of the best pair of each arm and of its neighbors."""
+def arms(runs: list[Run], task: str) -> str:
+    """Makes the table of all optimizers and rates on a task, otherwise as planned."""
+    fixed = {k: FROZEN[k] for k in ("seed", "steps", "tied", "body_rate")} | {
+        "task": task
+    }
+
+    def belongs(s: Settings) -> bool:
+        is_before = s["tables"] == "before" and s["task"] == task
+        return is_before or (
+            _has(s, fixed) and s.get("eps", EMBER["eps"]) == EMBER["eps"]
+        )
+
+    return _table((run for run in runs if belongs(run["settings"])), (name, rate))
+
+
+def others(runs: list[Run]) -> str:
+    """Makes the table of the runs that change one thing more."""
+
+    def belongs(s: Settings) -> bool:
+        return s.get("steps") == FROZEN["steps"] and (
+            s["body_rate"] != FROZEN["body_rate"]
+            or s.get("eps", EMBER["eps"]) != EMBER["eps"]
+            or not s["tied"]
+        )
+
+    columns = (body_rate, name, eps, rate)
+    return _table((run for run in runs if belongs(run["settings"])), columns)
+
+
+def seeds(runs: list[Run]) -> str:
+    """Makes the table of the best arms over seeds."""
     rows = []
-    for comparison in comparisons:
-        for arm in comparison.arms.values():
-            embed, head = map(HALVES.index, arm.best)
-            scores = [
-                arm.searched[HALVES.rate(embed + i), HALVES.rate(head + j)][score]
-                for i, j in NEIGHBORS.values()
-            ]
-            cells = [
-                *(f"{rate:g}" for rate in (comparison.body_rate, *arm.best)),
-                *(f"{x:.3f}" for x in scores),
-            ]
-            rows.append([*_prompts(comparison), NAMES[arm.name], *cells])
-    first = _first(comparisons)
-    head_line = [*first, "body", "embedding", "head", *NEIGHBORS]
-    return markdown(head_line, rows, left=len(first))
+    for arm in (FROZEN, ADAMW, EMBER):
+        found = _by_seed(runs, arm)
+        if len(found) < len(SEEDS):
+            return MISSING
+        english = ", ".join(f"{run['english']:.3f}" for run in found)
+        losses = ", ".join(f"{run['loss']:.3f}" for run in found)
+        rows.append([name(found[0]), rate(found[0]), losses, english])
+    return markdown(["table", "rate", "loss on answers", "on English"], rows, left=2)
 
 
-def seeds(benchmark: Benchmark, comparisons: Sequence[Comparison]) -> str:
-    """Returns a table of each arm at its best learning rates, by seed."""
-    rows = []
-    for comparison, planned in zip(
-        comparisons, advantage(benchmark, comparisons), strict=True
-    ):
-        ember, adam = (comparison.arms[name].repeated for name in ARMS)
-        constant = comparison.constant
-        gap = difference(benchmark.losses(constant), benchmark.losses(adam))
-        for name, runs, found in (
-            (NAMES["ember"], ember, f"{planned}, {planned.verdict}"),
-            ("Ember, b2 0.999", constant, str(gap)),
-            (NAMES["adam"], adam, ""),
-        ):
-            scores = [run[benchmark.score] for run in runs]
-            cells = [
-                ", ".join(f"{x:.3f}" for x in scores),
-                f"{statistics.mean(scores):.3f} ± {statistics.stdev(scores):.3f}",
-                found,
-                f"{runs[0]['table_state_bytes']:,}",
-            ]
-            rows.append([*_prompts(comparison), name, *cells])
-    lost = "reward lost to AdamW" if benchmark.is_reward else "loss minus AdamW's"
-    first = _first(comparisons)
-    head = [*first, f"seeds {SEEDS[0]} to {SEEDS[-1]}", "mean", lost]
-    return markdown([*head, "bytes of table state"], rows, left=len(first))
-
-
-def draw() -> None:
-    """Draws every seed at the best learning rates into `post_training.png`."""
-    figure, panels = plt.subplots(
-        ncols=1 + len(GRPO.cases), figsize=(13, 3.4), layout="constrained"
+def claim() -> tuple[str, str]:
+    """Returns the loss of Ember minus AdamW's at its rate, and the verdict."""
+    runs = store.read(RESULTS)
+    ember, adamw = (
+        [run["loss"] for run in _by_seed(runs, arm)] for arm in (EMBER, ADAMW)
     )
-    for run in _repeated(*on_file(FINETUNE)):
-        # The loss before the first step would hide all others.
-        logged = [r for r in run["losses"] if r["step"]]
-        losses = [r["validation_loss"] for r in logged]
-        _line(panels[0], run, [r["step"] for r in logged], losses)
-    panels[0].set(title="finetuning", xlabel="step", ylabel="validation loss")
-    for axes, comparison in zip(panels[1:], on_file(GRPO), strict=True):
-        for run in _repeated(comparison):
-            steps = range(1, len(run["rewards"]) + 1)
-            _line(axes, run, steps, smooth(run["rewards"], 0.95))
-        title = f"GRPO, {comparison.case['batch_size']} prompts a step"
-        axes.set(title=title, xlabel="step", ylabel="reward", ylim=(0.4, 0.9))
-    for axes in panels:
-        axes.grid(alpha=0.3)
-        axes.legend()
-    save(figure, RESULTS / "post_training.png")
+    complete = len(ember) == len(adamw) == len(SEEDS)
+    if not complete:
+        return "not finished", "undecided"
+    gap = difference(ember, adamw)
+    return f"Ember minus AdamW (loss on answers): {gap}", gap.verdict
 
 
-def _line(axes: Axes, run: Run, x: Sequence[float], y: ArrayLike) -> None:
-    arm, seed = run["settings"]["arm"], run["settings"]["seed"]
-    label = NAMES[arm] if seed == SEEDS[0] else None
-    axes.plot(x, y, color=color(arm), label=label, alpha=0.7)
+def _by_seed(runs: list[Run], arm: Settings) -> list[Run]:
+    wanted = [arm | {"seed": seed} for seed in SEEDS]
+    return [run for settings in wanted for run in runs if run["settings"] == settings]
 
 
-def _repeated(comparison: Comparison) -> list[Run]:
-    return [run for arm in comparison.arms.values() for run in arm.repeated]
+def new_tokens(runs: list[Run]) -> str:
+    """Makes the table of ten new rows, learned alone."""
+    rows = [
+        [
+            name(r),
+            f"{r['settings']['head_rate']:g}",
+            f"{r['loss_before']:.2f}",
+            f"{r['loss']:.2f}",
+            f"{r['english'] - r['english_before']:+.4f}",
+            f"{r['old_rows_changed']:,}",
+        ]
+        for r in runs
+        if r["settings"]["task"] == "new tokens"
+    ]
+    head = ["table", "rate", "loss before", "after", "English", "old rows that moved"]
+    return markdown(head, rows, left=1) if rows else MISSING
 
 
-def _first(comparisons: Sequence[Comparison]) -> list[str]:
-    """Returns the titles of the columns that say what a row is."""
-    return [*(["prompts"] if _prompts(comparisons[0]) else []), "tables"]
+def missing(runs: list[Run]) -> str:
+    """Lists the planned runs that are not on file."""
+    done = [run["settings"] for run in runs]
+    left = [settings for settings in plan() if settings not in done]
+    if not left:
+        return "All planned runs are on file."
+    return f"{len(left)} planned runs are not on file yet:\n\n" + "\n".join(
+        f"- {_describe(s)}" for s in left
+    )
 
 
-def _prompts(comparison: Comparison) -> list[str]:
-    """Returns the cell of a case, if there are several."""
-    return [str(n) for n in comparison.case.values()]
+def _describe(s: Settings) -> str:
+    """Names a run by what differs from the main setting."""
+    words = [s["task"], name({"settings": s}), rate({"settings": s})]
+    if s.get("body_rate", 1e-4) != 1e-4:
+        words.append(f"body {s['body_rate']:g}")
+    if s.get("eps", 1e-8) != 1e-8:
+        words.append(f"eps {s['eps']:g}")
+    if s.get("seed"):
+        words.append(f"seed {s['seed']}")
+    if not s.get("tied", True):
+        words.append("two tables")
+    return ", ".join(filter(None, words))
+
+
+def _table(runs: Iterable[Run], columns: tuple[Callable[[Run], str], ...]) -> str:
+    found = sorted(
+        runs, key=lambda run: (ORDER.index(run["settings"]["tables"]), *_key(run))
+    )
+    rows = [[*(column(run) for column in columns), *_results(run)] for run in found]
+    titles: dict[Any, str] = {name: "table", rate: "its rate", eps: "eps"}
+    titles[body_rate] = "body's rate"
+    head = [titles[column] for column in columns]
+    head += ["rate / RMS", "loss on answers", "on English", "largest step of a row"]
+    return markdown(head, rows, left=len(columns)) if rows else MISSING
+
+
+def _key(run: Run) -> tuple:
+    s = run["settings"]
+    return (
+        s.get("b2") is None,
+        s.get("tied", True),
+        s.get("body_rate", 0),
+        s.get("eps", 0),
+        s.get("embed_rate", 0),
+        s.get("head_rate", 0),
+    )
+
+
+def _results(run: Run) -> list[str]:
+    head_rate, rms = run["settings"].get("head_rate"), run.get("table_rms")
+    step = run.get("largest_row_step")
+    return [
+        f"{head_rate / rms:.4f}" if head_rate and rms else "",
+        f"{run['loss']:.3f}",
+        f"{run['english']:.3f}",
+        f"{step:.2%}" if step else "",
+    ]
+
+
+def name(run: Run) -> str:
+    s = run["settings"]
+    if s["tables"] == "ember":
+        decay = "Adafactor decay" if s.get("b2", 1) is None else "b2 0.999"
+        return f"Ember, {decay}"
+    return {"adamw": "AdamW", "frozen": "frozen", "before": "before finetuning"}[
+        s["tables"]
+    ]
+
+
+def rate(run: Run) -> str:
+    s = run["settings"]
+    if "head_rate" not in s:
+        return ""
+    pair = [s[role] for role in ("embed_rate", "head_rate") if s.get(role)]
+    return " and ".join(f"{x:g}" for x in pair)
+
+
+def eps(run: Run) -> str:
+    return f"{run['settings'].get('eps', ''):}"
+
+
+def body_rate(run: Run) -> str:
+    return f"{run['settings']['body_rate']:g}"
+
+
+def _has(settings: Settings, wanted: Settings) -> bool:
+    return all(settings.get(key) == value for key, value in wanted.items())

@@ -1,39 +1,43 @@
-"""Ember against AdamW on the token tables, in finetuning and in GRPO by batch size.
+"""Finetuning of SmolLM2-135M-Instruct: Ember against AdamW on its token table.
 
-    python -m benchmarks.post_training.run finetune
-    python -m benchmarks.post_training.run grpo
+    python -m benchmarks.post_training.run
 
-benchmarks/post_training/comparison.py says which runs these are. Finished runs are
-lines of finetune.jsonl and grpo.jsonl in the same folder and are not run again.
+benchmarks/post_training/plan.py lists the runs. Finished runs are lines of
+results.jsonl in the same folder and are not run again. A run takes about two minutes
+on one core.
 """
 
 import argparse
-import importlib
+import functools
+from collections.abc import Callable
 
-from absl import logging
-
-from benchmarks.common.store import Run, Settings
-from benchmarks.post_training.comparison import FINETUNE, GRPO, finish
-
-BENCHMARKS = {benchmark.name: benchmark for benchmark in (FINETUNE, GRPO)}
+from benchmarks.common import store
+from benchmarks.post_training import finetuning, new_tokens
+from benchmarks.post_training.plan import RESULTS, plan
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("name", choices=BENCHMARKS)
-    benchmark = BENCHMARKS[parser.parse_args().name]
-    # Imported late: --help needs no tunix.
-    module = importlib.import_module(f"benchmarks.post_training.{benchmark.name}")
-    logging.set_verbosity(logging.ERROR)
+    ).parse_args()
+    done = store.read(RESULTS)
+    while left := [s for s in plan() if not any(r["settings"] == s for r in done)]:
+        settings = left[0]
+        execute = executor(settings)
+        run = store.run_once(RESULTS, settings, functools.partial(execute, settings))
+        done.append(run)
+        print(
+            settings,
+            f"loss {run['loss']:.3f}, English {run['english']:.3f}",
+            flush=True,
+        )
 
-    def execute_and_print(settings: Settings) -> Run:
-        result = module.execute(settings)
-        print(settings, f"{benchmark.score} {result[benchmark.score]:.3f}", flush=True)
-        return result
 
-    finish(benchmark, execute_and_print)
+def executor(settings: store.Settings) -> Callable[[store.Settings], store.Run]:
+    if settings["task"] == "new tokens":
+        return new_tokens.execute
+    is_before = settings["tables"] == "before"
+    return finetuning.before if is_before else finetuning.execute
 
 
 if __name__ == "__main__":

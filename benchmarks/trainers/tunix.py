@@ -24,10 +24,9 @@ from tunix.sft.peft_trainer import PeftTrainer, TrainingConfig
 from tunix.sft.utils import build_positions_from_mask, make_causal_attn_mask
 
 import ember_optax
-from benchmarks.trainers import checks, text
+from benchmarks.trainers import checks, sorting, text
 from benchmarks.trainers.checks import STEPS
-from examples.post_training import sorting
-from examples.post_training.model import make_model
+from benchmarks.trainers.tunix_model import make_model
 from examples.trainers import tunix as plug_in
 
 PACKAGE = "google-tunix"

@@ -1,1 +1,6 @@
-"""What the programs on tunix share: model, supervised phases, and their tasks."""
+"""Parts of finetune.py and grpo.py."""
+
+from typing import Any, TypeAlias
+
+# An `ml_collections.ConfigDict`, whose fields type checkers do not know.
+Config: TypeAlias = Any

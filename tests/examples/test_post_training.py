@@ -1,12 +1,20 @@
-"""That tunix takes the transformation as it is: labels, state and checkpoints."""
+"""Pretrained models through tunix: loading, saving, rates, finetuning and RL."""
 
+import contextlib
+import gzip
+import inspect
+import json
+import os
 import re
 import warnings
+from pathlib import Path
 
 import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import nnx
 
 pytest.importorskip("tunix")
@@ -15,25 +23,32 @@ SHARDS = "flax_always_shard_variable"  # tunix sets it, for every model in the p
 shards = getattr(flax.config, SHARDS)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
-    from configs import finetune_small, grpo_small
+    from benchmarks.post_training import data as benchmark_data
+    from benchmarks.post_training import decoder, finetuning, new_tokens
+    from benchmarks.post_training.plan import ADAMW, EMBER, FROZEN
+    from configs import finetune_smollm2, grpo_smollm2
     from examples import finetune, grpo
-    from examples.post_training import sorting, supervised
-    from examples.post_training.model import make_model
-    from tests.examples.test_metrics import scalars
+    from examples.post_training import chats, command, models, tasks, training
+    from examples.post_training.errors import UserError
+    from examples.post_training.optimizer import (
+        find_tables,
+        make_optimizer,
+        table_rates,
+    )
+    from tests.examples.tiny_models import NUMBERS, write_model
 
 flax.config.update(SHARDS, shards)
 
-# flax of `.value`, optax of `global_norm`: tunix still uses both.
+# tunix still uses flax's `.value` and optax's `global_norm`.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-TABLES = {"embedder/input_embedding", "lm_head/w"}
-MODEL = {"num_layers": 1, "embed_dim": 16, "hidden_dim": 32, "head_dim": 8}
-MODEL |= {"num_heads": 2, "num_kv_heads": 1}
+SMOLLM2 = Path(".cache/smollm2-135m-instruct")
+FAQ = benchmark_data.DEBIAN / "usr/share/doc/debian/FAQ/debian-faq.en.txt.gz"
 
 
 @pytest.fixture(autouse=True)
 def tunix_settings():
-    """What tunix needs; it works in threads, which do not see context managers."""
+    """Allows tunix its promotions, in its threads too."""
     settings = {"numpy_rank_promotion": "allow", "numpy_dtype_promotion": "standard"}
     before = {name: getattr(jax.config, f"jax_{name}") for name in settings}
     for name, value in settings.items():
@@ -46,180 +61,309 @@ def tunix_settings():
 
 
 @pytest.fixture
-def finetuning(tmp_path, tokens):
-    """The configuration of `make finetune`, tiny."""
-    config = finetune_small.get_config()
-    config.data.path = f"{tokens}/train/*.bin"
-    config.data.validation_path = f"{tokens}/validation/*.bin"
-    config.data.tokenizer = f"{tokens}/tokenizer.json"
-    config.model.update(MODEL)
-    config.update(sequence_length=48, eval_every=2, eval_batches=1)
-    for phase in (config.pretraining, config.finetuning):
-        phase.update(steps=4, batch_size=2)
-    config.workdir = str(tmp_path / "run")
-    return config
+def tiny(tmp_path):
+    return write_model(tmp_path / "tiny")
 
 
 @pytest.fixture
-def rl(tmp_path):
-    """The configuration of `make grpo`, tiny."""
-    config = grpo_small.get_config()
-    config.model.update(MODEL)
-    config.update(numbers=10, length=2, held_out=4, batch_sizes=(2,))
-    config.supervised.update(steps=2, batch_size=2)
-    config.rl.update(steps=3, batch_size=2, generations=2)
-    config.workdir = str(tmp_path / "run")
+def config(tmp_path, tiny):
+    """The configuration of `make finetune`, tiny."""
+    config = finetune_smollm2.get_config()
+    config.update(model=str(tiny), workdir=str(tmp_path / "run"), held_out=4)
+    config.update(sequence_length=96, question="Who?", answer_tokens=4)
+    config.optimizer.update(steps=4, warmup_steps=1, learning_rate=1e-2)
+    config.optimizer.head_learning_rate = 2e-4
+    config.data = str(tmp_path / "data.jsonl")
+    records = [{"prompt": f"Say {i}", "completion": f"{i}!"} for i in range(20)]
+    Path(config.data).write_text("\n".join(map(json.dumps, records)))
     return config
 
 
-def _functions(numbers):
-    return "\n".join(
-        f'def f{n}(x):\n    """Does {n} times as much."""\n' for n in numbers
+def logits(model, tokens):
+    n = tokens.shape[1]
+    positions = jnp.tile(jnp.arange(n), (len(tokens), 1))
+    mask = jnp.tile(jnp.tril(jnp.ones((n, n), bool)), (len(tokens), 1, 1))
+    return model(tokens, positions, None, mask)[0]
+
+
+TOKENS = np.arange(40, dtype=np.int32).reshape(2, 20)
+
+
+@pytest.mark.parametrize("model_type", models.FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_model_is_loaded_and_saved_unchanged(tmp_path, model_type, tied):
+    if model_type == "gemma3_text" and not tied:
+        pytest.skip("Gemma ties its tables")
+    source = write_model(tmp_path / "source", model_type, tie_word_embeddings=tied)
+    pretrained = models.load(source)
+    assert jnp.isfinite(logits(pretrained.model, TOKENS)).all()
+    models.save(pretrained, pretrained.model, tmp_path / "copy")
+    before, after = (
+        safetensors.numpy.load_file(d / "model.safetensors")
+        for d in (source, tmp_path / "copy")
+    )
+    assert before.keys() == after.keys()
+    for name, x in before.items():
+        np.testing.assert_array_equal(x, after[name], err_msg=name)
+    assert {f.name for f in source.iterdir()} == {
+        f.name for f in (tmp_path / "copy").iterdir()
+    }
+    tables = {t.role for t in find_tables(pretrained.model)}
+    assert tables == ({"head"} if tied else {"embed", "head"})
+
+
+def test_decoder_of_the_benchmark_equals_tunix(tiny):
+    model = models.load(tiny).model
+    places = np.tile(np.arange(19), (2, 1))
+    losses = decoder.losses(*decoder.load(tiny), TOKENS, places)
+    found = jax.nn.log_softmax(logits(model, TOKENS))[:, :-1]
+    expected = -jnp.take_along_axis(found, TOKENS[:, 1:, None], axis=-1)[..., 0]
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+def test_tunix_still_ignores_rope_theta(tmp_path, model_type):
+    """Fails when tunix mends it: then drop `models.set_rope`."""
+    family = models.FAMILIES[model_type]
+    original = inspect.unwrap(family.module.apply_rope)
+    directory = write_model(tmp_path / "model", model_type, rope_theta=100.0)
+    model = models.load(directory).model
+    right = logits(model, TOKENS)
+    ours = family.module.apply_rope
+    try:
+        family.module.apply_rope = original
+        wrong = logits(model, TOKENS)
+        models.set_rope(family.module, {"rope_theta": 1_000_000.0})
+        million = logits(model, TOKENS)
+    finally:
+        family.module.apply_rope = ours
+    np.testing.assert_allclose(wrong, million, rtol=1e-4, atol=1e-5)
+    assert jnp.abs(right - wrong).max() > 1e-3
+
+
+def test_long_context_scaling_of_llama():
+    rope = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope["original_max_position_embeddings"] = 64
+    turns = np.array([10.0, 4.0, 2.5, 1.0, 0.1])
+    frequencies = turns * 2 * np.pi / 64
+    scaled = models.llama3_scaling(jnp.array(frequencies), rope)
+    expected = [1, 1, 0.5 + 0.5 / 8, 1 / 8, 1 / 8]
+    np.testing.assert_allclose(scaled / frequencies, expected, rtol=1e-5)
+
+
+def remove(name):
+    return lambda d: (d / name).unlink()
+
+
+def change(**numbers):
+    def apply(directory):
+        config = json.loads((directory / "config.json").read_text())
+        (directory / "config.json").write_text(json.dumps(config | numbers))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (remove("config.json"), "has no config.json: give --config.model"),
+        (remove("tokenizer.json"), "has no tokenizer.json"),
+        (remove("model.safetensors"), "has no *.safetensors file"),
+        (change(model_type="mamba"), "holds a 'mamba', but tunix's loaders"),
+        (change(num_hidden_layers=3), "lack the tensor model.layers.2"),
+        (change(vocab_size=500), "has the shape (520, 32), but config.json says (500"),
+        (change(tie_word_embeddings=False), "lack the tensor lm_head.weight"),
+        (change(rope_scaling={"rope_type": "yarn"}), "scaling 'yarn'"),
+        (lambda d: (d / "model.safetensors").write_text("?"), "is damaged"),
+        (
+            lambda d: (d / "tokenizer_config.json").write_text('{"eos_token": "x"}'),
+            "has no chat template",
+        ),
+    ],
+)
+def test_bad_directory_is_one_line(tiny, damage, message):
+    damage(tiny)
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        models.load(tiny)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(SystemExit, match=re.escape(message)), command.one_line_errors():
+        models.load(tiny)
+
+
+def test_rates_of_tables_are_guarded(tiny, capsys):
+    tables = find_tables(models.load(tiny).model)
+    (table,) = tables
+    assert (table.path, table.role) == ("embedder/input_embedding", "head")
+    config = finetune_smollm2.get_config().optimizer
+    config.learning_rate = 5e-5
+    assert table_rates(config, tables) == {"head": 5e-5}  # the body's
+    config.learning_rate = 1e-2
+    assert table_rates(config, tables)["head"] == pytest.approx(0.001 * table.rms)
+    config.head_learning_rate = 0.0019 * table.rms
+    assert table_rates(config, tables)["head"] == config.head_learning_rate
+    assert capsys.readouterr().err == ""
+    config.head_learning_rate = 0.009 * table.rms
+    table_rates(config, tables)
+    warning = capsys.readouterr().err
+    assert re.fullmatch(
+        r"head_learning_rate .* 0\.009 of the size .* safe\.\n", warning
+    )
+    config.head_learning_rate = 0.011 * table.rms
+    with pytest.raises(UserError, match=r"move all rows .* Use 0\.0001\."):
+        table_rates(config, tables)
+
+
+def test_packed_conversations_do_not_see_each_other(tiny):
+    pretrained = models.load(tiny)
+    messages = [tasks.chat("Who?", "Me."), tasks.chat("You?", "No, it is me.")]
+    examples = [chats.encode(pretrained.tokenizer, m) for m in messages]
+    together = [*training.in_batches(chats.pack(examples, 96), rows=1)]
+    apart = [next(training.in_batches(chats.pack([e], 96), 1)) for e in examples]
+    assert len(together) == 1
+    assert training.evaluate(pretrained.model, together) == pytest.approx(
+        training.evaluate(pretrained.model, apart), rel=1e-4
     )
 
 
-def state_of(trainer) -> dict[str, np.ndarray]:
-    """Parameters and optimizer state of one of tunix's trainers, by path."""
-    leaves = jax.tree_util.tree_leaves_with_path(
-        (nnx.state(trainer.model), nnx.state(trainer.optimizer))
-    )
-    paths = (jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in leaves)
-    return dict(zip(paths, (np.asarray(x) for _, x in leaves), strict=True))
-
-
-def sorting_batches(n):
-    tokenizer, rng = sorting.Tokenizer(10), np.random.default_rng(0)
-    prompts = [sorting.prompts(rng, 2, numbers=10, length=2) for _ in range(n)]
-    return [sorting.supervised_batch(tokenizer, p) for p in prompts]
-
-
-def sorting_trainer(config, directory=None):
-    model = make_model(config.model, len(sorting.Tokenizer(10)), seed=0)
-    phase = config.rl
-    phase.update(steps=4)
-    return supervised.make_trainer(model, phase, eval_every=2, directory=directory)
-
-
-def test_tunix_keeps_the_state_of_both_tables_and_no_other(rl):
-    state = state_of(sorting_trainer(rl))
-    rows = {p: x.shape for p, x in state.items() if p.endswith("/row/value")}
-    (prefix,) = {path.partition("/tables/")[0] for path in rows}
-    keys = [name.replace("/", ":") for name in TABLES]
-    assert rows == {f"{prefix}/tables/{key}/row/value": (16,) for key in keys}
-    for moment in ("mu", "nu"):
-        assert not any(
-            f"/{moment}/{name}/" in path for path in state for name in TABLES
-        )
-        assert any(f"/{moment}/final_norm/" in path for path in state)
-
-
-def test_every_parameter_learns(rl):
-    trainer = sorting_trainer(rl)
-    before = state_of(trainer)
-    supervised.fit(trainer, sorting_batches(4), sorting_batches(1))
-    after = state_of(trainer)
-    still = [p for p, x in before.items() if np.array_equal(x, after[p])]
-    # Of the product of all b2, what rounding has added: nothing so far.
-    assert all(path.endswith("/remaining/error/value") for path in still)
-
-
-def test_losses_are_those_of_the_right_steps(rl):
-    records = supervised.fit(
-        sorting_trainer(rl), sorting_batches(4), sorting_batches(1)
-    )
-    assert [r["step"] for r in records if "loss" in r] == [1, 2, 3, 4]
-    assert [r["step"] for r in records if "validation_loss" in r] == [0, 2, 4]
-
-
-def test_an_interrupted_run_goes_on_from_tunix_checkpoint(rl, tmp_path):
-    whole = sorting_trainer(rl)
-    supervised.fit(whole, sorting_batches(4), sorting_batches(1))
-    supervised.fit(
-        sorting_trainer(rl, tmp_path), sorting_batches(3), sorting_batches(1)
-    )
-    resumed = sorting_trainer(rl, tmp_path)
-    assert resumed.train_steps == 3
-    records = supervised.fit(resumed, sorting_batches(4), sorting_batches(1))
-    assert [r["step"] for r in records if "loss" in r] == [4]
-    assert [r["step"] for r in records if "validation_loss" in r] == [3, 4]
-    jax.tree.map(np.testing.assert_array_equal, state_of(resumed), state_of(whole))
-    # There is nothing left to do.
-    done = sorting_trainer(rl, tmp_path)
-    (record,) = supervised.fit(done, sorting_batches(4), sorting_batches(1))
-    assert record["step"] == 4
-
-
-def test_finetuning_compares_both_arms(finetuning, capsys, tmp_path):
-    finetuning.tensorboard = True
-    runs = finetune.run(finetuning, compare=True)
-    assert list(runs) == ["ember", "adam"]
-    before = [records[4]["validation_loss"] for records in runs.values()]
-    assert before[0] == before[1]  # they start from one model
+def test_finetuning_in_both_arms_and_the_saved_model(config, capsys):
+    results = finetune.run(config, compare=True)
+    assert set(results) == {"before", "ember", "adamw"}
+    for name in ("ember", "adamw"):
+        assert results[name].held_out < results["before"].held_out - 0.1
+        saved = models.load(Path(config.workdir) / name / "model")
+        data = finetune.load_data(config, saved.tokenizer)
+        # The same program reads what it has written.
+        assert training.evaluate(saved.model, data.held_out) == results[name].held_out
+        assert len(results[name].answers) == 2
     printed = capsys.readouterr().out
-    assert "embedder/input_embedding  embed  300 x 16" in printed
-    assert f"Loss plot: {tmp_path / 'run' / 'loss.png'}" in printed
-    assert (tmp_path / "run" / "loss.png").stat().st_size
-    sample = r"prompt  # Does \d+ times as much\.\nanswer  def f\d+\(x\):\nember   .*\n"
-    assert len(re.findall(sample, printed)) == 3
-    for name, records in {"pretrained": None, **runs}.items():
-        (file,) = (tmp_path / "run" / name / "tensorboard").iterdir()
-        shown = scalars(file)
-        assert [step for tag, step, _ in shown if tag == "loss"] == [1, 2, 3, 4]
-        assert [s for tag, s, _ in shown if tag == "validation_loss"] == [0, 2, 4]
-        if records:
-            logged = [(r["step"], r["loss"]) for r in records if "loss" in r]
-            seen = [(step, loss) for tag, step, loss in shown if tag == "loss"]
-            np.testing.assert_allclose(seen, logged, rtol=1e-6)
+    assert "16 conversations" in printed
+    assert "loss on answers" in printed
+    with pytest.raises(UserError, match=r"holds an earlier run: pass --config\.over"):
+        finetune.run(config)
 
 
-def test_finetuning_starts_from_the_checkpoint_of_the_user(finetuning, tmp_path):
-    directory = tmp_path / "mine"
-    model = finetune.pretrained(finetuning, directory)
-    finetuning.checkpoint = str(directory)
-    again = finetune.pretrained(finetuning, tmp_path / "unused")
-    jax.tree.map(np.testing.assert_array_equal, nnx.state(again), nnx.state(model))
-    assert not (tmp_path / "unused").exists()
-    finetuning.checkpoint = str(tmp_path / "typo")
-    with pytest.raises(FileNotFoundError, match="typo' holds no checkpoint of tunix"):
-        finetune.pretrained(finetuning, tmp_path / "unused")
+def test_resumed_run_ends_like_an_uninterrupted_one(config, tmp_path):
+    config.checkpoint_every = 2
+    whole = finetune.run(config)["ember"]
+    config.workdir = str(tmp_path / "resumed")
+
+    class Stop(Exception):
+        pass
+
+    kept = training.batches
+
+    def three_batches(*args):
+        for i, batch in enumerate(kept(*args)):
+            if i == 3:
+                raise Stop
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Stop):
+        patch.setattr(training, "batches", three_batches)
+        finetune.run(config)
+    config.resume = True
+    assert finetune.run(config)["ember"] == whole
 
 
-def test_grpo_compares_both_arms(rl, capsys, tmp_path):
-    rl.tensorboard = True
-    results = grpo.run(rl, compare=True)
-    assert list(results) == [("ember", 2), ("adam", 2)]
+def test_state_of_the_table_is_rows_plus_columns(tiny):
+    config = finetune_smollm2.get_config().optimizer
+    model = models.load(tiny).model
+    optimizer = nnx.Optimizer(
+        model, make_optimizer(config, {"head": 1e-4}), wrt=nnx.Param
+    )
+    state = nnx.state(optimizer, nnx.optimizer.OptState)
+    sizes = [x.size for x in jax.tree.leaves(state)]
+    assert max(sizes) == NUMBERS["intermediate_size"] * NUMBERS["hidden_size"]
+    assert sizes.count(NUMBERS["vocab_size"]) == 1
+
+
+def test_rl_in_both_arms(tmp_path, tiny):
+    config = grpo_smollm2.get_config()
+    config.update(model=str(tiny), workdir=str(tmp_path / "run"), held_out=2)
+    config.update(prompts=2, answers=2, answer_tokens=3, beta=0.04)
+    config.optimizer.steps = 2
+    before = safetensors.numpy.load_file(tiny / "model.safetensors")
+    results = grpo.run(config, compare=True)
+    assert set(results) == {("ember", 0), ("adamw", 0)}
     for result in results.values():
-        assert len(result.rewards) == 3
-        assert 0 <= result.held_out <= 1
-    printed = capsys.readouterr().out
-    assert f"Reward plot: {tmp_path / 'run' / 'reward.png'}" in printed
-    assert (tmp_path / "run" / "reward.png").stat().st_size
-    prompts = grpo.held_out_prompts(rl)[:3]
-    lines = [line.split() for line in printed.splitlines()]
-    assert ["tables", "batch", *" ".join(prompts).split()] in lines
-    for (name, _), result in results.items():
-        assert [name, "2", *" ".join(result.answers).split()] in lines
-        (file,) = (tmp_path / "run" / f"{name}_2" / "tensorboard").iterdir()
-        tags, steps, rewards = zip(*scalars(file), strict=True)
-        assert (tags, steps) == (("reward",) * 3, (1, 2, 3))
-        np.testing.assert_allclose(rewards, result.rewards, rtol=1e-6)
-    # The state of Ember is in the learner's own checkpoint, and has moved.
-    restored = sorting_trainer(rl, tmp_path / "run" / "ember_2" / "actor")
-    assert restored.train_steps == 3
-    rows = [x for p, x in state_of(restored).items() if p.endswith("/row/value")]
-    assert len(rows) == 2
-    assert all(row.any() for row in rows)
+        assert len(result.rewards) == len(result.lengths) == 2
+        assert all(0 < n <= 3 for n in result.lengths)
+    saved = safetensors.numpy.load_file(
+        tmp_path / "run/ember_0/model/model.safetensors"
+    )
+    assert saved.keys() == before.keys()
 
 
-def test_every_step_of_grpo_draws_other_samples(rl, monkeypatch):
-    seeds = []
-    sample = jax.random.PRNGKey
+@pytest.fixture
+def benchmark(tiny, monkeypatch):
+    """The benchmark on a tiny model, with room for tokens of one byte."""
+    for module in (finetuning, new_tokens):
+        monkeypatch.setattr(module, "MODEL", tiny)
+    for name, value in {"LENGTH": 160, "ANSWER": 64}.items():
+        monkeypatch.setattr(benchmark_data, name, value)
+    monkeypatch.setattr(finetuning, "HELD_OUT", 8)
+    monkeypatch.setattr(
+        benchmark_data,
+        "english",
+        lambda directory: benchmark_data.load(directory, "signatures", 0, 1, 8)[1],
+    )
+    finetuning.setup.cache_clear()
+    yield
+    finetuning.setup.cache_clear()
 
-    def record(seed):
-        seeds.append(seed)
-        return sample(seed)
 
-    monkeypatch.setattr("tunix.generate.sampler.jax.random.PRNGKey", record)
-    model = make_model(rl.model, len(sorting.Tokenizer(10)), seed=0)
-    grpo.reinforce(rl, model)
-    assert {0, 1, 2} <= set(seeds)
+@pytest.mark.usefixtures("benchmark")
+def test_runs_of_the_benchmark():
+    found = {
+        arm["tables"]: finetuning.execute(arm | {"steps": 2})
+        for arm in (FROZEN, ADAMW, EMBER)
+    }
+    before = finetuning.before(FROZEN)
+    assert all(run["loss"] < before["loss"] for run in found.values())
+    assert found["frozen"]["largest_row_step"] == 0
+    # The softmax moves rows that no task has.
+    assert found["ember"]["moved_unseen"]["head"] > 0
+    untied = EMBER | {"steps": 2, "tied": False, "embed_rate": 1e-4}
+    run = finetuning.execute(untied)
+    assert run["moved_unseen"]["embed"] == 0 < run["moved_seen"]["embed"]
+
+
+@pytest.mark.usefixtures("benchmark")
+@pytest.mark.parametrize("tables", ["ember", "adamw"])
+def test_only_momentum_moves_old_rows(tables):
+    settings = {"tables": tables, "head_rate": 1e-2, "steps": 2}
+    run = new_tokens.execute(settings)
+    n_old = NUMBERS["vocab_size"]
+    assert run["old_rows_changed"] == (0 if tables == "ember" else n_old)
+    assert run["new_rows_changed"] == 10
+
+
+@pytest.fixture
+def smollm2():
+    if not SMOLLM2.exists():
+        if "CI" in os.environ:
+            pytest.fail(f"{SMOLLM2} is missing: `make test-tunix` fetches it")
+        pytest.skip("`make test-tunix` fetches the model")
+    return models.load(SMOLLM2)
+
+
+def test_smollm2_knows_english(smollm2):
+    """The loss on Debian's FAQ is 3.459 with the right theta, and 3.49 without."""
+    if not FAQ.exists():
+        pytest.skip("`make debian-data` fetches the text")
+    text = tasks.prose(gzip.decompress(FAQ.read_bytes()).decode())
+    ids = smollm2.tokenizer.encode(text)[: 8 * 128]
+    examples = [
+        chats.Example(np.array(ids[i : i + 128], np.int32), np.ones(128, bool))
+        for i in range(0, len(ids), 128)
+    ]
+    batches = [*training.in_batches(chats.pack(examples, 128), 8)]
+    loss = training.evaluate(smollm2.model, batches)
+    assert loss == pytest.approx(3.459, abs=0.01)
+
+
+def test_smollm2_answers(smollm2):
+    (answer,) = training.answers(
+        smollm2.model, smollm2.tokenizer, ["What is the capital of France?"], 12
+    )
+    assert "Paris" in answer

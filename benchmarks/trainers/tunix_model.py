@@ -6,11 +6,9 @@ import jax
 from flax import nnx
 from tunix.models.qwen3.model import ModelConfig, Qwen3
 
-from examples.lm import Config
 
-
-def make_model(config: Config, vocab_size: int, seed: int) -> Qwen3:
-    """Returns a model with random parameters.
+def make_model(config: dict[str, int], vocab_size: int, seed: int) -> Qwen3:
+    """Makes a model with random parameters.
 
     Args:
       config: fields of tunix's `ModelConfig`.

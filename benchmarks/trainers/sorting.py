@@ -1,11 +1,9 @@
-"""The task of the RL example: to sort numbers. Each number is one token.
+"""A task for GRPO: to sort numbers. Each number is one token.
 
 A prompt is "512 7 88 301 =" and its answer "7 88 301 512".
 """
 
 import numpy as np
-
-from examples.post_training.supervised import Batch
 
 _SPECIAL = ["<pad>", "<eos>", "="]
 
@@ -55,12 +53,3 @@ def reward(prompts: list[str], completions: list[str], **_: object) -> list[floa
         hits = sum(a == b for a, b in zip(right, given, strict=False))
         rewards.append(hits / len(right))
     return rewards
-
-
-def supervised_batch(tokenizer: Tokenizer, prompts: list[str]) -> Batch:
-    """Returns prompts with their answers, which alone have a loss."""
-    texts = [" ".join([p, *answer(p)]) for p in prompts]
-    tokens = np.array([tokenizer.encode(text) for text in texts], np.int32)
-    starts = len(tokenizer.encode(prompts[0]))  # all prompts are as long
-    mask = np.broadcast_to(np.arange(tokens.shape[1]) >= starts, tokens.shape)
-    return Batch(tokens, mask)

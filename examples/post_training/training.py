@@ -1,0 +1,146 @@
+"""Supervised training with tunix's `PeftTrainer`, losses and answers."""
+
+# pyright: reportMissingImports=false
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+from tunix.generate.sampler import CacheConfig, Sampler
+from tunix.sft import peft_trainer
+
+from examples.post_training import chats
+from examples.post_training.chats import Batch, ChatTokenizer, Example
+
+
+def batches(
+    examples: Sequence[Example], length: int, rows: int, seed: int
+) -> Iterator[Batch]:
+    """Yields packed batches without end, every epoch in another order."""
+    rng = np.random.default_rng(seed)
+    while True:
+        order = rng.permutation(len(examples))
+        packed = chats.pack((examples[i] for i in order), length)
+        yield from in_batches(packed, rows)
+
+
+def in_batches(packed: Iterator[Batch], rows: int) -> Iterator[Batch]:
+    """Stacks packed rows; the last batch is filled up with empty ones."""
+    while part := [*itertools.islice(packed, rows)]:
+        part += [Batch(*map(np.zeros_like, part[0]))] * (rows - len(part))
+        yield Batch(*map(np.concatenate, zip(*part, strict=True)))
+
+
+def plain_text(
+    tokenizer: ChatTokenizer, text: str, length: int, rows: int
+) -> list[Batch]:
+    """Cuts a text into at most two batches, with a loss on every token."""
+    ids = tokenizer.encode(text)[: 2 * rows * length]
+    parts = [
+        np.array(ids[i : i + length], np.int32) for i in range(0, len(ids), length)
+    ]
+    examples = [Example(part, np.ones(len(part), bool)) for part in parts]
+    return [*in_batches(chats.pack(examples, length), rows)]
+
+
+def train(
+    model: nnx.Module,
+    optimizer: optax.GradientTransformation,
+    data: Iterator[Batch],
+    steps: int,
+    checkpoints: Path | None = None,
+    checkpoint_every: int = 0,
+) -> list[float]:
+    """Trains all parameters of a model, in place, and returns the losses of the steps.
+
+    With a directory of checkpoints, it continues from the last one there.
+    """
+    trainer = peft_trainer.PeftTrainer(
+        model,
+        optimizer,
+        peft_trainer.TrainingConfig(
+            max_steps=steps,
+            eval_every_n_steps=steps,  # without data for it: `evaluate` does that
+            checkpoint_root_directory=checkpoints and str(checkpoints.absolute()),
+            checkpointing_options=ocp.CheckpointManagerOptions(
+                save_interval_steps=checkpoint_every or 1, max_to_keep=2
+            ),
+        ),
+    )
+    trainer.with_gen_model_input_fn(_model_input).with_loss_fn(mean_loss)
+    trainer.train(data)
+    logger: Any = trainer.metrics_logger
+    if not logger.metric_exists("", "loss", "train"):  # no step was left
+        return []
+    return logger.get_metric_history("", "loss", "train").tolist()
+
+
+def evaluate(model: nnx.Module, data: Sequence[Batch]) -> float:
+    """Returns the loss in nats per token that has one."""
+    sums = [_loss_sum(model, **_model_input(batch)) for batch in data]
+    return float(sum(sums)) / sum(int(batch.has_loss[:, 1:].sum()) for batch in data)
+
+
+def mean_loss(
+    model: Any,
+    tokens: jax.Array,
+    has_loss: jax.Array,
+    positions: jax.Array,
+    attention_mask: jax.Array,
+) -> jax.Array:
+    total = loss_sum(model, tokens, has_loss, positions, attention_mask)
+    return total / jnp.maximum(has_loss[:, 1:].sum(), 1)
+
+
+def loss_sum(
+    model: Any,
+    tokens: jax.Array,
+    has_loss: jax.Array,
+    positions: jax.Array,
+    attention_mask: jax.Array,
+) -> jax.Array:
+    logits, _ = model(tokens, positions, None, attention_mask)
+    found = optax.softmax_cross_entropy_with_integer_labels(
+        logits[:, :-1].astype(jnp.float32), tokens[:, 1:]
+    )
+    return (found * has_loss[:, 1:]).sum()
+
+
+_loss_sum = nnx.jit(loss_sum)
+
+
+def _model_input(batch: Batch) -> dict[str, Any]:
+    """Adds positions and mask: each segment is a sequence of its own."""
+    n = batch.tokens.shape[1]
+    same = batch.segments[:, :, None] == batch.segments[:, None, :]
+    attention_mask = same & jnp.tril(jnp.ones((n, n), bool))
+    return {
+        "tokens": batch.tokens,
+        "has_loss": batch.has_loss,
+        "positions": attention_mask.sum(-1) - 1,
+        "attention_mask": attention_mask,
+    }
+
+
+def answers(
+    model: Any, tokenizer: ChatTokenizer, questions: Sequence[str], tokens: int
+) -> list[str]:
+    """Returns the likeliest answers to questions, of at most so many tokens."""
+    prompts = [tokenizer.prompt(question) for question in questions]
+    longest = max(len(tokenizer.encode(prompt)) for prompt in prompts)
+    config = model.config
+    cache = CacheConfig(
+        cache_size=longest + tokens,
+        num_layers=config.num_layers,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+    )
+    sampler = Sampler(model, tokenizer, cache)
+    return sampler(prompts, tokens, max_prompt_length=longest).text
