@@ -95,6 +95,7 @@ def make_step(mesh: Mesh) -> Any:
 
 
 @needs_libtpu
+@pytest.mark.nightly
 def test_loops_are_counted_as_often_as_they_run() -> None:
     with use_slice("v5p:2x2x1") as mesh:
         step, (params, tokens), graph = make_step(mesh)

@@ -87,7 +87,7 @@ def assert_placed(state: object, target: object) -> None:
 @pytest.mark.parametrize(
     ("name", "tied", "scan"),
     [
-        ("rows and columns", False, False),
+        pytest.param("rows and columns", False, False, marks=pytest.mark.nightly),
         ("rows and columns", True, True),
         pytest.param("rows over two axes", True, False, marks=pytest.mark.nightly),
         *(
