@@ -105,8 +105,9 @@ test: $(READY)  ## Run tests and doctests, without the slow proofs
 test-all: $(READY)  ## Run all tests and doctests, those for a release (`nightly`) as well
 	$(BIN)/python -m pytest -n 2 -m ""
 
-test-fast: $(READY)  ## Run the unit tests only
-	$(BIN)/python -m pytest -n 2 tests/unit
+test-fast: $(READY)  ## Run the unit tests without conversions and lazy rows
+	$(BIN)/python -m pytest -n 2 tests/unit --ignore-glob='*convert*' \
+	  --ignore-glob='*resize*' --ignore-glob='*lazy*'
 
 # The compiler for GPUs, without a GPU and without its libraries: 0.5 GB.
 GPU_COMPILER := .cache/gpu-compiler
