@@ -278,8 +278,8 @@ def ember(
     two passes over each table and a stored gradient.
 
     .. warning::
-      Ember is for parameters with one row (or column) per token, and for nothing
-      else: use it inside `optax.multi_transform`. Hidden matrices, positional
+      Ember is only for parameters with one row (or column) per token: use it inside
+      `optax.multi_transform`. Hidden matrices, positional
       embeddings, norms and biases belong to AdamW, Muon or whatever trains the body.
 
     .. warning::

@@ -89,7 +89,7 @@ def stochastic_rounding(seed: int) -> optax.GradientTransformationExtraArgs:
 
 
 def _round(value: jax.Array, update: jax.Array, key: jax.Array) -> jax.Array:
-    """Returns what leads from a value to a neighbor of its sum with the update."""
+    """Computes the update that leads from a value to a neighbor of the exact sum."""
     if value.dtype not in (jnp.bfloat16, jnp.float16):
         return update
     old = value.astype(jnp.float32)

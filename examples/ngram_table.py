@@ -1,4 +1,4 @@
-"""A language model beside a hashed table of 10 million bigrams, on two cores.
+"""A language model with a hashed table of 10 million bigrams, on two cores.
 
     make pretrain  # makes the tokens
     python -m examples.ngram_table

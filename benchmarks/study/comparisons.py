@@ -133,7 +133,7 @@ def difference(first: Row, second: Row, n_comparisons: int = 1) -> Interval:
 
 
 def setting(run: Settings) -> str:
-    """Returns how a run differs from the main setting, in words."""
+    """Describes the difference of a run from the main setting, in words."""
     if run.vocab:
         return f"{run.layers} layers, width {run.width}, vocabulary {run.vocab:,}"
     words = {

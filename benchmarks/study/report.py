@@ -225,7 +225,7 @@ def bytes_a_parameter(row: Row) -> float:
 
 
 def pretrain(study: Study) -> str:
-    """Returns what `make pretrain` compares, with more seeds."""
+    """Formats the comparison of `make pretrain`, with more seeds."""
     rows = [study.arm(CANDIDATE), study.arm(ADAMS[0])]
     cells = [[*cells_of(row), f"{row.state_bytes:,}"] for row in rows]
     return markdown([*HEAD, "state of the tables, bytes"], cells, left=1)

@@ -138,7 +138,7 @@ def update(
       weight_decay: strength of the decoupled decay of all rows, as in the dense rule.
         Rows outside the batch catch up when they are touched or read by :func:`lookup`.
         Needs `init(table, weight_decay=True)`. It may change from step to step as the
-        learning rate may; their product must lie in [0, 1).
+        learning rate may; their product must be in [0, 1).
       batch_weight_decay: strength of a decay of the rows of the batch only, once for
         each step that touches a row. This is not the dense rule.
       factored: False leaves out the factor of the columns and does not update `col`:

@@ -34,7 +34,7 @@ def start(main: Callable[[], None]) -> None:
 
 
 def explain(error: Exception) -> str | None:
-    """Returns what to tell the user, None if the error is a fault of the program."""
+    """Makes the message for the user; None if the error is a fault of the program."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):

@@ -190,7 +190,7 @@ def validation_batches(
 
 
 def fingerprint(sources: Sequence[Windows]) -> dict[str, object]:
-    """Returns what tells the text of a run from other text, wherever it is stored."""
+    """Makes a fingerprint of the text of a run, independent of where it is stored."""
     files = [file for source in sources for file in source.files]
     digest = hashlib.sha256("".join(file.digest for file in files).encode())
     return {
