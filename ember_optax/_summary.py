@@ -87,7 +87,7 @@ def summarize(
       table: the label of the token tables among them, or several.
 
     Returns:
-      A :class:`Summary`: print it, or read its numbers.
+      A `Summary`: print it, or read its numbers.
 
     Raises:
       ValueError: a parameter labelled as a table cannot be one, or there are parameters
