@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
+import optax
 from jax.tree_util import DictKey, GetAttrKey, KeyPath, keystr, tree_leaves_with_path
 
 
@@ -51,6 +52,16 @@ def by_path(tree: Any) -> dict[str, Any]:
         leaves[path] = leaf
         shown[key] = keystr(key_path)
     return leaves
+
+
+def masked_paths(tree: Any) -> list[str]:
+    """Lists the names of the nodes that `optax.masked` has taken out of a tree."""
+
+    def is_mask(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
+    nodes = tree_leaves_with_path(tree, is_leaf=is_mask)
+    return [normalize(key_path) for key_path, node in nodes if is_mask(node)]
 
 
 def state_key(path: str) -> str:

@@ -11,14 +11,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import tree_leaves_with_path, tree_map_with_path
+from jax.tree_util import tree_map_with_path
 
 from ember_optax import _checks
 from ember_optax._axes import VocabAxis, check_vocab_axis
 from ember_optax._decay import Scalar, ScalarOrSchedule, adafactor_decay
 from ember_optax._ember import EmberState, Measured, TableRule, init_state
 from ember_optax._labels import label_token_tables
-from ember_optax._paths import by_path, is_placeholder, nearest, normalize, quoted
+from ember_optax._paths import (
+    by_path,
+    is_placeholder,
+    masked_paths,
+    nearest,
+    normalize,
+    quoted,
+)
 
 
 class WithEmberState(NamedTuple):
@@ -254,7 +261,7 @@ def _find_roles(label_fn: Callable[[Any], Any], patterns: list[str], tree: Any) 
     paths = by_path(tree)
     for pattern in patterns:
         matches = any(re.search(pattern, path) for path in paths)
-        if paths and not matches and not _has_masks(tree):
+        if paths and not matches and not masked_paths(tree):
             raise ValueError(
                 f"other_learning_rates has {pattern!r}, which matches no parameter. It"
                 f" is searched in paths such as {', '.join(list(paths)[:3])}."
@@ -329,13 +336,6 @@ def _global_norm(measured: Measured, body_grads: Any) -> jax.Array:
     is_double = any(x.dtype == jnp.float64 for x in squares)
     dtype = jnp.float64 if is_double else jnp.float32
     return jnp.sqrt(sum(x.astype(dtype) for x in squares))
-
-
-def _has_masks(tree: Any) -> bool:
-    def is_mask(node: Any) -> bool:
-        return isinstance(node, optax.MaskedNode)
-
-    return any(is_mask(x) for _, x in tree_leaves_with_path(tree, is_leaf=is_mask))
 
 
 def _check_arguments(

@@ -11,7 +11,7 @@ import optax
 
 from ember_optax import _decay, _rule
 from ember_optax._axes import VocabAxis, axis_of_state, check_vocab_axis
-from ember_optax._checks import check_hyperparameters
+from ember_optax._checks import check_b2
 from ember_optax._convert._carry_over import carry_over, check_shape, common_value
 from ember_optax._decay import ScalarOrSchedule
 from ember_optax._ember import EmberState
@@ -146,7 +146,8 @@ def _convert(
     vocab_axis: VocabAxis,
 ) -> Any:
     """Fills the state of `tx`: moments by parameter, everything else by its place."""
-    check_hyperparameters(adam_b2, 1e-8)
+    if not callable(adam_b2):
+        check_b2(adam_b2)
     check_vocab_axis(vocab_axis)
     leaves, _ = flatten_state(state, params, stop_at=MOMENT_STATES)
     new_leaves, structure = flatten_state(tx.init(params), params, MOMENT_STATES)

@@ -10,10 +10,9 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from ember_optax._labels import _messages, _roles, _words
-from ember_optax._paths import by_path, normalize
+from ember_optax._paths import by_path, masked_paths
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
@@ -117,7 +116,7 @@ def label_token_tables(
     _messages.check_options(on_missing, embed, head, body)
     vocab_sizes = _messages.vocab_sizes(vocab_size)
     leaves = by_path(params)
-    masked = _masked_paths(params)
+    masked = masked_paths(params)
     included = _messages.matches("include", include, leaves, needed=not masked)
     excluded = _messages.matches("exclude", exclude, leaves, needed=not masked)
 
@@ -155,14 +154,6 @@ def label_token_tables(
         role = embed if heads.isdisjoint(inside) else head
         labels.append(role if inside else body)
     return structure.unflatten(labels)
-
-
-def _masked_paths(params: Any) -> list[str]:
-    def is_mask(node: Any) -> bool:
-        return isinstance(node, optax.MaskedNode)
-
-    nodes = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_mask)
-    return [normalize(key_path) for key_path, node in nodes if is_mask(node)]
 
 
 def _is_masked_table(path: str) -> bool:
