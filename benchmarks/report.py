@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 
 from benchmarks.collectives import report as collectives
+from benchmarks.data import report as data
 from benchmarks.geometry import report as geometry
 from benchmarks.lazy import report as lazy
 from benchmarks.pods import report as pods
@@ -26,6 +27,7 @@ from benchmarks.trainers import report as trainers
 
 WITH_PARTS = (
     collectives,
+    data,
     geometry,
     lazy,
     pods,

@@ -4,7 +4,8 @@
 
 Two processes train a tiny model on 16 shards of three formats, on a local disk and then
 in a bucket on loopback. A straight run is compared with one that is killed with SIGKILL
-and resumed by two processes, and with one that is resumed by a single process.
+and resumed by two processes, and with one that is resumed by a single process. Writes
+faults.json in the same folder.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from benchmarks.common import store
 from benchmarks.data import gcs
 from benchmarks.data.run import write_shards
 from configs import pretrain_small
@@ -30,6 +32,7 @@ from examples.lm.mesh import use_mesh
 from examples.lm.program import make_program
 from examples.tools.launch import launch
 
+RESULT = Path(__file__).with_name("faults.json")
 VOCAB_SIZE = 512
 QUIET: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
@@ -114,7 +117,14 @@ def leaves(config: Config) -> list[np.ndarray]:
     return [np.asarray(x) for x in jax.tree.leaves(restored.state)]
 
 
-def compare(root: str, text: str, scratch: Path, options: argparse.Namespace) -> None:
+def compare(
+    root: str, text: str, scratch: Path, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Returns the cost of the straight run, and how far the others are from it.
+
+    Raises:
+      AssertionError: a resumed run has other batches, losses or arrays.
+    """
     rng = random.Random(options.seed)
     workdirs = {name: f"{root}/{name}" for name in ("straight", "killed", "alone")}
     configs = {
@@ -128,8 +138,10 @@ def compare(root: str, text: str, scratch: Path, options: argparse.Namespace) ->
         f" {cost['peak_rss'] / 2**20:.0f} MiB peak RSS",
         flush=True,
     )
-    for i in range(options.kills):
-        print(f"kill {i}: {kill(runs['killed'], workdirs['killed'], rng)}", flush=True)
+    kills = []
+    for _ in range(options.kills):
+        kills.append(kill(runs["killed"], workdirs["killed"], rng))
+        print(f"killed {kills[-1]}", flush=True)
     finish(runs["killed"], 2)
     kill(runs["alone"], workdirs["alone"], rng)
     finish(runs["alone"], 1)
@@ -150,25 +162,30 @@ def compare(root: str, text: str, scratch: Path, options: argparse.Namespace) ->
         f" process: losses differ by {difference:.1e}",
         flush=True,
     )
+    return {
+        "tokens_per_second": round(rate),
+        "peak_rss": cost["peak_rss"],
+        "kills": kills,
+        "loss_difference_of_one_process": difference,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gigabytes", type=float, default=2.0)
-    parser.add_argument("--kills", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--directory", default=tempfile.gettempdir())
-    parser.add_argument("--storage", nargs="+", default=["local", "gs"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flag = parser.add_argument
+    flag("--gigabytes", type=float, default=2.0, help="of token files (%(default)s)")
+    flag("--kills", type=int, default=5, help="of a run (%(default)s)")
+    flag("--steps", type=int, default=300, help="of a run (%(default)s)")
+    flag("--seed", type=int, default=0, help="of the moments (%(default)s)")
+    flag("--directory", default=tempfile.gettempdir(), help="for files (%(default)s)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.directory) as scratch:
         tokens = Path(scratch, "tokens")
         text = write_shards(tokens, int(options.gigabytes * 1e9 / 2), VOCAB_SIZE)
-        if "local" in options.storage:
-            print("local disk", flush=True)
-            compare(scratch, text, Path(scratch), options)
-        if "gs" not in options.storage:
-            return
+        print("local disk", flush=True)
+        storage = {"local disk": compare(scratch, text, Path(scratch), options)}
         print("gs:// on loopback", flush=True)
         with gcs.serve() as bucket:
             fs = fsspec.filesystem("gs")
@@ -176,7 +193,10 @@ def main() -> None:
                 fs.put_file(str(path), f"{bucket}/tokens/{path.name}")
                 path.unlink()
             text = f"{bucket}/tokens/*.bin,{bucket}/tokens/*.npy"
-            compare(bucket, text, Path(scratch), options)
+            storage["bucket"] = compare(bucket, text, Path(scratch), options)
+    content = {"gigabytes": options.gigabytes, "steps": options.steps}
+    packages = "grain", "orbax-checkpoint", "gcsfs"
+    store.write_object(RESULT, content | {"storage": storage}, *packages)
 
 
 if __name__ == "__main__":

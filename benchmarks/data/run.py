@@ -2,8 +2,9 @@
 
     python -m benchmarks.data.run [--gigabytes=2] [--directory=DIR]
 
-Prints tokens a second and unshared memory (USS) for several lengths of windows. Random
-tokens are written first, in 16 shards of three formats.
+Writes tokens a second and unshared memory (USS) for several lengths of windows to
+loader.json in the same folder. Makes random tokens first, in 16 shards of three
+formats.
 """
 
 import argparse
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.common import store
 from examples.lm import data
 
+RESULT = Path(__file__).with_name("loader.json")
 SHARDS, VOCAB_SIZE = 16, 50_257
 
 
@@ -49,7 +52,9 @@ def unshared_bytes() -> int:
     )
 
 
-def measure(pattern: str, sequence_length: int, batch_size: int, seconds: float) -> str:
+def measure(
+    pattern: str, sequence_length: int, batch_size: int, seconds: float
+) -> dict[str, float]:
     source = data.open_source(pattern, sequence_length, VOCAB_SIZE)
     batches = data.train_batches([source], batch_size, seed=0)
     next(batches)
@@ -58,24 +63,33 @@ def measure(pattern: str, sequence_length: int, batch_size: int, seconds: float)
         next(batches)
         n_batches += 1
     rate = n_batches * batch_size * sequence_length / (time.perf_counter() - start)
-    return (
-        f"{batch_size} windows of {sequence_length}: {rate / 1e6:.1f} M tokens/s,"
-        f" {unshared_bytes() / 2**20:.0f} MiB unshared"
-    )
+    return {
+        "sequence_length": sequence_length,
+        "batch_size": batch_size,
+        "tokens_per_second": round(rate),
+        "unshared_bytes": unshared_bytes(),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gigabytes", type=float, default=2.0)
-    parser.add_argument("--directory", default=tempfile.gettempdir())
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flag = parser.add_argument
+    flag("--gigabytes", type=float, default=2.0, help="of token files (%(default)s)")
+    flag("--directory", default=tempfile.gettempdir(), help="for them (%(default)s)")
+    flag("--seconds", type=float, default=10.0, help="of each row (%(default)s)")
     options = parser.parse_args()
-    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+    os.sched_setaffinity(0, [max(os.sched_getaffinity(0))])
+    rows = []
     with tempfile.TemporaryDirectory(dir=options.directory) as scratch:
         n_tokens = int(options.gigabytes * 1e9 / 2)
         pattern = write_shards(Path(scratch, "tokens"), n_tokens, VOCAB_SIZE)
         for sizes in ((256, 64), (2048, 32), (4096, 8)):
-            print(measure(pattern, *sizes, options.seconds), flush=True)
+            rows.append(measure(pattern, *sizes, options.seconds))
+            print(rows[-1], flush=True)
+    content = {"gigabytes": options.gigabytes, "rows": rows}
+    store.write_object(RESULT, content, "grain")
 
 
 if __name__ == "__main__":
