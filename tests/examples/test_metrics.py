@@ -63,14 +63,11 @@ def scalars(file: Path) -> list[tuple[str, int, float]]:
     return found
 
 
-def test_last_value_of_a_metric_is_none_without_one():
-    assert metrics.last([{"step": 1, "loss": 2.5}], "validation_loss") is None
-    assert metrics.last([], "seconds") is None
-
-
 def test_the_plot_of_runs(path):
     path.parent.mkdir(parents=True)
     records = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "validation_loss": 3}]
+    assert metrics.last(records, "loss") == 1.0
+    assert metrics.last(records, "seconds") is None
     plot = path.parent / "loss.png"
     metrics.plot(plot, {"a": records, "empty": []})
     assert plot.read_bytes().startswith(b"\x89PNG")
