@@ -42,9 +42,8 @@ import ember_optax
 from examples.lm import Config, checkpoints, command, distributed, metrics, train
 from examples.lm.config import resolve
 from examples.lm.errors import UserError
-from examples.lm.mesh import use_mesh
 from examples.lm.optimizer import label_roles, table_state_bytes, with_table_optimizer
-from examples.lm.program import cost_report, make_model, make_program, table_rows
+from examples.lm.program import cost_report, make_model, table_rows
 
 NEXT = """
 The same with your own text, and all flags:
@@ -101,15 +100,10 @@ def run(
         earlier[compare_with] = metrics.read(epath.Path(compare_with) / "metrics.jsonl")
         if not earlier[compare_with]:
             raise UserError(f"{compare_with}/metrics.jsonl has no records.")
-    # Check everything for all arms before the first one runs.
     directories = {
         name: checkpoints.open_directory(arm, name) for name, arm in arms.items()
     }
-    with use_mesh(config) as mesh:
-        for arm in arms.values():
-            make_program(arm, mesh)
     text = train.open_text(config)
-    distributed.wait_for_all("everything is checked")
 
     params = nnx.state(nnx.eval_shape(lambda: make_model(config)), nnx.Param)
     rows = table_rows(config)

@@ -203,8 +203,8 @@ def open_directory(config: Config, name: str) -> epath.Path:
         workdir = os.path.abspath(os.path.expanduser(workdir))
     elif config.tensorboard:
         raise UserError("config.tensorboard needs a local or mounted config.workdir.")
-    directory = epath.Path(workdir) / name
     with explained(f"config.workdir {workdir!r} cannot be used"):
+        directory = epath.Path(workdir) / name
         if "://" not in workdir:
             directory.mkdir(parents=True, exist_ok=True)
         files = directory / "checkpoints", directory / "metrics.jsonl"

@@ -107,7 +107,9 @@ def train_batches(
       rows: the rows of a batch that this process needs.
     """
     if not all(isinstance(x, int | float) and 0 < x < np.inf for x in weights):
-        raise UserError(f"data.weights is {weights}, but must be positive numbers.")
+        raise UserError(
+            f"config.data.weights is {weights}, but must be positive numbers."
+        )
     starts = np.cumsum([0, *map(len, sources)])
     if batch_size > starts[-1]:
         raise UserError(

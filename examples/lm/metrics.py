@@ -11,7 +11,7 @@ from etils import epath
 from matplotlib import pyplot as plt
 
 from examples.lm.distributed import is_primary
-from examples.lm.errors import UserError
+from examples.lm.errors import explained
 
 Record = dict[str, float]
 
@@ -24,7 +24,7 @@ class MetricsLog:
 
     def __init__(self, path: epath.Path, step: int = 0, tensorboard: bool = False):
         """Opens the log of a run that continues at a step, and drops later records."""
-        self._path = path
+        self._path, self._is_remote = path, "://" in str(path)
         self.records = [r for r in read(path) if r["step"] <= step] if step else []
         self._n_written, self._board = 0, None
         if tensorboard and is_primary():
@@ -32,39 +32,37 @@ class MetricsLog:
 
             directory = str(path.parent / "tensorboard")
             self._board = SummaryWriter(directory, purge_step=step + 1)
-        self.flush()
+        self.write(everything=True)
 
     def add(self, **record: float) -> None:
         self.records.append(record)
 
-    def write(self) -> None:
-        """Appends the new records, except in a bucket, whose objects cannot grow."""
-        if is_primary() and "://" not in str(self._path):
-            with self._path.open("a") as file:
-                file.write(_lines(self.records[self._n_written :]))
-            self._show()
+    def write(self, everything: bool = False) -> None:
+        """Appends the new records, or replaces the file by one with all of them.
 
-    def flush(self) -> None:
-        """Replaces the file by one with all records: call this before a checkpoint."""
-        if is_primary():
+        Objects in a bucket cannot grow: replace them, before a checkpoint is saved.
+        """
+        if not is_primary() or (self._is_remote and not everything):
+            return
+        new = self.records[self._n_written :]
+        if everything:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             scratch = self._path.parent / "metrics.tmp"
             scratch.write_text(_lines(self.records))
             scratch.replace(self._path)
-            self._show()
-
-    def close(self) -> None:
-        self.flush()
+        else:
+            with self._path.open("a") as file:
+                file.write(_lines(new))
+        self._n_written = len(self.records)
         if self._board:
-            self._board.close()
-
-    def _show(self) -> None:
-        """Sends the new records to TensorBoard."""
-        if self._board:
-            for record in self.records[self._n_written :]:
+            for record in new:
                 for name in record.keys() - {"step", "seconds"}:
                     self._board.add_scalar(name, record[name], int(record["step"]))
-        self._n_written = len(self.records)
+
+    def close(self) -> None:
+        self.write(everything=True)
+        if self._board:
+            self._board.close()
 
 
 def _lines(records: Sequence[Record]) -> str:
@@ -73,17 +71,12 @@ def _lines(records: Sequence[Record]) -> str:
 
 def read(path: epath.Path) -> list[Record]:
     """Returns the records of a log, without a last line that was not finished."""
-    text = path.read_text() if path.exists() else ""
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
     records = []
-    for line in text.split("\n")[:-1]:
-        try:
-            record = json.loads(line)
-            records.append({name: float(value) for name, value in record.items()})
-            records[-1]["step"]  # raises KeyError
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(
-                f"{path} is damaged at {line[:60]!r}: delete it."
-            ) from error
+    with explained(f"{path} is damaged", "Delete it."):
+        for line in lines:
+            record = {name: float(value) for name, value in json.loads(line).items()}
+            records.append({"step": record.pop("step"), **record})
     return records
 
 

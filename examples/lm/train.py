@@ -132,13 +132,13 @@ def train(config: Config, directory: epath.Path, text: Text | None = None) -> Re
                 record(step, "validation_loss", np.mean([float(x) for x in losses]))
             if is_last or step % config.checkpoint_every == 0:
                 read_losses(leave=0)
-                metrics.flush()
+                metrics.write(everything=True)
                 saved.save(step, state, position, run)
             elif step % config.log_every == 0:
                 metrics.write()
         if saved.latest_step != step:  # it was interrupted
             read_losses(leave=0)
-            metrics.flush()
+            metrics.write(everything=True)
             saved.save(step, state, position, run)
 
         sample = None

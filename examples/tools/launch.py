@@ -4,7 +4,7 @@ r"""Runs a program in several processes on this machine, as a pod has several ho
         -m examples.pretrain --config=configs/pretrain_small.py
 
 Each process has its own CPU devices and talks to the others over loopback. The
-arguments of Python follow `--`. Ctrl-C and SIGTERM are passed on.
+arguments of Python follow `--`. Ctrl-C, SIGTERM and SIGHUP are passed on.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main() -> int:
     sizes = options.processes, options.devices
     # In a session of their own they get a terminal's Ctrl-C once, from here.
     with launch(options.arguments, *sizes, start_new_session=True) as started:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda n, _: [p.send_signal(n) for p in started])
         while None in (codes := [process.poll() for process in started]):
             if any(codes):
