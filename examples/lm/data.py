@@ -111,11 +111,6 @@ def train_batches(
             f"config.data.weights is {weights}, but must be positive numbers."
         )
     starts = np.cumsum([0, *map(len, sources)])
-    if batch_size > starts[-1]:
-        raise UserError(
-            f"batch_size is {batch_size}, but the text has only {starts[-1]} windows:"
-            " give more text, or lower --config.batch_size or sequence_length."
-        )
     # Grain permutes numbers of windows. Only the rows of this process are read.
     parts = [
         grain.MapDataset.range(int(start), int(stop)).seed(seed + i).shuffle().repeat()
@@ -143,11 +138,9 @@ def validation_batches(
 
     Files with fewer windows give fewer batches; a single batch repeats windows.
     """
-    order = grain.MapDataset.range(len(source)).seed(0).shuffle()
+    batches = train_batches([source], batch_size, seed=0, rows=rows)
     n_batches = min(n_batches, max(1, len(source) // batch_size))
-    n = min(len(source), n_batches * batch_size)
-    numbers = np.resize(np.array([order[i] for i in range(n)]), (n_batches, batch_size))
-    return [np.stack([source[n] for n in batch[rows]]) for batch in numbers]
+    return [next(batches) for _ in range(n_batches)]
 
 
 def fingerprint(sources: Sequence[Windows]) -> dict[str, object]:

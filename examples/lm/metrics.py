@@ -86,20 +86,18 @@ def last(records: Sequence[Record], name: str) -> float | None:
 
 
 def plot(path: epath.Path, runs: Mapping[str, Sequence[Record]]) -> None:
-    """Draws validation and smoothed training loss of some runs into a PNG."""
+    """Draws the training and validation losses of some runs into a PNG."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for number, (name, records) in enumerate(runs.items()):
-        train = [(r["step"], r["loss"]) for r in records if "loss" in r]
-        held_out = [
-            (r["step"], r["validation_loss"]) for r in records if "validation_loss" in r
-        ]
-        for points, style, alpha, kind in (
-            (_smooth(train), "-", 0.4, "train"),
-            (held_out, "o-", 1.0, "validation"),
-        ):
-            x, y = [p[0] for p in points], [p[1] for p in points]
+        for metric, style, alpha in (("loss", "-", 0.4), ("validation_loss", "o-", 1)):
+            chosen = [record for record in records if metric in record]
             axes.plot(
-                x, y, style, color=f"C{number}", alpha=alpha, label=f"{name}, {kind}"
+                [record["step"] for record in chosen],
+                [record[metric] for record in chosen],
+                style,
+                color=f"C{number}",
+                alpha=alpha,
+                label=f"{name}, {metric.replace('_', ' ')}",
             )
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.legend(frameon=False)
@@ -107,12 +105,3 @@ def plot(path: epath.Path, runs: Mapping[str, Sequence[Record]]) -> None:
     with path.open("wb") as file:
         figure.savefig(file, dpi=150)
     plt.close(figure)
-
-
-def _smooth(points: Sequence[tuple[float, float]], decay: float = 0.9) -> list:
-    """Returns the exponential moving average, debiased as in Adam."""
-    average, smoothed = 0.0, []
-    for n, (step, value) in enumerate(points, start=1):
-        average = decay * average + (1 - decay) * value
-        smoothed.append((step, average / (1 - decay**n)))
-    return smoothed

@@ -44,10 +44,13 @@ def open_text(config: Config) -> Text:
         )
     settings = config.sequence_length, config.data.vocab_size, config.data.dtype
     patterns = path.split(",") if config.data.weights else [path]
-    return Text(
-        [data.open_source(pattern, *settings) for pattern in patterns],
-        data.open_source(held_out, *settings) if held_out else None,
-    )
+    sources = [data.open_source(pattern, *settings) for pattern in patterns]
+    if config.batch_size > (n_windows := sum(map(len, sources))):
+        raise UserError(
+            f"batch_size is {config.batch_size}, but the text has only {n_windows}"
+            " windows: give more text, or lower --config.batch_size or sequence_length."
+        )
+    return Text(sources, data.open_source(held_out, *settings) if held_out else None)
 
 
 def train(config: Config, directory: epath.Path, text: Text | None = None) -> Result:

@@ -201,8 +201,6 @@ def test_globs_follow_links_and_leave_out_directories_and_hidden_files(shards):
 def test_too_few_tokens_and_odd_weights_are_refused(shards):
     assert "no window" in refused(shards / "*", length=1000)
     sources = [source(shards / name) for name in ("olmo.npy", "llmc_16.bin")]
-    with pytest.raises(UserError, match="only 124 windows"):
-        data.train_batches(sources, 125, 0)
     for weights in ((0.0, 1.0), (-1.0, 1.0), ("a", 1.0), (float("nan"), 1.0)):
         with pytest.raises(UserError, match="positive numbers"):
             data.train_batches(sources, 1, 0, weights)

@@ -61,6 +61,7 @@ MISTAKES = {
     "is 17, but the tokenizer": {"data.vocab_size": 17},
     "need a multiple of 2": {"batch_size": 3, "mesh.fsdp": 2},
     "no window of sequence_length 100000": {"sequence_length": 100_000},
+    "the text has only": {"batch_size": 2**20},
     "config.model.heads is 3": {"model.heads": 3},
     "config.model.kv_heads is 4": {"model.kv_heads": 4},
     "config.loss_chunks is 3": {"loss_chunks": 3},
