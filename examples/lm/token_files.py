@@ -15,7 +15,7 @@ from examples.lm.errors import UserError, explained
 
 # Version and dtype of llm.c's files by magic number, for GPT-2 and for Llama 3.
 LLMC = {20240520: (1, "<u2"), 20240801: (7, "<u4")}
-_HEADER_BYTES = 1024
+LLMC_HEADER_BYTES = 1024
 
 
 class TokenFile(NamedTuple):
@@ -78,7 +78,7 @@ def open_file(path: str, size: int, raw: np.dtype) -> TokenFile:
     """
     with explained(f"{path} cannot be read"):
         fs, name = fsspec.url_to_fs(path)
-        head = fs.cat_file(name, 0, min(size, 2 * _HEADER_BYTES))
+        head = fs.cat_file(name, 0, min(size, 2 * LLMC_HEADER_BYTES))
     offset, dtype, count = 0, raw, None
     magic = int.from_bytes(head[:4], "little")
     if head[:6] == b"\x93NUMPY":
@@ -92,10 +92,10 @@ def open_file(path: str, size: int, raw: np.dtype) -> TokenFile:
                 " arrays of integers."
             )
         offset, count = file.tell(), shape[0]
-    elif magic in LLMC and size >= _HEADER_BYTES:
+    elif magic in LLMC and size >= LLMC_HEADER_BYTES:
         known, dtype = LLMC[magic][0], np.dtype(LLMC[magic][1])
         version, count = np.frombuffer(head[4:12], "<i4").tolist()
-        offset = _HEADER_BYTES
+        offset = LLMC_HEADER_BYTES
         if version != known:
             raise UserError(
                 f"{path} has version {version} of llm.c's header, not {known}."

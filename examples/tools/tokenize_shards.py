@@ -26,7 +26,7 @@ import numpy as np
 
 from examples.lm import tokenizer as tokenizer_of
 from examples.lm.errors import UserError, explained, reason
-from examples.lm.token_files import LLMC, find
+from examples.lm.token_files import LLMC, LLMC_HEADER_BYTES, find
 
 _PIECE = 2**20  # characters
 _TRAIN_ON = 2**26  # characters to train a vocabulary on, at most
@@ -104,7 +104,7 @@ def convert(
     encode, _, end_of_text, vocab_size = tokenizer_of.load(tokenizer)
     magic = 20240520 if vocab_size <= 2**16 else 20240801
     version, dtype = LLMC[magic]
-    header, counts = np.zeros(256, "<i4"), {"train": 0, "validation": 0}
+    counts = {"train": 0, "validation": 0}
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory())
         files = {
@@ -112,7 +112,7 @@ def convert(
             for side in counts
         }
         for file in files.values():
-            file.write(header.tobytes())
+            file.write(bytes(LLMC_HEADER_BYTES))
         is_start, side = True, "train"
         for group in _groups(piece for path in paths for piece in pieces(path, field)):
             encoded = encode([text for text, _ in group])
@@ -127,8 +127,7 @@ def convert(
                 counts[side] += len(ids)
         for side, file in files.items():
             file.seek(0)
-            header[:3] = magic, version, counts[side]
-            file.write(header.tobytes())
+            file.write(np.array([magic, version, counts[side]], "<i4").tobytes())
             file.close()
             if counts[side]:
                 _put(file.name, f"{out}/{side}/{name}.bin")
