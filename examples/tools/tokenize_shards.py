@@ -18,6 +18,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -208,10 +209,20 @@ def main() -> None:
     # Several processes would multiply the tokenizer's own threads.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", str(options.workers == 1).lower())
     total = 0
-    with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
-        for name, counts in pool.imap_unordered(job, shards):
-            print(f"{options.out}/*/{name}.bin: {counts} tokens", flush=True)
-            total += sum(counts.values())
+    # Pool of multiprocessing would wait forever for a process that has been killed.
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        explained("Tokenizing failed", "Try fewer --workers if memory was short."),
+        ProcessPoolExecutor(options.workers, spawn) as pool,
+    ):
+        try:
+            for name, counts in pool.map(job, shards):
+                print(f"{options.out}/*/{name}.bin: {counts} tokens", flush=True)
+                total += sum(counts.values())
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
     if not total:
         raise UserError(f"{', '.join(options.files)} have no documents.")
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import sys
 
 import fsspec
@@ -140,6 +141,17 @@ def test_a_corpus_without_documents_is_refused(corpus, tmp_path, monkeypatch):
     arguments = f"--out={tmp_path}/out", f"--tokenizer={corpus}/tokenizer.json"
     with pytest.raises(UserError, match="have no documents"):
         run(monkeypatch, *arguments, "--workers=1", tmp_path / "a.jsonl")
+
+
+def die(*_):
+    os._exit(9)
+
+
+def test_a_killed_process_ends_the_tool(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenize_shards, "convert", die)
+    arguments = f"--out={tmp_path}/out", f"--tokenizer={corpus}/tokenizer.json"
+    with pytest.raises(UserError, match="fewer --workers"):
+        run(monkeypatch, *arguments, "--workers=1", corpus / "a.jsonl")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\0\1"])
