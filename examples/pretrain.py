@@ -30,25 +30,20 @@ once on every host. See docs/pods.md.
 Ctrl-C or SIGTERM saves a checkpoint and ends the run; a second one ends it at once.
 """
 
+import os
+import sys
+
 from absl import flags
 from etils import epath
 from flax import nnx
 from ml_collections import config_flags
 
 import ember_optax
-from examples.lm import (
-    Config,
-    checkpoints,
-    command,
-    distributed,
-    metrics,
-    train,
-)
+from examples.lm import Config, checkpoints, command, distributed, metrics, train
 from examples.lm.config import resolve
 from examples.lm.errors import UserError
-from examples.lm.mesh import use_mesh
 from examples.lm.optimizer import label_roles, table_state_bytes, with_table_optimizer
-from examples.lm.program import cost_report, make_model, make_program, table_rows
+from examples.lm.program import cost_report, make_model, table_rows
 
 NEXT = """
 The same with your own text, and all flags:
@@ -79,10 +74,9 @@ def main() -> None:
         print(cost_report(config))
         return
     distributed.initialize()
-    with distributed.end_at_once_on_error():
-        results = run(config, _COMPARE.value, _COMPARE_WITH.value)
-        if all(result.step >= config.steps for result in results.values()):
-            distributed.log(NEXT.format(python=command.python()))
+    results = run(config, _COMPARE.value, _COMPARE_WITH.value)
+    if all(result.step >= config.steps for result in results.values()):
+        distributed.log(NEXT.format(python=os.path.relpath(sys.executable)))
 
 
 def run(
@@ -99,23 +93,17 @@ def run(
     arms = {config.tables.optimizer: config}
     if compare:
         if config.tables.optimizer == "adam":
-            raise UserError(
-                "--compare adds an arm with adam, which this run is already."
-            )
+            raise UserError("--compare adds an arm with adam, which this run is.")
         arms["adam"] = with_table_optimizer(config, "adam")
-    runs = {}
+    earlier = {}
     if compare_with is not None:
-        runs[compare_with] = metrics.read(epath.Path(compare_with) / "metrics.jsonl")
-        if not runs[compare_with]:
+        earlier[compare_with] = metrics.read(epath.Path(compare_with) / "metrics.jsonl")
+        if not earlier[compare_with]:
             raise UserError(f"{compare_with}/metrics.jsonl has no records.")
     directories = {
         name: checkpoints.open_directory(arm, name) for name, arm in arms.items()
     }
-    with use_mesh(config) as mesh:  # raises for all arms before the first one runs
-        for arm in arms.values():
-            make_program(arm, mesh)
     text = train.open_text(config)
-    distributed.wait_for_all("everything is checked")
 
     params = nnx.state(nnx.eval_shape(lambda: make_model(config)), nnx.Param)
     rows = table_rows(config)
@@ -125,15 +113,15 @@ def run(
 
     results = {}
     for name, arm in arms.items():
-        results[name] = train.train(arm, directories[name], text)
-        if results[name].step < config.steps:
+        results[name] = result = train.train(arm, directories[name], text)
+        if result.step < config.steps:
             log(
-                f"\nInterrupted at step {results[name].step}; a checkpoint is saved."
-                " To continue, repeat the command with --config.resume"
+                f"\nInterrupted at step {result.step}; a checkpoint is saved. To"
+                " continue, repeat the command with --config.resume"
             )
             return results
 
-    runs = {name: result.records for name, result in results.items()} | runs
+    runs = {name: result.records for name, result in results.items()} | earlier
     plot = directories[config.tables.optimizer].parent / "loss.png"
     if distributed.is_primary():
         metrics.plot(plot, runs)
@@ -145,11 +133,12 @@ def run(
             state = table_state_bytes(arms[name], params, rows)
             cells = f"{f'{state:,} bytes':>20}{results[name].seconds:>7.0f} s"
         log(f"{name:<{width}}{'-' if loss is None else f'{loss:.4f}':>16}{cells}")
-    samples = {name: r.sample for name, r in results.items() if r.sample}
-    for prompt, _ in [*samples.values()][:1]:  # the text is the same for all
-        log(f"\n--- A text ---\n{prompt}")
-    for name, (_, continuation) in samples.items():
-        log(f"\n--- {name} continues ---\n{continuation}")
+    for name, result in results.items():
+        if result.sample:
+            prompt, continuation = result.sample
+            if name == config.tables.optimizer:  # all arms continue the same text
+                log(f"\n--- A text ---\n{prompt}")
+            log(f"\n--- {name} continues ---\n{continuation}")
     log(f"\nLoss plot: {plot}")
     return results
 

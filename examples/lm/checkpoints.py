@@ -17,7 +17,7 @@ from etils import epath
 from examples.lm import Config
 from examples.lm.config import flat
 from examples.lm.distributed import is_primary, log, wait_for_all
-from examples.lm.errors import UserError
+from examples.lm.errors import UserError, explained, reason
 
 _MAY_CHANGE = (
     "accumulate_steps axis_rules checkpoint_every cost_report_topology data.path"
@@ -67,23 +67,15 @@ class Checkpoints:
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         """Waits for the last checkpoint to be complete."""
-        if error:  # which says more than an unfinished checkpoint
-            with contextlib.suppress(Exception):
-                self._manager.close()
-            return
-        with self._explained():
+        # An earlier error says more than an unfinished checkpoint.
+        with contextlib.suppress(Exception) if error else self._explained():
             self._manager.close()
 
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # from any storage
-            reason = str(error).partition("\n")[0] or repr(error)
-            raise UserError(
-                f"No checkpoint can be written to {self._directory}: {reason:.300}. The"
-                " last complete one remains."
-            ) from error
+    def _explained(self) -> contextlib.AbstractContextManager:
+        return explained(
+            f"No checkpoint can be written to {self._directory}",
+            "The last complete one remains.",
+        )
 
     @property
     def latest_step(self) -> int | None:
@@ -98,11 +90,13 @@ class Checkpoints:
         sums, is_finite = _inspect(state)
         if not is_finite:
             raise diverged(step, "a parameter or its optimizer state is not finite")
+        facts = {
+            "position": position,
+            "run": run,
+            "checksums": np.asarray(sums).tolist(),
+        }
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            data=ocp.args.JsonSave(position),
-            run=ocp.args.JsonSave(run),
-            checksums=ocp.args.JsonSave(np.asarray(sums).tolist()),
+            state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts)
         )
         with self._explained():  # also errors of the checkpoint before
             self._manager.save(step, args=items, force=True)
@@ -120,39 +114,30 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             try:
-                items = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        data=ocp.args.JsonRestore(),
-                        run=ocp.args.JsonRestore(),
-                        checksums=ocp.args.JsonRestore(),
-                    ),
-                )
+                facts = self._read(step, "facts", ocp.args.JsonRestore())
                 if run is not None:
-                    _check_same(items["run"], run, f"{self._directory}/{step}")
-                only_state = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-                state = self._manager.restore(step, args=only_state)["state"]
-                if np.asarray(_inspect(state)[0]).tolist() == items["checksums"]:
-                    return Checkpoint(step, state, items["data"])
-                reason = "its checksums differ"
-            except UserError:
-                raise
+                    _check_same(facts["run"], run, f"{self._directory}/{step}")
+                state = self._read(step, "state", ocp.args.StandardRestore(target))
+                if np.asarray(_inspect(state)[0]).tolist() == facts["checksums"]:
+                    return Checkpoint(step, state, facts["position"])
+                why = "its checksums differ"
+            except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+                raise  # the checkpoint is not to blame
             except Exception as error:  # from any storage, and from damaged files
-                reason = str(error).splitlines()[0][:200] if str(error) else repr(error)
-            self._set_aside(step, reason)
+                why = reason(error)
+            self._set_aside(step, why)
         if steps:
             raise UserError(f"{self._directory} has no checkpoint that can be read.")
         return None
 
-    def config(self, step: int) -> dict[str, Any]:
-        """Returns the identity of the run that wrote a checkpoint."""
-        run = ocp.args.Composite(run=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=run)["run"]
+    def _read(self, step: int, name: str, args: Any) -> Any:
+        items = ocp.args.Composite(**{name: args})
+        return self._manager.restore(step, args=items)[name]
 
-    def _set_aside(self, step: int, reason: str) -> None:
+    def _set_aside(self, step: int, why: str) -> None:
         """Moves a damaged checkpoint away, so that its step can be saved again."""
         target = self._directory.parent / f"damaged_{step}"
-        log(f"Checkpoint {step} is damaged ({reason}). It is now {target}.")
+        log(f"Checkpoint {step} is damaged ({why}). It is now {target}.")
         wait_for_all("damaged checkpoint was seen")
         if is_primary():
             if target.exists():
@@ -177,10 +162,8 @@ def _inspect(state: Any) -> tuple[jax.Array, jax.Array]:
         return bits.sum(dtype=jnp.uint32)
 
     leaves = jax.tree.leaves(state)
-    finite = [
-        jnp.isfinite(x).all() for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)
-    ]
-    return jnp.stack([add_up(x) for x in leaves]), jnp.stack(finite).all()
+    is_finite = [jnp.isfinite(x).all() for x in leaves]
+    return jnp.stack([add_up(x) for x in leaves]), jnp.stack(is_finite).all()
 
 
 def diverged(step: int, cause: str) -> UserError:
@@ -220,17 +203,12 @@ def open_directory(config: Config, name: str) -> epath.Path:
         workdir = os.path.abspath(os.path.expanduser(workdir))
     elif config.tensorboard:
         raise UserError("config.tensorboard needs a local or mounted config.workdir.")
-    directory = epath.Path(workdir) / name
-    try:
-        is_used = any(
-            (directory / x).exists() for x in ("checkpoints", "metrics.jsonl")
-        )
+    with explained(f"config.workdir {workdir!r} cannot be used"):
+        directory = epath.Path(workdir) / name
         if "://" not in workdir:
             directory.mkdir(parents=True, exist_ok=True)
-    except Exception as error:  # from any storage
-        raise UserError(
-            f"config.workdir {workdir!r} cannot be used: {error}"
-        ) from error
+        files = directory / "checkpoints", directory / "metrics.jsonl"
+        is_used = any(file.exists() for file in files)
     if is_used and not (config.resume or config.overwrite):
         raise UserError(
             f"{directory} contains a run: add --config.resume to continue it or"

@@ -3,6 +3,7 @@
 import logging as standard_logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
 import jax
@@ -14,7 +15,7 @@ from examples.lm.errors import UserError
 def start(main: Callable[[], None]) -> None:
     """Parses the flags, `--config` among them, and runs a program.
 
-    A mistake of its user ends it with exit code 1.
+    A mistake of its user ends it with a line and exit code 1.
     """
 
     def checked(argv: list[str]) -> None:
@@ -26,23 +27,28 @@ def start(main: Callable[[], None]) -> None:
         try:
             main()
         except Exception as error:
-            if (text := explain(error)) is None:
-                raise
-            sys.exit(f"\n{text}")
+            text = _explain(error) or traceback.format_exc()
+            print(f"\n{text}", file=sys.stderr, flush=True)
+            if jax.distributed.is_initialized():
+                # At a regular exit this process would wait for the others, which wait
+                # for its part of a step. The launcher or the cluster ends them.
+                os._exit(1)
+            sys.exit(1)
 
     app.run(checked, flags_parser=_parse)
 
 
-def explain(error: Exception) -> str | None:
+def _explain(error: Exception) -> str | None:
     """Makes the message for the user; None if the error is a fault of the program."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
         return f"{error.filename or 'The storage'}: {error.strerror or error}."
-    out_of_memory = isinstance(error, jax.errors.JaxRuntimeError) and any(
-        words in str(error) for words in ("RESOURCE_EXHAUSTED", "Out of memory")
-    )
-    if out_of_memory or isinstance(error, MemoryError):
+    words = "RESOURCE_EXHAUSTED", "Out of memory"
+    if isinstance(error, MemoryError) or (
+        isinstance(error, jax.errors.JaxRuntimeError)
+        and any(word in str(error) for word in words)
+    ):
         return (
             f"Out of memory: {str(error).splitlines()[0]:.200} Lower"
             " --config.batch_size or the size of the model, raise"
@@ -50,12 +56,6 @@ def explain(error: Exception) -> str | None:
             " --config.model.remat=full."
         )
     return None
-
-
-def python() -> str:
-    """Returns this Python, as short as a shell needs it here."""
-    relative = os.path.relpath(sys.executable)
-    return sys.executable if relative.startswith("..") else relative
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -70,8 +70,7 @@ def _parse(argv: list[str]) -> list[str]:
             # ml_collections gives the unknown field and a similar one.
             field, _, hint = error.args[0].args[0].partition("\n")
             sys.exit(f"The config has no field {field}. {hint}".strip())
-        first = error
-        while cause := first.__cause__ or first.__context__:
-            first = cause
-        reason = str(first).splitlines()[-1].strip()
-        sys.exit(f"The config file cannot be read: {type(first).__name__}: {reason}")
+        while cause := error.__cause__ or error.__context__:
+            error = cause
+        why = str(error).splitlines()[-1].strip()
+        sys.exit(f"The config file cannot be read: {type(error).__name__}: {why}")

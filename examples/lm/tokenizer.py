@@ -6,7 +6,7 @@ from typing import NamedTuple
 import fsspec
 import numpy as np
 
-from examples.lm.errors import UserError
+from examples.lm.errors import UserError, explained
 
 END_OF_TEXT = "<|endoftext|>"
 _ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
@@ -23,22 +23,16 @@ def load(path: str) -> Tokenizer:
     """Reads a tokenizer from a disk or a bucket.
 
     Raises:
-      UserError: the file cannot be read, is not a tokenizer, or has no token for the
-        end of a text.
+      UserError: the file is not a tokenizer, or has no token for the end of a text.
     """
-    try:
+    advice = (
+        "Give a tokenizer.json or a SentencePiece .model."
+        " examples.tools.tokenize_shards can train one."
+    )
+    with explained(f"{path} cannot be read as a tokenizer", advice):
         fs, name = fsspec.url_to_fs(path)
-        content = fs.cat_file(name)
-        tokenizer = (_sentencepiece if path.endswith(".model") else _huggingface)(
-            content
-        )
-    except ImportError:
-        raise
-    except Exception as error:  # of any storage, and of both libraries
-        raise UserError(
-            f"{path} cannot be read as a tokenizer ({error!r}): give a tokenizer.json"
-            " or a SentencePiece .model. examples.tools.tokenize_shards can train one."
-        ) from error
+        make = _sentencepiece if path.endswith(".model") else _huggingface
+        tokenizer = make(fs.cat_file(name))
     if tokenizer.end_of_text < 0:
         raise UserError(
             f"{path} has no token for the end of a text: it needs one of"
@@ -50,14 +44,13 @@ def load(path: str) -> Tokenizer:
 def _huggingface(content: bytes) -> Tokenizer:
     from tokenizers import Tokenizer as HuggingFace
 
-    tokenizer = HuggingFace.from_str(content.decode())
-    ids = tokenizer.get_vocab(with_added_tokens=True)
+    model = HuggingFace.from_str(content.decode())
+    ids = model.get_vocab(with_added_tokens=True)
     return Tokenizer(
         lambda texts: [
-            encoding.ids
-            for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            x.ids for x in model.encode_batch_fast(texts, add_special_tokens=False)
         ],
-        lambda tokens: tokenizer.decode(np.asarray(tokens).tolist()),
+        lambda tokens: model.decode(np.asarray(tokens).tolist()),
         next((ids[end] for end in _ENDS if end in ids), -1),
         max(ids.values()) + 1,  # some have gaps
     )

@@ -15,14 +15,12 @@ from absl import flags
 from ml_collections import config_flags
 
 import ember_optax
-from examples.lm import Config, checkpoints, data
-from examples.lm.command import start
+from examples.lm import Config, checkpoints, command, data, train
 from examples.lm.config import resolve
 from examples.lm.errors import UserError
 from examples.lm.mesh import use_mesh
 from examples.lm.optimizer import with_table_optimizer
 from examples.lm.program import State, make_optimizer, make_program, table_rows
-from examples.lm.train import open_text
 
 _OTHER = {"adam": "ember", "ember": "adam"}
 
@@ -39,32 +37,28 @@ def convert(config: Config, to: str) -> int:
     old_config = with_table_optimizer(config, _OTHER[to])
     config.tables.optimizer = to
     src, dst = (checkpoints.open_directory(config, name) for name in (_OTHER[to], to))
-    text = data.fingerprint(open_text(config).train)
-    old = None
-    with use_mesh(config) as mesh:
-        if (src / "checkpoints").exists():
-            with checkpoints.Checkpoints(src / "checkpoints", 100) as saved:
-                target = make_program(old_config, mesh).state
-                old = saved.restore(target, None)
-        if old is None:
+    run = checkpoints.identity(config, data.fingerprint(train.open_text(config).train))
+    with (
+        use_mesh(config) as mesh,
+        checkpoints.locked(dst, overwrite=False),
+        checkpoints.Checkpoints(src / "checkpoints", 100) as old,
+        checkpoints.Checkpoints(dst / "checkpoints", 1) as new,
+    ):
+        if new.latest_step is not None:
+            raise UserError(f"{dst} has checkpoints already: delete it.")
+        restored = old.restore(make_program(old_config, mesh).state, None)
+        if restored is None:
             raise UserError(f"{src} has no checkpoint: give the --config.workdir.")
         tables = config.tables if to == "adam" else old_config.tables
         b2 = tables.defaults.adam.b2 if tables.b2 is None else tables.b2
         move = ember_optax.from_adam if to == "ember" else ember_optax.to_adam
         tx = make_optimizer(config, table_rows(config))
-        params, opt_state = old.state
+        params, opt_state = restored.state
         state = State(params, move(opt_state, tx, params, adam_b2=b2))
-        with (
-            checkpoints.locked(dst, overwrite=False),
-            checkpoints.Checkpoints(dst / "checkpoints", 1) as saved,
-        ):
-            if saved.latest_step is not None:
-                raise UserError(f"{dst} has checkpoints already: delete it.")
-            run = checkpoints.identity(config, text)
-            saved.save(old.step, state, old.position, run)
+        new.save(restored.step, state, restored.position, run)
     if (src / "metrics.jsonl").exists():
         (src / "metrics.jsonl").copy(dst / "metrics.jsonl", overwrite=True)
-    return old.step
+    return restored.step
 
 
 def main() -> None:
@@ -76,4 +70,4 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", help_string="File with the config.")
     flags.mark_flag_as_required("config")
     flags.DEFINE_enum("to", "ember", list(_OTHER), "Optimizer of the tables.")
-    start(main)
+    command.start(main)

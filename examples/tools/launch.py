@@ -4,7 +4,7 @@ r"""Runs a program in several processes on this machine, as a pod has several ho
         -m examples.pretrain --config=configs/pretrain_small.py
 
 Each process has its own CPU devices and talks to the others over loopback. The
-arguments of Python follow `--`. Ctrl-C and SIGTERM are passed on.
+arguments of Python follow `--`. Ctrl-C, SIGTERM and SIGHUP are passed on.
 """
 
 import argparse
@@ -14,14 +14,14 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 
 @contextlib.contextmanager
 def launch(
-    arguments: Sequence[str], processes: int, devices: int, **popen: object
+    arguments: Sequence[str], processes: int, devices: int, **popen: Any
 ) -> Iterator[list[subprocess.Popen]]:
     """Starts processes that find each other, and kills those that are alive at the end.
 
@@ -31,38 +31,27 @@ def launch(
       devices: number of CPU devices of each.
       **popen: passed on to `subprocess.Popen`.
     """
-    flags = f"--xla_force_host_platform_device_count={devices}"
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    started = []
-    try:
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": str(processes),
+    }
+    with contextlib.ExitStack() as stack:
+        started = []
         for index in range(processes):
-            environment = os.environ | {
-                "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": flags,
-                "JAX_COORDINATOR_ADDRESS": address,
-                "JAX_NUM_PROCESSES": str(processes),
-                "JAX_PROCESS_ID": str(index),
-            }
-            command = [sys.executable, *arguments]
-            started.append(subprocess.Popen(command, env=environment, **popen))  # pyright: ignore[reportArgumentType, reportCallIssue]
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                env=environment | {"JAX_PROCESS_ID": str(index)},
+                **popen,
+            )
+            stack.enter_context(process)  # waits for it
+            stack.callback(process.kill)
+            started.append(process)
         yield started
-    finally:
-        for process in started:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-
-
-def wait(started: Sequence[subprocess.Popen]) -> int:
-    """Waits for all processes, or for the first that fails; returns its exit code."""
-    while True:
-        codes = [process.poll() for process in started]
-        failed = [code for code in codes if code]
-        if failed or None not in codes:
-            return failed[0] if failed else 0
-        time.sleep(0.1)
 
 
 def main() -> int:
@@ -75,22 +64,15 @@ def main() -> int:
     flag("arguments", nargs="+", help="arguments of Python, after --")
     options = parser.parse_args()
     sizes = options.processes, options.devices
-    with launch(options.arguments, *sizes, stdout=subprocess.PIPE) as started:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(
-                number, lambda n, _: [process.send_signal(n) for process in started]
-            )
-        for process in started:
-            threading.Thread(target=_pass_on, args=(process,)).start()
-        return wait(started)
-
-
-def _pass_on(process: subprocess.Popen) -> None:
-    """Prints the output of a process without Gloo's report of each connection."""
-    for line in process.stdout or ():
-        if not line.startswith(b"[Gloo]"):
-            sys.stdout.buffer.write(line)
-            sys.stdout.flush()
+    # In a session of their own they get a terminal's Ctrl-C once, from here.
+    with launch(options.arguments, *sizes, start_new_session=True) as started:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda n, _: [p.send_signal(n) for p in started])
+        while None in (codes := [process.poll() for process in started]):
+            if any(codes):
+                break  # the others would wait for the one that has failed
+            time.sleep(0.1)
+        return next(filter(None, codes), 0)
 
 
 if __name__ == "__main__":

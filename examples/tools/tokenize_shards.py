@@ -18,6 +18,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -25,36 +26,38 @@ import fsspec
 import numpy as np
 
 from examples.lm import tokenizer as tokenizer_of
-from examples.lm.errors import UserError
+from examples.lm.errors import UserError, explained, reason
+from examples.lm.token_files import LLMC, LLMC_HEADER_BYTES, find
 
 _PIECE = 2**20  # characters
 _TRAIN_ON = 2**26  # characters to train a vocabulary on, at most
 
-Piece = tuple[str, bool]  # text, and whether its document ends here
+Piece = tuple[str, bool]  # text, and True at the end of its document
 
 
 def pieces(path: str, field: str) -> Iterator[Piece]:
     """Yields the documents of a file.
 
     Raises:
-      UserError: the file cannot be read as what its name says.
+      UserError: the file, or one of its documents, cannot be read.
     """
     number = 0
     try:
-        for piece in _read(path, field):
-            yield piece
-            number += 1
-    except ImportError:
-        raise
+        for text, is_end in _read(path, field):
+            if not isinstance(text, str):
+                raise ValueError(f"field {field!r} is {text!r:.40}, not a text")
+            text.encode()  # raises if it is not Unicode
+            yield text, is_end
+            number += is_end
     except Exception as error:  # from any storage and format
         raise UserError(
-            f"{path} cannot be read after {number} documents: {error!r}"
+            f"{path} cannot be read after {number} documents: {reason(error)}"
         ) from error
 
 
-def _read(path: str, field: str) -> Iterator[Piece]:
-    name = path.removesuffix(".gz")
-    compression = "gzip" if name != path else None
+def _read(path: str, field: str) -> Iterator[tuple[Any, bool]]:
+    name = path.lower().removesuffix(".gz")
+    compression = "gzip" if path.lower().endswith(".gz") else None
     with fsspec.open(path, "rb", compression=compression) as opened:
         file: Any = opened
         if name.endswith(".parquet"):
@@ -63,9 +66,8 @@ def _read(path: str, field: str) -> Iterator[Piece]:
             for batch in parquet.ParquetFile(file).iter_batches(64, columns=[field]):
                 yield from ((text, True) for text in batch[field].to_pylist())
         elif name.endswith(".jsonl"):
-            yield from (
-                (json.loads(line)[field], True) for line in file if line.strip()
-            )
+            for line in filter(bytes.strip, file):
+                yield json.loads(line).get(field), True
         else:
             decoder, text = codecs.getincrementaldecoder("utf-8-sig")(), ""
             while block := file.read(_PIECE):
@@ -99,52 +101,53 @@ def convert(
 
     A document's hash decides whether it is for validation, independently of its file.
     """
-    name, files = shard
+    name, paths = shard
     encode, _, end_of_text, vocab_size = tokenizer_of.load(tokenizer)
-    dtype, magic = ("<u2", 20240520) if vocab_size <= 2**16 else ("<u4", 20240801)
-    header, counts = np.zeros(256, "<i4"), {}
+    magic = 20240520 if vocab_size <= 2**16 else 20240801
+    version, dtype = LLMC[magic]
+    counts = {"train": 0, "validation": 0}
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory())
-        sides = {
-            kind: stack.enter_context(open(f"{scratch}/{kind}", "wb"))
-            for kind in ("train", "validation")
+        files = {
+            side: stack.enter_context(open(f"{scratch}/{side}", "wb"))
+            for side in counts
         }
-        for file in sides.values():
-            file.write(header.tobytes())
-        is_start, kind = True, "train"
-        for group in _groups(piece for path in files for piece in pieces(path, field)):
+        for file in files.values():
+            file.write(bytes(LLMC_HEADER_BYTES))
+        is_start, side = True, "train"
+        for group in _groups(piece for path in paths for piece in pieces(path, field)):
             encoded = encode([text for text, _ in group])
             for (text, is_end), ids in zip(group, encoded, strict=True):
                 if is_start:
                     digest = hashlib.md5(text.encode()).digest()
                     is_held_out = int.from_bytes(digest[:4], "big") < validation * 2**32
-                    kind = "validation" if is_held_out else "train"
+                    side = "validation" if is_held_out else "train"
                 is_start = is_end
                 ids = [*ids, end_of_text] if is_end else ids
-                sides[kind].write(np.array(ids, dtype).tobytes())
-        for kind, file in sides.items():
-            counts[kind] = (file.tell() - header.nbytes) // np.dtype(dtype).itemsize
-            header[:3] = magic, 1, counts[kind]
+                files[side].write(np.array(ids, dtype).tobytes())
+                counts[side] += len(ids)
+        for side, file in files.items():
             file.seek(0)
-            file.write(header.tobytes())
-            file.flush()
-            if counts[kind]:
-                _put(file.name, f"{out}/{kind}/{name}.bin")
+            file.write(np.array([magic, version, counts[side]], "<i4").tobytes())
+            file.close()
+            if counts[side]:
+                _put(file.name, f"{out}/{side}/{name}.bin")
     return name, counts
 
 
 def _put(source: str, target: str) -> None:
     """Copies a finished file. Its name appears only with all of its content."""
-    fs, path = fsspec.url_to_fs(target)
-    if "://" in target:
-        fs.put_file(source, path)
-        return
-    fs.makedirs(os.path.dirname(path), exist_ok=True)
-    fs.put_file(source, path + ".part")
-    os.replace(path + ".part", path)
+    with explained(f"{target} cannot be written"):
+        fs, path = fsspec.url_to_fs(target)
+        if "://" in target:
+            fs.put_file(source, path)
+            return
+        fs.makedirs(os.path.dirname(path), exist_ok=True)
+        fs.put_file(source, path + ".part")
+        os.replace(path + ".part", path)
 
 
-def train_vocabulary(texts: Iterator[str], vocab_size: int) -> str:
+def train_vocabulary(texts: Iterable[str], vocab_size: int) -> str:
     """Returns a byte-level BPE tokenizer as JSON."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -161,22 +164,13 @@ def train_vocabulary(texts: Iterator[str], vocab_size: int) -> str:
     return tokenizer.to_str()
 
 
-def _first(files: list[str], field: str) -> Iterator[str]:
+def _first(paths: list[str], field: str) -> Iterator[str]:
     size = 0
-    for path in files:
+    for path in paths:
         for text, _ in pieces(path, field):
             yield text
             if (size := size + len(text)) > _TRAIN_ON:
                 return
-
-
-def find(pattern: str) -> list[str]:
-    """Returns the files that a path or glob names."""
-    fs, path = fsspec.url_to_fs(pattern)
-    names = [path] if fs.isfile(path) else sorted(filter(fs.isfile, fs.glob(path)))
-    if not names:
-        raise UserError(f"{pattern!r} names no file.")
-    return list(map(fs.unstrip_protocol, names)) if "://" in pattern else names
 
 
 def main() -> None:
@@ -189,39 +183,52 @@ def main() -> None:
     flag("--tokenizer", help="tokenizer.json or SentencePiece .model")
     flag("--train_vocab", type=int, help="train a BPE of this size: OUT/tokenizer.json")
     flag("--field", default="text", help="name of the field (%(default)s)")
-    flag(
-        "--validation",
-        type=float,
-        default=0,
-        help="share of documents for OUT/validation",
-    )
+    flag("--validation", type=float, default=0, help="share of the documents (0)")
     flag("--shards", type=int, default=64, help="at most (%(default)s)")
     flag("--workers", type=int, default=os.cpu_count(), help="processes (%(default)s)")
     options = parser.parse_args()
     if bool(options.tokenizer) == bool(options.train_vocab):
         parser.error("give one of --tokenizer and --train_vocab")
-    fs, out = fsspec.url_to_fs(options.out)
-    if fs.exists(f"{out}/train"):
-        raise UserError(f"{options.out}/train exists: delete it or give another --out.")
-    files = list(dict.fromkeys(path for x in options.files for path in find(x)))
+    if min(options.shards, options.workers) < 1 or not 0 <= options.validation < 1:
+        parser.error("--shards and --workers are from 1, --validation from 0 below 1")
+    with explained(f"{options.out} cannot be used"):
+        fs, out = fsspec.url_to_fs(options.out)
+        if fs.exists(f"{out}/train"):
+            raise UserError(f"{out}/train exists: delete it or give another --out.")
+    files = [*dict.fromkeys(path for x in options.files for path, _ in find(x))]
     tokenizer = options.tokenizer or f"{options.out}/tokenizer.json"
     if options.train_vocab:
         vocabulary = train_vocabulary(_first(files, options.field), options.train_vocab)
-        fs.makedirs(out, exist_ok=True)
-        fs.pipe_file(f"{out}/tokenizer.json", vocabulary.encode())
+        with explained(f"{tokenizer} cannot be written"):
+            fs.makedirs(out, exist_ok=True)
+            fs.pipe_file(f"{out}/tokenizer.json", vocabulary.encode())
     tokenizer_of.load(tokenizer)  # one error here instead of one in each process
     n = min(len(files), options.shards)
     shards = [(f"{i:05}", files[i::n]) for i in range(n)]
     job = partial(convert, tokenizer, options.field, options.validation, options.out)
     # Several processes would multiply the tokenizer's own threads.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", str(options.workers == 1).lower())
-    with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
-        for name, counts in pool.imap_unordered(job, shards):
-            print(f"{options.out}/*/{name}.bin: {counts} tokens", flush=True)
+    total = 0
+    # Pool of multiprocessing would wait forever for a process that has been killed.
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        explained("Tokenizing failed", "Try fewer --workers if memory was short."),
+        ProcessPoolExecutor(options.workers, spawn) as pool,
+    ):
+        try:
+            for name, counts in pool.map(job, shards):
+                print(f"{options.out}/*/{name}.bin: {counts} tokens", flush=True)
+                total += sum(counts.values())
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+    if not total:
+        raise UserError(f"{', '.join(options.files)} have no documents.")
 
 
 if __name__ == "__main__":
     try:
         main()
-    except UserError as error:
+    except (UserError, OSError) as error:
         sys.exit(str(error))

@@ -1,4 +1,4 @@
-"""Tests for examples/lm/data.py."""
+"""Tests for examples/lm/data.py and examples/lm/token_files.py."""
 
 import functools
 import os
@@ -14,11 +14,11 @@ from examples.lm.errors import UserError
 IDS = np.arange(1000, dtype=np.int64) * 7 % 300
 
 
-def write_llmc(path, ids, dtype="<u2", count=None, magic=None):
+def write_llmc(path, ids, dtype="<u2", count=None, magic=None, version=None):
     header = np.zeros(256, "<i4")
-    header[:3] = magic or (20240520 if dtype == "<u2" else 20240801), 1, len(ids)
-    if count is not None:
-        header[2] = count
+    known = (20240520, 1) if dtype == "<u2" else (20240801, 7)
+    header[:2] = magic or known[0], version or known[1]
+    header[2] = len(ids) if count is None else count
     path.write_bytes(header.tobytes() + ids.astype(dtype).tobytes())
 
 
@@ -49,20 +49,14 @@ def source(path, length=16, vocab_size=300, **settings):
     return data.open_source(str(path), length, vocab_size, **settings)
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", [*WRITERS, "raw_32.bin"])
 def test_every_format_reads_the_same(tmp_path, name):
-    WRITERS[name](tmp_path / name, IDS)
-    windows = source(tmp_path / name)
+    write = WRITERS.get(name, functools.partial(write_raw, dtype="<u4"))
+    write(tmp_path / name, IDS)
+    windows = source(tmp_path / name, dtype="uint32" if name == "raw_32.bin" else None)
     assert len(windows) == 62
     for i in (0, 17, 61):
         np.testing.assert_array_equal(windows[i], IDS[16 * i : 16 * i + 17])
-
-
-def test_raw_files_take_the_dtype_of_the_config(tmp_path):
-    write_raw(tmp_path / "a.bin", IDS, "<u4")
-    windows = source(tmp_path / "a.bin", dtype="uint32")
-    np.testing.assert_array_equal(windows[3], IDS[48:65])
-    assert len(source(tmp_path / "a.bin", vocab_size=70_000)) == 62  # uint32 by default
 
 
 def test_windows_are_numbered_over_all_files(shards):
@@ -92,7 +86,7 @@ def test_an_epoch_has_every_window_once(shards):
     assert (epochs[0] != epochs[1]).any()
 
 
-@pytest.mark.parametrize("weights", [None, [3.0, 1.0]])
+@pytest.mark.parametrize("weights", [(), (3.0, 1.0)])
 def test_processes_share_the_batches_and_their_position(shards, weights):
     sources = [source(shards / "llmc_16.bin"), source(shards / "numpy_64.npy")]
 
@@ -152,17 +146,19 @@ BROKEN = {
     "odd": lambda p: os.truncate(p, 1501),
     "longer": lambda p: p.write_bytes(p.read_bytes() + b"12"),
     "empty": lambda p: os.truncate(p, 0),
-    "header_only": lambda p: os.truncate(p, 1024),
     "lying": lambda p: write_llmc(p, IDS, count=999),
+    "zero": lambda p: write_llmc(p, IDS, count=0),
     "negative": lambda p: write_llmc(p, IDS, count=-1),
     "no_tokens": lambda p: write_llmc(p, IDS[:0]),
     "wrong_width": lambda p: write_llmc(p, IDS, "<u2", magic=20240801),
-    "matrix": lambda p: save(p, IDS.reshape(10, 100)),
+    "wrong_version": lambda p: write_llmc(p, IDS, version=2),
+    "matrix": lambda p: save(p, np.asfortranarray(IDS.reshape(10, 100))),
     "floats": lambda p: save(p, IDS * 0.5),
     "numpy_cut": lambda p: (save(p, IDS), os.truncate(p, 400)),
     "numpy_header": lambda p: p.write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr': 3"),
-    "version": lambda p: p.write_bytes(b"\x93NUMPY\x09\x09" + bytes(200)),
+    "numpy_version": lambda p: p.write_bytes(b"\x93NUMPY\x09\x09" + bytes(200)),
     "objects": lambda p: save(p, np.array([[], 1], object)),
+    "dangling": lambda p: (p.unlink(), p.symlink_to("none")),
 }
 
 
@@ -173,56 +169,53 @@ def test_a_broken_shard_is_refused_by_name(shards, name):
     assert str(path) in refused(shards / "*")
 
 
-@pytest.mark.parametrize("end", ["none.bin", "x/*.bin", "", "[", "**/none", "a\0b"])
-def test_patterns_without_files_are_refused(shards, end):
-    assert "data path" in refused(f"{shards}/{end}") or "read" in refused(
-        f"{shards}/{end}"
-    )
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        *((end, "names no file") for end in ("none.bin", "x/*.bin", "", "[", "**/no")),
+        ("*.bin,,", "'' names no file"),
+        ("a\0b", "names no file"),
+        ("*.bin,{}/llmc_16.bin", "twice"),
+        ("*.bin,{}/../{}/llmc_16.bin", "twice"),
+        ("*.bin,s3://bucket/x", "s3fs"),
+        ("*.bin,unknown://x", "cannot be read"),
+    ],
+)
+def test_odd_patterns_are_refused(shards, pattern, words):
+    pattern = pattern.replace("{}", str(shards), 1).replace("{}", shards.name)
+    assert words in refused(f"{shards}/{pattern}")
 
 
-def test_a_file_that_is_named_twice_is_refused(shards):
-    assert "twice" in refused(f"{shards}/*.bin,{shards}/llmc_16.bin")
+def test_globs_follow_links_and_leave_out_directories_and_hidden_files(shards):
+    (shards / "deep [1]").mkdir()
+    write_llmc(shards / "deep [1]" / "a[1]*.bin", IDS)
+    write_llmc(shards / ".hidden.bin", IDS)
+    (shards / "link.bin").symlink_to(shards / "deep [1]" / "a[1]*.bin")
+    (shards / "directory.bin").mkdir()
+    names = [os.path.basename(x.path) for x in source(f"{shards}/[dl]*.bin").files]
+    assert names == ["link.bin", "llmc_16.bin", "llmc_32.bin"]
+    assert len(source(f"{shards}/deep [1]/a[1]*.bin")) == 62
+    assert "twice" in refused(f"{shards}/**")
 
 
-def test_a_name_may_look_like_a_glob(tmp_path):
-    write_llmc(tmp_path / "a[1]*.bin", IDS)
-    assert len(source(tmp_path / "a[1]*.bin")) == 62
-
-
-def test_too_few_tokens_are_refused(shards):
+def test_too_few_tokens_and_odd_weights_are_refused(shards):
     assert "no window" in refused(shards / "*", length=1000)
-    with pytest.raises(UserError, match="only 62 windows"):
-        data.train_batches([source(shards / "olmo.npy")], 63, 0)
+    sources = [source(shards / name) for name in ("olmo.npy", "llmc_16.bin")]
+    for weights in ((0.0, 1.0), (-1.0, 1.0), ("a", 1.0), (float("nan"), 1.0)):
+        with pytest.raises(UserError, match="positive numbers"):
+            data.train_batches(sources, 1, 0, weights)
 
 
-@pytest.mark.parametrize("bad", [300, 65_535])
+@pytest.mark.parametrize("bad", [-1, 300, 65_535])
 def test_an_id_outside_the_vocabulary_is_refused_by_file(shards, bad):
     ids = IDS.copy()
     ids[500] = bad
-    write_llmc(shards / "llmc_16.bin", ids)
+    np.save(shards / "numpy_64.npy", ids)
     batches = data.train_batches([source(shards / "*")], 31, 0)
     with pytest.raises(
-        UserError, match=re.escape(f"llmc_16.bin has the token id {bad}")
+        UserError, match=re.escape(f"numpy_64.npy has the token id {bad} after")
     ):
         take(batches, 20)
-
-
-def test_a_negative_id_is_refused(tmp_path):
-    np.save(tmp_path / "a.npy", IDS - 1)
-    with pytest.raises(UserError, match="token id -1 after token 0"):
-        source(tmp_path / "a.npy")[0]
-
-
-def test_fingerprints_follow_the_text_and_not_its_place(shards, tmp_path_factory):
-    other = tmp_path_factory.mktemp("other")
-    for name in WRITERS:
-        (other / name).write_bytes((shards / name).read_bytes())
-    first = data.fingerprint([source(shards / "*")])
-    assert first == data.fingerprint([source(other / "*")])
-    write_llmc(other / "llmc_16.bin", IDS[::-1])
-    changed = data.fingerprint([source(other / "*")])
-    assert changed["tokens"] == first["tokens"] == 7000
-    assert changed["digest"] != first["digest"]
 
 
 def test_a_file_that_is_truncated_meanwhile_is_named(shards):
@@ -239,7 +232,13 @@ def test_windows_in_a_bucket(shards, bucket):
     local, remote = source(f"{shards}/*"), source(f"{bucket}/*")
     batches = [data.train_batches([x], 31, 0) for x in (local, remote)]
     np.testing.assert_array_equal(*(take(x, 3) for x in batches))
+    # A fingerprint follows the text and not its place.
     assert data.fingerprint([local]) == data.fingerprint([remote])
+    write_llmc(shards / "llmc_16.bin", IDS[::-1])
+    changed = data.fingerprint([source(f"{shards}/*")])
+    assert changed["tokens"] == data.fingerprint([local])["tokens"] == 7000
+    assert changed["digest"] != data.fingerprint([local])["digest"]
+
     assert "names no file" in refused(f"{bucket}/*.txt")
     fs.pipe_file(f"{bucket}/numpy_16.npy", b"cut")
     with pytest.raises(UserError, match="numpy_16"):

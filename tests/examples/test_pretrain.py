@@ -61,6 +61,7 @@ MISTAKES = {
     "is 17, but the tokenizer": {"data.vocab_size": 17},
     "need a multiple of 2": {"batch_size": 3, "mesh.fsdp": 2},
     "no window of sequence_length 100000": {"sequence_length": 100_000},
+    "the text has only": {"batch_size": 2**20},
     "config.model.heads is 3": {"model.heads": 3},
     "config.model.kv_heads is 4": {"model.kv_heads": 4},
     "config.loss_chunks is 3": {"loss_chunks": 3},
@@ -70,6 +71,7 @@ MISTAKES = {
     "cannot be read as a tokenizer": {"data.tokenizer": "none.json"},
     "does not fit 8 devices": {"mesh.fsdp": 3, "mesh.tensor": 3},
     "has 2 numbers": {"data.weights": (1.0, 2.0)},
+    "keep_checkpoints is 0": {"keep_checkpoints": 0},
     "only one axis may be -1": {"mesh.fsdp": -1, "mesh.tensor": -1},
     "give only": {"resume": True, "overwrite": True},
 }
@@ -83,16 +85,9 @@ def test_mistakes_are_found_before_training(config, words):
     assert not run_dir(config).exists() or not any(run_dir(config).iterdir())
 
 
-@pytest.mark.parametrize(
-    ("flag", "words"),
-    [
-        ("--config.stepz=3", "no field .*stepz.*Did you mean.*steps"),
-        ("--config.data.path=none/*.bin", "'none/.*' names no file"),
-    ],
-)
-def test_mistakes_are_a_line(pretrain, flag, words):
-    _, err = finish(start(pretrain(flag)), code=1)
-    assert re.search(words, " ".join(err.strip().splitlines()[-2:])), err
+def test_an_unknown_flag_gets_a_suggestion(pretrain):
+    _, err = finish(start(pretrain("--config.stepz=3")), code=1)
+    assert re.search(r"no field .*stepz.*\sDid you mean.*steps", err)
     assert "Traceback" not in err
 
 
@@ -141,7 +136,7 @@ def test_kill_and_resume(pretrain, config):
 @pytest.fixture
 def pod(config):
     """A config for two processes with two devices each."""
-    config.update(steps=400, batch_size=8, checkpoint_every=100, eval_every=1000)
+    config.update(steps=200, batch_size=8, checkpoint_every=100, eval_every=1000)
     config.model.pad_vocab_to_multiple_of = 8
     config.mesh.update(fsdp=2, tensor=2)
     config.log_every = 1
@@ -156,7 +151,7 @@ def test_two_processes_stop_at_the_same_step_and_one_continues(pretrain, pod):
         started[1].send_signal(signal.SIGTERM)
         out = [finish(process)[0] for process in started]
     (step,) = steps(pod)[-1:]
-    assert 0 < step < 400
+    assert 0 < step < 200
     assert f"Interrupted at step {step}" in out[0]
     assert "token table" not in out[1]  # only one of them prints
     pod.update(steps=step + 2, eval_every=step + 2)
@@ -165,7 +160,7 @@ def test_two_processes_stop_at_the_same_step_and_one_continues(pretrain, pod):
     continued = losses(pod)
     assert [s for s, _ in continued] == [*range(1, step + 3)]
     pod.workdir += "_alone"
-    pod.steps = 400  # the length of the schedule
+    pod.steps = 200  # the length of the schedule
     alone = [r["loss"] for r in run(pod).records if "loss" in r][:step]
     assert alone == pytest.approx([loss for _, loss in continued[:step]], abs=1e-5)
 

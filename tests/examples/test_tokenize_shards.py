@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import sys
 
 import fsspec
@@ -11,7 +12,7 @@ import pytest
 import sentencepiece
 from pyarrow import parquet
 
-from examples.lm import data, tokenizer
+from examples.lm import data, token_files, tokenizer
 from examples.lm.errors import UserError
 from examples.tools import tokenize_shards
 
@@ -62,7 +63,7 @@ def run(monkeypatch, *arguments):
 @pytest.mark.parametrize("files", ["a.jsonl", "b.jsonl.gz", "c.parquet", "text/*.txt"])
 def test_documents_survive(corpus, tmp_path, files):
     path = str(corpus / "tokenizer.json")
-    found = tokenize_shards.find(str(corpus / files))
+    found = [path for path, _ in token_files.find(str(corpus / files))]
     _, counts = tokenize_shards.convert(path, "text", 0, str(tmp_path), ("0", found))
     assert documents(tmp_path / "train" / "*.bin", path) == TEXTS
     assert counts["validation"] == 0
@@ -108,34 +109,55 @@ def test_a_long_text_is_read_in_pieces(corpus, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "words"),
     [
-        ("a.jsonl", b'{"text": "x"}\n{"text": 1'),
-        ("a.jsonl", b'{"body": "x"}\n'),
-        ("a.jsonl", b"[1]\n"),
-        ("a.jsonl.gz", b"not compressed"),
-        ("a.parquet", b"not parquet"),
-        ("a.txt", b"\xff\xfe"),
-        ("a.txt", "cut é".encode()[:-1]),
+        ("a.jsonl", b'{"text": "x"}\n{"text": 1', "after 1 documents: JSON"),
+        ("a.jsonl", b'{"body": "x"}\n', "field 'text' is None"),
+        ("a.jsonl", b'{"text": null}\n', "field 'text' is None"),
+        ("a.jsonl", b'{"text": 3}\n', "field 'text' is 3"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', "surrogates"),
+        ("a.jsonl", b"[1]\n", "list"),
+        ("a.jsonl.gz", b"not compressed", "gzip"),
+        ("a.parquet", b"not parquet", "Parquet"),
+        ("a.txt", b"\xff\xfe", "utf-8"),
+        ("a.txt", "cut é".encode()[:-1], "utf-8"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content):
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name, content, words):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(UserError, match=name):
+    with pytest.raises(UserError, match=f"{name} .*{words}"):
         list(tokenize_shards.pieces(str(path), "text"))
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{}", b"\0\1"])
+def test_a_missing_library_is_named(corpus, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match="install pyarrow first"):
+        list(tokenize_shards.pieces(str(corpus / "c.parquet"), "text"))
+
+
+def test_a_corpus_without_documents_is_refused(corpus, tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_text("\n")
+    arguments = f"--out={tmp_path}/out", f"--tokenizer={corpus}/tokenizer.json"
+    with pytest.raises(UserError, match="have no documents"):
+        run(monkeypatch, *arguments, "--workers=1", tmp_path / "a.jsonl")
+
+
+def die(*_):
+    os._exit(9)
+
+
+def test_a_killed_process_ends_the_tool(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenize_shards, "convert", die)
+    arguments = f"--out={tmp_path}/out", f"--tokenizer={corpus}/tokenizer.json"
+    with pytest.raises(UserError, match="fewer --workers"):
+        run(monkeypatch, *arguments, "--workers=1", corpus / "a.jsonl")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\0\1"])
 @pytest.mark.parametrize("name", ["tokenizer.json", "sp.model"])
 def test_a_wrong_tokenizer_is_named(tmp_path, name, content):
     path = tmp_path / name
-    if content is not None:
-        path.write_bytes(content)
+    path.write_bytes(content)
     with pytest.raises(UserError, match=name):
         tokenizer.load(str(path))
-
-
-def test_a_pattern_without_files_is_named():
-    with pytest.raises(UserError, match="names no file"):
-        tokenize_shards.find("none/*.txt")
