@@ -3,6 +3,7 @@
 # pyright: reportMissingImports=false
 
 import itertools
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,24 @@ from flax import nnx
 from tunix.generate.sampler import CacheConfig, Sampler
 from tunix.sft import peft_trainer
 
+from examples.lm import Config
+from examples.lm.errors import UserError
 from examples.post_training import chats
 from examples.post_training.chats import Batch, ChatTokenizer, Example
+
+
+def prepare_workdir(config: Config) -> Path:
+    """Makes the run's directory, empty unless the run is resumed."""
+    workdir = Path(config.workdir)
+    if workdir.exists() and any(workdir.iterdir()) and not config.get("resume"):
+        if not config.overwrite:
+            raise UserError(
+                f"{workdir} holds an earlier run: pass --config.overwrite to delete it,"
+                " or another --config.workdir."
+            )
+        shutil.rmtree(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    return workdir
 
 
 def batches(
@@ -27,8 +44,7 @@ def batches(
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(len(examples))
-        packed = chats.pack((examples[i] for i in order), length)
-        yield from in_batches(packed, rows)
+        yield from in_batches(chats.pack((examples[i] for i in order), length), rows)
 
 
 def in_batches(packed: Iterator[Batch], rows: int) -> Iterator[Batch]:
@@ -42,11 +58,11 @@ def plain_text(
     tokenizer: ChatTokenizer, text: str, length: int, rows: int
 ) -> list[Batch]:
     """Cuts a text into at most two batches, with a loss on every token."""
-    ids = tokenizer.encode(text)[: 2 * rows * length]
-    parts = [
-        np.array(ids[i : i + length], np.int32) for i in range(0, len(ids), length)
-    ]
-    examples = [Example(part, np.ones(len(part), bool)) for part in parts]
+    ids = np.array(tokenizer.encode(text)[: 2 * rows * length], np.int32)
+    if len(ids) < 2:
+        raise UserError("--config.plain_text is empty.")
+    parts = (ids[i : i + length] for i in range(0, len(ids), length))
+    examples = (Example(part, np.ones(len(part), bool)) for part in parts)
     return [*in_batches(chats.pack(examples, length), rows)]
 
 
@@ -58,7 +74,7 @@ def train(
     checkpoints: Path | None = None,
     checkpoint_every: int = 0,
 ) -> list[float]:
-    """Trains all parameters of a model, in place, and returns the losses of the steps.
+    """Trains all parameters of a model in place; returns the loss of each step.
 
     With a directory of checkpoints, it continues from the last one there.
     """
@@ -67,7 +83,7 @@ def train(
         optimizer,
         peft_trainer.TrainingConfig(
             max_steps=steps,
-            eval_every_n_steps=steps,  # without data for it: `evaluate` does that
+            eval_every_n_steps=steps,  # required; there is no data for it
             checkpoint_root_directory=checkpoints and str(checkpoints.absolute()),
             checkpointing_options=ocp.CheckpointManagerOptions(
                 save_interval_steps=checkpoint_every or 1, max_to_keep=2
@@ -88,21 +104,14 @@ def evaluate(model: nnx.Module, data: Sequence[Batch]) -> float:
     return float(sum(sums)) / sum(int(batch.has_loss[:, 1:].sum()) for batch in data)
 
 
-def mean_loss(
-    model: Any,
-    tokens: jax.Array,
-    has_loss: jax.Array,
-    positions: jax.Array,
-    attention_mask: jax.Array,
-) -> jax.Array:
-    total = loss_sum(model, tokens, has_loss, positions, attention_mask)
-    return total / jnp.maximum(has_loss[:, 1:].sum(), 1)
+def mean_loss(model: Any, has_loss: jax.Array, **inputs: jax.Array) -> jax.Array:
+    return loss_sum(model, has_loss, **inputs) / jnp.maximum(has_loss[:, 1:].sum(), 1)
 
 
 def loss_sum(
     model: Any,
-    tokens: jax.Array,
     has_loss: jax.Array,
+    tokens: jax.Array,
     positions: jax.Array,
     attention_mask: jax.Array,
 ) -> jax.Array:
