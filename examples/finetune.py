@@ -138,6 +138,8 @@ def load_data(config: Config, tokenizer: chats.ChatTokenizer) -> Data:
         train, held_out = tasks.signatures()
         held_out = held_out[: config.held_out]
     length, rows = config.sequence_length, config.batch_size
+    if rows < 1:
+        raise UserError(f"--config.batch_size is {rows}, but it must be at least 1.")
     examples, counts = chats.encode_all(tokenizer, train, length)
     print(f"To train on: {counts}.")
     held_out_examples, counts = chats.encode_all(tokenizer, held_out, length)

@@ -48,6 +48,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from examples.lm import Config, command
+from examples.lm.errors import UserError
 from examples.post_training import models, tasks, training
 from examples.post_training.optimizer import find_tables, make_optimizer, table_rates
 
@@ -68,6 +69,8 @@ def run(config: Config, compare: bool = False) -> dict[tuple[str, int], Result]:
     Raises:
       UserError: something is wrong with the config, the model or workdir.
     """
+    if config.answers < 2 or config.prompts < 1:
+        raise UserError("A step needs a prompt, and two --config.answers to compare.")
     pretrained = models.load(Path(config.model))
     rates = table_rates(config.optimizer, find_tables(pretrained.model))
     names = ("ember", "adamw") if compare else (config.optimizer.tables,)

@@ -154,15 +154,14 @@ def _records(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _messages(record: Any, place: str) -> Messages:
+    messages: list[Any] = [None]
     match record:
         case {"prompt": str(prompt), "completion": str(completion)}:
             return chat(prompt, completion)
         case {"prompt": list(prompt), "completion": list(completion)}:
             messages = prompt + completion
-        case {"messages": list(messages)}:
-            pass
-        case _:
-            messages = [None]
+        case {"messages": list(found)}:
+            messages = found
     if all(map(_is_message, messages)):
         return messages
     raise UserError(
@@ -233,13 +232,15 @@ def encode_all(
             too_long += 1
         else:
             found.append(example)
-    left_out = f"{too_long:,} are too long, {no_answer:,} have no answer"
+    counts = (
+        f"{too_long:,} are longer than {length} tokens, {no_answer:,} have no answer"
+    )
     if not found:
         raise UserError(
-            f"None of {len(conversations):,} conversations can be used: {left_out}."
-            f" At most {length} tokens fit: raise --config.sequence_length."
+            f"None of {len(conversations):,} conversations can be used: {counts}. Raise"
+            " --config.sequence_length, or give each an answer of the assistant."
         )
-    return found, f"{len(found):,} conversations ({left_out})"
+    return found, f"{len(found):,} conversations ({counts})"
 
 
 class Batch(NamedTuple):

@@ -61,12 +61,13 @@ def load(directory: Path) -> Pretrained:
                 " Face's layout. `make model` writes one with SmolLM2-135M-Instruct."
             )
     numbers = read_object(directory / "config.json")
-    family = FAMILIES.get(numbers.get("model_type", ""))
-    if family is None:
+    model_type = numbers.get("model_type")
+    if model_type not in FAMILIES:
         raise UserError(
-            f"{directory} holds a {numbers.get('model_type')!r}, but the supported"
-            f" model types are {', '.join(FAMILIES)}."
+            f"The model_type in {directory}/config.json is {model_type!r}, but the"
+            f" supported ones are {', '.join(FAMILIES)}."
         )
+    family = FAMILIES[model_type]
     try:
         config = family.config(numbers)
     except KeyError as error:

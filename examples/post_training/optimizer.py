@@ -48,6 +48,12 @@ def table_rates(config: Config, tables: list[Table]) -> dict[str, float]:
     Raises:
       UserError: the user's rate would destroy the table of a trained model.
     """
+    is_tied = "embed" not in (table.role for table in tables)
+    if is_tied and config.embed_learning_rate is not None:
+        raise UserError(
+            "The model has one table for embedding and head, a head: give it"
+            " optimizer.head_learning_rate instead of embed_learning_rate."
+        )
     rates = {}
     for path, role, rms in tables:
         name = f"{role}_learning_rate"
@@ -104,7 +110,9 @@ def make_optimizer(
     )
     if tables == "adamw":
         return optax.chain(optax.clip_by_global_norm(config.max_norm), adamw)
-    schedules = {f"{role}_learning_rate": schedule(r) for role, r in rates.items()}
+    schedules: Any = {
+        f"{role}_learning_rate": schedule(rate) for role, rate in rates.items()
+    }
     return ember_optax.with_ember(
         adamw, b2=0.999, max_norm=config.max_norm, **schedules
     )

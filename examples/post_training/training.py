@@ -90,7 +90,8 @@ def train(
             ),
         ),
     )
-    trainer.with_gen_model_input_fn(_model_input).with_loss_fn(mean_loss)
+    trainer.with_gen_model_input_fn(lambda batch: {"batch": batch})
+    trainer.with_loss_fn(mean_loss)
     trainer.train(data)
     logger: Any = trainer.metrics_logger
     if not logger.metric_exists("", "loss", "train"):  # no step was left
@@ -100,42 +101,28 @@ def train(
 
 def evaluate(model: nnx.Module, data: Sequence[Batch]) -> float:
     """Returns the loss in nats per token that has one."""
-    sums = [_loss_sum(model, **_model_input(batch)) for batch in data]
+    sums = [_loss_sum(model, batch) for batch in data]
     return float(sum(sums)) / sum(int(batch.has_loss[:, 1:].sum()) for batch in data)
 
 
-def mean_loss(model: Any, has_loss: jax.Array, **inputs: jax.Array) -> jax.Array:
-    return loss_sum(model, has_loss, **inputs) / jnp.maximum(has_loss[:, 1:].sum(), 1)
+def mean_loss(model: Any, batch: Batch) -> jax.Array:
+    return loss_sum(model, batch) / jnp.maximum(batch.has_loss[:, 1:].sum(), 1)
 
 
-def loss_sum(
-    model: Any,
-    has_loss: jax.Array,
-    tokens: jax.Array,
-    positions: jax.Array,
-    attention_mask: jax.Array,
-) -> jax.Array:
-    logits, _ = model(tokens, positions, None, attention_mask)
+def loss_sum(model: Any, batch: Batch) -> jax.Array:
+    n = batch.tokens.shape[1]
+    # Each segment is a sequence of its own.
+    same = batch.segments[:, :, None] == batch.segments[:, None, :]
+    attention_mask = same & jnp.tril(jnp.ones((n, n), bool))
+    positions = attention_mask.sum(-1) - 1
+    logits, _ = model(batch.tokens, positions, None, attention_mask)
     found = optax.softmax_cross_entropy_with_integer_labels(
-        logits[:, :-1].astype(jnp.float32), tokens[:, 1:]
+        logits[:, :-1].astype(jnp.float32), batch.tokens[:, 1:]
     )
-    return (found * has_loss[:, 1:]).sum()
+    return (found * batch.has_loss[:, 1:]).sum()
 
 
 _loss_sum = nnx.jit(loss_sum)
-
-
-def _model_input(batch: Batch) -> dict[str, Any]:
-    """Adds positions and mask: each segment is a sequence of its own."""
-    n = batch.tokens.shape[1]
-    same = batch.segments[:, :, None] == batch.segments[:, None, :]
-    attention_mask = same & jnp.tril(jnp.ones((n, n), bool))
-    return {
-        "tokens": batch.tokens,
-        "has_loss": batch.has_loss,
-        "positions": attention_mask.sum(-1) - 1,
-        "attention_mask": attention_mask,
-    }
 
 
 def answers(

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 pytest.importorskip("tunix")
 
@@ -31,11 +30,7 @@ with warnings.catch_warnings():
     from examples import finetune, grpo
     from examples.lm.errors import UserError
     from examples.post_training import chats, models, tasks, training
-    from examples.post_training.optimizer import (
-        find_tables,
-        make_optimizer,
-        table_rates,
-    )
+    from examples.post_training.optimizer import find_tables, table_rates
     from tests.examples.tiny_models import NUMBERS, write_model
 
 flax.config.update(SHARDS, shards)
@@ -152,8 +147,8 @@ def test_long_context_scaling_of_llama():
     np.testing.assert_allclose(scaled / frequencies, expected, rtol=1e-5)
 
 
-def remove(name):
-    return lambda d: (d / name).unlink()
+def write(name, text):
+    return lambda directory: (directory / name).write_text(text)
 
 
 def change(**numbers):
@@ -167,19 +162,19 @@ def change(**numbers):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (remove("config.json"), "has no config.json: give --config.model"),
-        (remove("tokenizer.json"), "has no tokenizer.json"),
-        (remove("model.safetensors"), "has no *.safetensors file"),
-        (change(model_type="mamba"), "holds a 'mamba', but tunix's loaders"),
+        (lambda d: (d / "tokenizer.json").unlink(), "has no tokenizer.json: give"),
+        (lambda d: (d / "model.safetensors").unlink(), "has no *.safetensors file"),
+        (write("config.json", "{"), "config.json is not JSON"),
+        (write("config.json", '{"model_type": "llama"}'), "json has no 'num_attention"),
+        (change(model_type="mamba"), "is 'mamba', but the supported ones are llama"),
         (change(num_hidden_layers=3), "lack the tensor model.layers.2"),
-        (change(vocab_size=500), "has the shape (520, 32), but config.json says (500"),
+        (change(hidden_size=64), "has the shape (520, 32), but config.json says (520"),
+        (change(vocab_size=200), "has the token id 258, but the model has 200 tokens"),
         (change(tie_word_embeddings=False), "lack the tensor lm_head.weight"),
         (change(rope_scaling={"rope_type": "yarn"}), "scaling 'yarn'"),
-        (lambda d: (d / "model.safetensors").write_text("?"), "is damaged"),
-        (
-            lambda d: (d / "tokenizer_config.json").write_text('{"eos_token": "x"}'),
-            "has no chat template",
-        ),
+        (write("model.safetensors", "?"), "is damaged"),
+        (write("tokenizer.json", "{}"), "tokenizer.json: "),
+        (write("tokenizer_config.json", '{"eos_token": "x"}'), "has no chat template"),
     ],
 )
 def test_bad_directory_is_one_line(tiny, damage, message):
@@ -264,16 +259,22 @@ def test_resumed_run_ends_like_an_uninterrupted_one(config, tmp_path):
     assert finetune.run(config)["ember"] == whole
 
 
-def test_state_of_the_table_is_rows_plus_columns(tiny):
-    config = finetune_smollm2.get_config().optimizer
-    model = models.load(tiny).model
-    optimizer = nnx.Optimizer(
-        model, make_optimizer(config, {"head": 1e-4}, "ember"), wrt=nnx.Param
-    )
-    state = nnx.state(optimizer, nnx.optimizer.OptState)
-    sizes = [x.size for x in jax.tree.leaves(state)]
-    assert max(sizes) == NUMBERS["intermediate_size"] * NUMBERS["hidden_size"]
-    assert sizes.count(NUMBERS["vocab_size"]) == 1
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resume": True}, "needs --config.checkpoint_every"),
+        ({"held_out": 20}, "has 20 conversations, and the last 20 are held out"),
+        ({"optimizer.tables": "sgd"}, "must be 'ember' or 'adamw'"),
+        (
+            {"optimizer.warmup_steps": 4},
+            "must be less than optimizer.steps, which is 4",
+        ),
+    ],
+)
+def test_bad_config_is_refused_before_any_step(config, changes, message):
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=re.escape(message)):
+        finetune.run(config)
 
 
 def test_rl_in_both_arms(tmp_path, tiny):
