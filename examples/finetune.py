@@ -32,9 +32,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from absl import flags
 from flax import nnx
-from ml_collections import config_flags
 
 try:
     import tunix  # noqa: F401
@@ -44,7 +42,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 import ember_optax
-from examples.lm import Config, command
+from examples.lm import Config
 from examples.lm.errors import UserError
 from examples.post_training import chats, models, tasks, training
 from examples.post_training.chats import Batch, Example
@@ -166,6 +164,4 @@ def evaluate(config: Config, pretrained: models.Pretrained, data: Data) -> Resul
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", "configs/finetune_smollm2.py")
-    flags.DEFINE_bool("compare", False, "Also train with AdamW on everything.")
-    command.start(lambda: run(flags.FLAGS.config, flags.FLAGS.compare))
+    training.start(run, "configs/finetune_smollm2.py")

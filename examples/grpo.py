@@ -33,10 +33,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import optax
-from absl import flags
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import config_flags
 
 try:
     from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
@@ -47,7 +45,7 @@ except ModuleNotFoundError as error:
         f"{error}: pip install --editable . --group post-training"
     ) from error
 
-from examples.lm import Config, command
+from examples.lm import Config
 from examples.lm.errors import UserError
 from examples.post_training import models, tasks, training
 from examples.post_training.optimizer import find_tables, make_optimizer, table_rates
@@ -167,6 +165,4 @@ def reinforce(
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", "configs/grpo_smollm2.py")
-    flags.DEFINE_bool("compare", False, "Also train with AdamW on everything.")
-    command.start(lambda: run(flags.FLAGS.config, flags.FLAGS.compare))
+    training.start(run, "configs/grpo_smollm2.py")

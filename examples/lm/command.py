@@ -45,7 +45,7 @@ def explain(error: Exception) -> str | None:
     if out_of_memory or isinstance(error, MemoryError):
         return (
             f"Out of memory: {str(error).splitlines()[0]:.200} Lower"
-            " --config.batch_size or the size of the model. Pretraining can also raise"
+            " --config.batch_size or the size of the model, raise"
             " --config.accumulate_steps or --config.loss_chunks, or set"
             " --config.model.remat=full."
         )

@@ -73,12 +73,6 @@ def load(directory: Path) -> Pretrained:
     except KeyError as error:
         raise UserError(f"{directory}/config.json has no {error}.") from error
     tokenizer = ChatTokenizer.load(directory)
-    largest = max(tokenizer.tokenizer.get_vocab().values())
-    if largest >= numbers["vocab_size"]:  # JAX would clamp it
-        raise UserError(
-            f"{directory}/tokenizer.json has the token id {largest}, but the model has"
-            f" {numbers['vocab_size']} tokens."
-        )
     _check_tensors(directory, family, config)
     set_rope(family.module, numbers)
     model = family.params.create_model_from_safe_tensors(

@@ -3,8 +3,10 @@
 # pyright: reportMissingImports=false
 
 import itertools
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,33 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from absl import flags
 from flax import nnx
+from ml_collections import config_flags
 from tunix.generate.sampler import CacheConfig, Sampler
 from tunix.sft import peft_trainer
 
-from examples.lm import Config
+from examples.lm import Config, command
 from examples.lm.errors import UserError
 from examples.post_training import chats
 from examples.post_training.chats import Batch, ChatTokenizer, Example
+
+
+def start(run: Callable[[Config, bool], object], config: str) -> None:
+    """Runs a program with the flags `--config`, by default this file, and `--compare`.
+
+    The default is an argument and not the flag's default, of which ml_collections would
+    report a mistyped field with a traceback.
+    """
+    if not any(re.match("--?config(=|$)", argument) for argument in sys.argv):
+        sys.argv.insert(1, f"--config={config}")
+    config_flags.DEFINE_config_file("config", help_string=f"By default {config}.")
+    flags.DEFINE_bool("compare", False, "Train with Ember and with AdamW.")
+
+    def main() -> None:
+        run(flags.FLAGS.config, flags.FLAGS.compare)
+
+    command.start(main)
 
 
 def prepare_workdir(config: Config) -> Path:
