@@ -36,7 +36,7 @@ class Pretrained(NamedTuple):
 
     model: nnx.Module
     tokenizer: ChatTokenizer
-    directory: Path  # that it comes from
+    directory: Path  # it was loaded from this one
 
 
 class Family(NamedTuple):
@@ -260,7 +260,7 @@ def _check_tensors(directory: Path, family: Family, config: Any) -> None:
     for file in sorted(directory.glob("*.safetensors")):
         try:
             with safetensors.safe_open(file, "numpy") as tensors:
-                for name in [*tensors.keys()]:  # it is no mapping
+                for name in [*tensors.keys()]:  # not a mapping
                     found[name] = tuple(tensors.get_slice(name).get_shape())
         except safetensors.SafetensorError as error:
             raise UserError(f"{file} is damaged: {error}.") from error

@@ -114,7 +114,7 @@ def test_conversations_that_do_not_fit_are_counted(tokenizer):
     long = [ASK, {"role": "assistant", "content": "word " * 50}]
     _, counts = chats.encode_all(tokenizer, [long, [ASK, TELL], [ASK]], 64)
     assert counts == ("1 conversations (1 are longer than 64 tokens, 1 have no answer)")
-    with pytest.raises(UserError, match=r"raise --config\.sequence_length"):
+    with pytest.raises(UserError, match=r"Raise --config\.sequence_length"):
         chats.encode_all(tokenizer, [long], 64)
 
 
