@@ -44,7 +44,6 @@ def optimizer(steps: int) -> ConfigDict:
             # square. A tied table is a head.
             "embed_learning_rate": placeholder(float),
             "head_learning_rate": placeholder(float),
-            "adam_b2": 0.999,
             "weight_decay": 0.0,  # of AdamW's matrices
             "max_norm": 1.0,  # of all gradients together
             "warmup_steps": 4,

@@ -7,7 +7,7 @@ workdir/ARM/model. Conversations have `messages`, or `prompt` and `completion`, 
 Lines or Parquet. The model's chat template writes them; only the assistant's tokens
 have a loss.
 
-Flags that matter, as they are in configs/finetune_smollm2.py, which has all of them:
+The most important flags; configs/finetune_smollm2.py has all of them:
 
     --config.model=.cache/smollm2-135m-instruct
     --config.data=None                by default, signatures of Python's functions
@@ -30,10 +30,9 @@ Needs tunix: pip install --editable . --group post-training
 import json
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import nnx
-from ml_collections import ConfigDict
 
 try:
     import tunix  # noqa: F401
@@ -43,9 +42,10 @@ except ModuleNotFoundError as error:
     ) from error
 
 import ember_optax
-from examples.post_training import Config, chats, command, models, tasks, training
-from examples.post_training.chats import Batch, Example, Messages
-from examples.post_training.errors import UserError
+from examples.lm import Config
+from examples.lm.errors import UserError
+from examples.post_training import chats, models, tasks, training
+from examples.post_training.chats import Batch, Example
 from examples.post_training.optimizer import find_tables, make_optimizer, table_rates
 
 
@@ -55,7 +55,7 @@ class Data(NamedTuple):
     train: list[Example]
     held_out: list[Batch]
     plain_text: list[Batch]
-    questions: list[str]  # to be answered before and after
+    questions: list[str]
 
 
 class Result(NamedTuple):
@@ -67,7 +67,7 @@ class Result(NamedTuple):
 
 
 def run(config: Config, compare: bool = False) -> dict[str, Result]:
-    """Finetunes in one or two arms, prints what came out and returns it.
+    """Finetunes in one or two arms, prints and returns the results.
 
     Raises:
       UserError: something is wrong with the config, the model, the data or workdir.
@@ -76,23 +76,25 @@ def run(config: Config, compare: bool = False) -> dict[str, Result]:
     data = load_data(config, pretrained.tokenizer)
     tables = find_tables(pretrained.model)
     rates = table_rates(config.optimizer, tables)
-    workdir = command.prepare_workdir(config)
+    names = ("ember", "adamw") if compare else (config.optimizer.tables,)
+    optimizers = {name: make_optimizer(config.optimizer, rates, name) for name in names}
+    if config.resume and not config.checkpoint_every:
+        raise UserError("--config.resume needs --config.checkpoint_every as well.")
+    workdir = training.prepare_workdir(config)
     print(ember_optax.summarize(nnx.state(pretrained.model, nnx.Param)))
-    for table in tables:
-        rate = rates[table.role]
-        print(f"{table.path} learns at {rate:.2g}, {rate / table.rms:.2g} of its size")
+    for path, role, rms in tables:
+        print(
+            f"{path} learns at {rates[role]:.2g}, {rates[role] / rms:.2g} of its size"
+        )
 
-    arms = {config.optimizer.tables: config}
-    if compare:
-        arms |= {name: with_tables(config, name) for name in ("ember", "adamw")}
-    results = {"before": evaluate(config, pretrained, pretrained.model, data)}
-    seconds = {}
-    for name, arm in arms.items():
+    results = {"before": evaluate(config, pretrained, data)}
+    seconds = {"before": ""}
+    for name, optimizer in optimizers.items():
         model = nnx.clone(pretrained.model)
         start = time.perf_counter()
         losses = training.train(
             model,
-            make_optimizer(arm.optimizer, rates),
+            optimizer,
             training.batches(
                 data.train, config.sequence_length, config.batch_size, config.seed
             ),
@@ -100,81 +102,66 @@ def run(config: Config, compare: bool = False) -> dict[str, Result]:
             workdir / name / "checkpoints" if config.checkpoint_every else None,
             config.checkpoint_every,
         )
-        seconds[name] = time.perf_counter() - start
+        seconds[name] = f"{time.perf_counter() - start:.0f} s"
         directory = workdir / name / "model"
         models.save(pretrained, model, directory)
         del model
         # What other programs will read is evaluated.
-        saved = models.load(directory)
-        results[name] = evaluate(config, saved, saved.model, data)
+        results[name] = evaluate(config, models.load(directory), data)
         metrics = {"train_losses": losses, **results[name]._asdict()}
         (workdir / name / "metrics.json").write_text(json.dumps(metrics, indent=2))
 
     print(f"\n{'':<8}{'loss on answers':>18}{'on plain text':>16}{'time':>10}")
     for name, result in results.items():
-        time_spent = f"{seconds[name]:.0f} s" if name in seconds else ""
         losses = f"{result.held_out:>18.3f}{result.plain_text:>16.3f}"
-        print(f"{name:<8}{losses}{time_spent:>10}")
+        print(f"{name:<8}{losses}{seconds[name]:>10}")
     for i, question in enumerate(data.questions):
         print(f"\n{'asked':<8}{question}")
         for name, result in results.items():
             print(f"{name:<8}{result.answers[i].strip()}")
-    print(f"\nModels: {', '.join(str(workdir / name / 'model') for name in arms)}")
+    print(f"\nModels: {', '.join(str(workdir / name / 'model') for name in names)}")
     return results
 
 
 def load_data(config: Config, tokenizer: chats.ChatTokenizer) -> Data:
-    """Loads conversations, held-out ones and plain text, as tokens."""
     if config.data:
         found = chats.read(Path(config.data))
-        if len(found) <= config.held_out:
+        if not 0 < config.held_out < len(found):
             raise UserError(
                 f"{config.data} has {len(found)} conversations, and the last"
-                f" {config.held_out} are held out: lower --config.held_out."
+                f" {config.held_out} are held out: change --config.held_out."
             )
         train, held_out = found[: -config.held_out], found[-config.held_out :]
     else:
         train, held_out = tasks.signatures()
         held_out = held_out[: config.held_out]
     length, rows = config.sequence_length, config.batch_size
-    encoded = [chats.encode_all(tokenizer, x, length) for x in (train, held_out)]
-    print(f"To train on: {encoded[0]}. Held out: {encoded[1]}.")
-    text = Path(config.plain_text).read_text() if config.plain_text else None
+    if rows < 1:
+        raise UserError(f"--config.batch_size is {rows}, but it must be at least 1.")
+    examples, counts = chats.encode_all(tokenizer, train, length)
+    print(f"To train on: {counts}.")
+    held_out_examples, counts = chats.encode_all(tokenizer, held_out, length)
+    print(f"Held out: {counts}.")
+    text = tasks.python_prose()
+    if config.plain_text:
+        text = Path(config.plain_text).read_text("utf-8", errors="replace")
+    users = (m["content"] for x in held_out for m in x if m["role"] == "user")
     return Data(
-        encoded[0].examples,
-        [*training.in_batches(chats.pack(encoded[1].examples, length), rows)],
-        training.plain_text(tokenizer, text or tasks.python_prose(), length, rows),
-        [first_question(held_out), config.question],
+        examples,
+        [*training.in_batches(chats.pack(held_out_examples, length), rows)],
+        training.plain_text(tokenizer, text, length, rows),
+        [next(users, config.question), config.question],
     )
 
 
-def first_question(conversations: list[Messages]) -> str:
-    users = (m["content"] for x in conversations for m in x if m["role"] == "user")
-    return next(users)
-
-
-def evaluate(
-    config: Config, pretrained: models.Pretrained, model: Any, data: Data
-) -> Result:
+def evaluate(config: Config, pretrained: models.Pretrained, data: Data) -> Result:
+    model, tokenizer, _ = pretrained
     return Result(
         training.evaluate(model, data.held_out),
         training.evaluate(model, data.plain_text),
-        training.answers(
-            model, pretrained.tokenizer, data.questions, config.answer_tokens
-        ),
+        training.answers(model, tokenizer, data.questions, config.answer_tokens),
     )
-
-
-def with_tables(config: Config, name: str) -> Config:
-    """Copies a config, with another optimizer of the tables."""
-    config = ConfigDict(config.to_dict())
-    config.optimizer.tables = name
-    return config
 
 
 if __name__ == "__main__":
-    command.start(
-        run,
-        "configs/finetune_smollm2.py",
-        "Run two arms: Ember on the token tables, and AdamW on everything.",
-    )
+    training.start(run, "configs/finetune_smollm2.py")

@@ -8,7 +8,7 @@ comparison for an accelerator:
 
     python -m examples.grpo --config=configs/grpo_accelerator.py --compare
 
-Flags that matter, as they are in configs/grpo_smollm2.py, which has all of them:
+The most important flags; configs/grpo_smollm2.py has all of them:
 
     --config.model=.cache/smollm2-135m-instruct
     --config.prompts=4                in a step
@@ -32,9 +32,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 try:
     from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
@@ -45,7 +45,9 @@ except ModuleNotFoundError as error:
         f"{error}: pip install --editable . --group post-training"
     ) from error
 
-from examples.post_training import Config, arithmetic, command, models, training
+from examples.lm import Config
+from examples.lm.errors import UserError
+from examples.post_training import models, tasks, training
 from examples.post_training.optimizer import find_tables, make_optimizer, table_rates
 
 
@@ -60,34 +62,38 @@ class Result(NamedTuple):
 
 
 def run(config: Config, compare: bool = False) -> dict[tuple[str, int], Result]:
-    """Trains every arm with every seed, prints what came out and returns it.
+    """Trains every arm with every seed, prints and returns the results.
 
     Raises:
       UserError: something is wrong with the config, the model or workdir.
     """
+    if config.answers < 2 or config.prompts < 1:
+        raise UserError("A step needs a prompt, and two --config.answers to compare.")
     pretrained = models.load(Path(config.model))
     rates = table_rates(config.optimizer, find_tables(pretrained.model))
-    workdir = command.prepare_workdir(config)
+    names = ("ember", "adamw") if compare else (config.optimizer.tables,)
+    optimizers = {name: make_optimizer(config.optimizer, rates, name) for name in names}
+    workdir = training.prepare_workdir(config)
     rng = np.random.default_rng(2**31)
-    held_out = arithmetic.questions(rng, config.held_out, config.largest_number)
+    held_out = tasks.sums(rng, config.held_out, config.largest_number)
 
     def greedy(model: nnx.Module) -> tuple[float, list[str]]:
         found = training.answers(
             model, pretrained.tokenizer, held_out, config.answer_tokens
         )
-        return float(np.mean(arithmetic.reward(held_out, found))), found
+        return float(np.mean(tasks.reward(held_out, found))), found
 
-    before, answers_before = greedy(pretrained.model)
-    results = {}
-    for tables in ("ember", "adamw") if compare else (config.optimizer.tables,):
+    before, answers = greedy(pretrained.model)
+    shown, results = {"before": answers}, {}
+    for name, optimizer in optimizers.items():
         for seed in config.seeds:
             model = nnx.clone(pretrained.model)
             start = time.perf_counter()
-            rewards, lengths = reinforce(config, pretrained, model, rates, tables, seed)
+            rewards, lengths = reinforce(config, pretrained, model, optimizer, seed)
             seconds = time.perf_counter() - start
             result = Result(rewards, lengths, *greedy(model), seconds)
-            results[tables, seed] = result
-            directory = workdir / f"{tables}_{seed}"
+            results[name, seed], shown[f"{name} {seed}"] = result, result.answers
+            directory = workdir / f"{name}_{seed}"
             models.save(pretrained, model, directory / "model")
             text = json.dumps(result._asdict(), indent=2)
             (directory / "metrics.json").write_text(text)
@@ -95,17 +101,15 @@ def run(config: Config, compare: bool = False) -> dict[tuple[str, int], Result]:
     line = "{:<8}{:>6}{:>15}{:>8}{:>10}{:>8}".format
     print("\n" + line("", "seed", "reward: first", "last", "held out", "time"))
     print(line("before", "", "", "", f"{before:.3f}", ""))
-    for (tables, seed), result in results.items():
+    for (name, seed), result in results.items():
         n = max(1, len(result.rewards) // 4)  # a quarter of the steps
         first, last = np.mean(result.rewards[:n]), np.mean(result.rewards[-n:])
         cells = (f"{x:.3f}" for x in (first, last, result.held_out))
-        print(line(tables, seed, *cells, f"{result.seconds:.0f} s"))
-    shown = {"before": answers_before}
-    shown |= {f"{name} {seed}": r.answers for (name, seed), r in results.items()}
+        print(line(name, seed, *cells, f"{result.seconds:.0f} s"))
     for i, question in enumerate(held_out[:3]):
         print(f"\n{'asked':<10}{question}")
-        for name, found in shown.items():
-            print(f"{name:<10}{found[i].strip()!r}")
+        for name, answers in shown.items():
+            print(f"{name:<10}{answers[i].strip()!r}")
     return results
 
 
@@ -113,15 +117,12 @@ def reinforce(
     config: Config,
     pretrained: models.Pretrained,
     model: nnx.Module,
-    rates: dict[str, float],
-    tables: str,
+    optimizer: optax.GradientTransformation,
     seed: int,
 ) -> tuple[list[float], list[float]]:
     """Trains a model in place; returns reward and length of the answers by step."""
     tokenizer, steps = pretrained.tokenizer, config.optimizer.steps
-    largest = arithmetic.QUESTION.format(
-        a=config.largest_number, b=config.largest_number
-    )
+    largest = tasks.SUM.format(a=config.largest_number, b=config.largest_number)
     prompt_tokens = len(tokenizer.encode(tokenizer.prompt(largest)))
     rollout = RolloutConfig(
         max_prompt_length=prompt_tokens,
@@ -129,49 +130,39 @@ def reinforce(
         kv_cache_size=prompt_tokens + config.answer_tokens,
         temperature=config.temperature,
     )
-    optimizer_config = ConfigDict(config.optimizer.to_dict() | {"tables": tables})
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
+    roles = Role.ACTOR, Role.REFERENCE, Role.ROLLOUT
     cluster = RLCluster(
         actor=model,
         reference=pretrained.model if config.beta else None,
         tokenizer=tokenizer,
         cluster_config=ClusterConfig(
-            role_to_mesh=dict.fromkeys(
-                (Role.ACTOR, Role.REFERENCE, Role.ROLLOUT), mesh
-            ),
+            role_to_mesh=dict.fromkeys(roles, mesh),
             rollout_config=rollout,
             training_config=RLTrainingConfig(
-                actor_optimizer=make_optimizer(optimizer_config, rates),
-                max_steps=steps,
-                eval_every_n_steps=steps,
+                actor_optimizer=optimizer, max_steps=steps, eval_every_n_steps=steps
             ),
         ),
     )
     algorithm = GRPOConfig(num_generations=config.answers, beta=config.beta)
-    learner = GRPOLearner(cluster, algorithm, arithmetic.reward)
+    learner = GRPOLearner(cluster, algorithm, tasks.reward)
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
         rng = np.random.default_rng(seed)
         for step in range(steps):
             # tunix draws the same random numbers at every step otherwise.
             rollout.seed = seed * steps + step
-            found = arithmetic.questions(rng, config.prompts, config.largest_number)
-            # An array: tunix takes a list for a tree.
-            yield {"prompts": np.array([tokenizer.prompt(q) for q in found])}
+            questions = tasks.sums(rng, config.prompts, config.largest_number)
+            # An array, because tunix treats a list as a tree.
+            yield {"prompts": np.array([tokenizer.prompt(q) for q in questions])}
 
     learner.train(batches())
     nnx.update(model, nnx.state(cluster.actor_trainer.model))
     logger = cluster.actor_trainer.metrics_logger
-
-    def history(prefix: str, name: str) -> list[float]:
-        return logger.get_metric_history(prefix, name, "train").tolist()
-
-    return history("rewards", "score/mean"), history("completions", "mean_length")
+    rewards = logger.get_metric_history("rewards", "score/mean", "train")
+    lengths = logger.get_metric_history("completions", "mean_length", "train")
+    return rewards.tolist(), lengths.tolist()
 
 
 if __name__ == "__main__":
-    command.start(
-        run,
-        "configs/grpo_smollm2.py",
-        "Run two arms: Ember on the token tables, and AdamW on everything.",
-    )
+    training.start(run, "configs/grpo_smollm2.py")

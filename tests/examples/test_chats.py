@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("jinja2")
 
-from examples.post_training import arithmetic, chats, tasks
+from examples.lm.errors import UserError
+from examples.post_training import chats, tasks
 from examples.post_training.chats import ChatTokenizer, Example
-from examples.post_training.errors import UserError
 from tests.examples.tiny_models import write_tokenizer
 
 ASK = {"role": "user", "content": "Who?"}
@@ -40,18 +40,23 @@ def test_padding_is_no_token_of_a_prompt(tokenizer):
     assert tokenizer.pad_id() == tokenizer.tokenizer.token_to_id("<|pad|>")
 
 
-def test_template_that_rewrites_earlier_messages_is_refused(tokenizer):
-    template = "{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    changing = ChatTokenizer(tokenizer.tokenizer, template, tokenizer.special_tokens)
-    with pytest.raises(UserError, match="one answer to a record"):
-        chats.encode(changing, [ASK, TELL])
-
-
-def test_template_has_no_access_to_python(tokenizer):
-    template = "{{ messages.__class__.__mro__ }}"
-    hostile = ChatTokenizer(tokenizer.tokenizer, template, tokenizer.special_tokens)
-    with pytest.raises(UserError, match="unsafe"):
-        hostile.render([ASK])
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            "{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}",
+            "changes earlier messages",
+        ),
+        ("{{ messages.__class__.__mro__ }}", "unsafe"),
+        ("{{ raise_exception('Roles must alternate.') }}", "Roles must alternate"),
+        ("{% for %}", "refuses"),
+        ("{{ 1 + 'a' }}", "refuses"),
+    ],
+)
+def test_template_that_cannot_be_used_is_refused(tokenizer, template, message):
+    other = ChatTokenizer(tokenizer.tokenizer, template, tokenizer.special_tokens)
+    with pytest.raises(UserError, match=message):
+        chats.encode(other, [ASK, TELL])
 
 
 def test_template_file_comes_first(tmp_path, tokenizer):
@@ -82,8 +87,8 @@ def test_formats_of_data(tmp_path):
     [
         ('{"prompt": "a"}', r'data.jsonl:1 has neither "messages"'),
         ('{"messages": [{"role": "user"}]}', "has neither"),
-        ("{", "data.jsonl:1 is not JSON"),
-        ("", "is empty"),
+        ("\n{", "data.jsonl:2 cannot be read"),
+        ("\n", "is empty"),
     ],
 )
 def test_bad_data_is_named(tmp_path, line, message):
@@ -92,13 +97,24 @@ def test_bad_data_is_named(tmp_path, line, message):
         chats.read(tmp_path / "data.jsonl")
 
 
+def test_bad_parquet_is_named(tmp_path):
+    (tmp_path / "data.parquet").write_text("?")
+    with pytest.raises(UserError, match=r"data\.parquet:0 cannot be read"):
+        chats.read(tmp_path / "data.parquet")
+
+
+def test_line_separator_inside_a_text(tmp_path):
+    record = {"prompt": "Who?", "completion": "Me\u2028too."}
+    file = tmp_path / "data.jsonl"
+    file.write_text(json.dumps(record, ensure_ascii=False), "utf-8")
+    assert chats.read(file)[0][1]["content"] == "Me\u2028too."
+
+
 def test_conversations_that_do_not_fit_are_counted(tokenizer):
     long = [ASK, {"role": "assistant", "content": "word " * 50}]
-    found = chats.encode_all(tokenizer, [long, [ASK, TELL], [ASK]], 64)
-    assert str(found) == (
-        "1 conversations, 1 left out as too long, 1 left out without an answer"
-    )
-    with pytest.raises(UserError, match=r"raise --config\.sequence_length"):
+    _, counts = chats.encode_all(tokenizer, [long, [ASK, TELL], [ASK]], 64)
+    assert counts == ("1 conversations (1 are longer than 64 tokens, 1 have no answer)")
+    with pytest.raises(UserError, match=r"Raise --config\.sequence_length"):
         chats.encode_all(tokenizer, [long], 64)
 
 
@@ -140,6 +156,6 @@ def test_prose_has_no_code():
 
 
 def test_sums_are_rewarded_for_the_number_alone():
-    prompts = [arithmetic.QUESTION.format(a=3, b=4)] * 4
+    prompts = [tasks.SUM.format(a=3, b=4)] * 4
     completions = [" 7\n", "It is 7.", "8", "seventeen 17"]
-    assert arithmetic.reward(prompts, completions) == [1.0, 0.5, 0.2, 0.0]
+    assert tasks.reward(prompts, completions) == [1.0, 0.5, 0.2, 0.0]

@@ -19,8 +19,9 @@ def tiny(monkeypatch):
 def test_both_models_train_and_are_compared(tokens, capsys):
     ngram_table.main([f"--path={tokens}", f"--rows={ROWS}", "--steps=10"])
     printed = capsys.readouterr().out
-    assert "no table" in printed
-    assert f"The table of {ROWS:,} x 32 lowers the loss" in printed
+    assert [line.split()[0] for line in printed.splitlines()[1:]] == ["0", "5,003"]
+    with pytest.raises(SystemExit, match="`make pretrain` makes"):
+        ngram_table.main(["--path=missing"])
 
 
 def test_only_rows_of_bigrams_that_were_seen_have_moved(tokens):
