@@ -16,7 +16,7 @@ from examples.lm.distributed import is_primary, log, stop_signals
 from examples.lm.errors import UserError
 from examples.lm.mesh import batch_sharding, local_rows, use_mesh
 from examples.lm.metrics import MetricsLog, Record, last
-from examples.lm.program import make_program, model_flops
+from examples.lm.program import make_program
 
 
 class Result(NamedTuple):
@@ -174,7 +174,8 @@ class _progress:
 
     def __init__(self, config: Config, directory: epath.Path, step: int, mesh: Mesh):
         self._tokens = config.batch_size * config.sequence_length
-        self._flops = model_flops(config) / cost.peak_flops(list(mesh.devices.flat))
+        flops = cost.flops(config, recomputed=False)
+        self._flops = flops / cost.peak_flops(mesh)
         self._bar = tqdm(
             desc=directory.name,
             initial=step * self._tokens,

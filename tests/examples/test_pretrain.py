@@ -70,7 +70,6 @@ MISTAKES = {
     "cannot be read as a tokenizer": {"data.tokenizer": "none.json"},
     "does not fit 8 devices": {"mesh.fsdp": 3, "mesh.tensor": 3},
     "has 2 numbers": {"data.weights": (1.0, 2.0)},
-    "only one axis may be -1": {"mesh.fsdp": -1, "mesh.tensor": -1},
     "give only": {"resume": True, "overwrite": True},
 }
 
