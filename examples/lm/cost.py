@@ -72,13 +72,13 @@ def report(config: Config) -> str:
             f"{name}: {mesh.size} devices, "
             + ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
             "\nOn each device",
-            f"  parameters       {bytes_per_device(params) / 1e9:8.3f} GB",
-            f"  optimizer state  {bytes_per_device(opt_state) / 1e9:8.3f} GB",
-            f"  peak of all      {peak / 1e9:8.3f} GB of {memory / 1e9:.0f} GB: "
+            f"  parameters       {bytes_per_device(params) / 1e6:12,.2f} MB",
+            f"  optimizer state  {bytes_per_device(opt_state) / 1e6:12,.2f} MB",
+            f"  peak of all      {peak / 1e6:12,.2f} MB of {memory / 1e9:.0f} GB: "
             + ("fits" if peak <= memory else "DOES NOT FIT"),
             "\nCollectives, counted once in a loop: "
             + (", ".join(f"{n} {op}" for op, n in collectives.items()) or "none"),
-            f"Time of the products alone: at least {1e3 * seconds:,.0f} ms a step",
+            f"Time of the products alone: at least {1e3 * seconds:,.2f} ms a step",
             f"State of the tables on all devices: {', '.join(tables)}",
         ]
     )
