@@ -63,7 +63,8 @@ def make_optimizer(
         decay = optax.add_decayed_weights(tables.weight_decay)
         return optax.chain(scale(), decay, optax.scale_by_learning_rate(rate))
 
-    parts = {"embed": table(embed_rate), "head": table(head_rate), "body": body}
+    embed, head = table(embed_rate), table(head_rate)
+    parts: dict[Any, Any] = {"embed": embed, "head": head, "body": body}
     split = optax.multi_transform(parts, label_roles(vocab_size))
     if config.clip_norm is None:
         return split
