@@ -11,23 +11,17 @@ rule for the width: sweep them at this size.
 
 from ml_collections import ConfigDict
 
-from configs import pretrain_small
+from configs import pretrain_124m
 
 
 def get_config() -> ConfigDict:
-    config = pretrain_small.get_config()
+    config = pretrain_124m.get_config()
     config.update(
         {
             "steps": 50_000,
             "batch_size": 512,
             "sequence_length": 2048,
-            # Give the token files, and a tokenizer or the size of its vocabulary.
-            "data": {
-                "path": "",
-                "validation_path": "",
-                "tokenizer": "",
-                "vocab_size": 131_072,
-            },
+            "data": {"vocab_size": 131_072},
             "model": {
                 "width": 2048,
                 "layers": 16,
@@ -35,9 +29,7 @@ def get_config() -> ConfigDict:
                 "kv_heads": 8,
                 "mlp_width": 8192,
                 "rope_base": 5e5,
-                "scan_layers": True,
-                "remat": "full",
-                "dtype": "bfloat16",
+                "tie_embeddings": False,
             },
             # Those of the small config times sqrt(96 / 2048), a common rule;
             # not measured at this size.
@@ -48,10 +40,7 @@ def get_config() -> ConfigDict:
                 }
             },
             "body": {"defaults": {"adamw": 0.00087, "muon": 0.0017}},
-            "loss_chunks": 8,
-            "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
             "eval_every": 500,
-            "checkpoint_every": 500,
             "workdir": "runs/pretrain_1b_pod",
         }
     )

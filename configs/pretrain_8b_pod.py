@@ -11,34 +11,17 @@ rule for the width: sweep them at this size.
 
 from ml_collections import ConfigDict
 
-from configs import pretrain_small
+from configs import pretrain_1b_pod
 
 
 def get_config() -> ConfigDict:
-    config = pretrain_small.get_config()
+    config = pretrain_1b_pod.get_config()
     config.update(
         {
             "steps": 100_000,
-            "batch_size": 512,
             "sequence_length": 4096,
-            # Give the token files, and a tokenizer or the size of its vocabulary.
-            "data": {
-                "path": "",
-                "validation_path": "",
-                "tokenizer": "",
-                "vocab_size": 128_256,
-            },
-            "model": {
-                "width": 4096,
-                "layers": 32,
-                "heads": 32,
-                "kv_heads": 8,
-                "mlp_width": 14_336,
-                "rope_base": 5e5,
-                "scan_layers": True,
-                "remat": "full",
-                "dtype": "bfloat16",
-            },
+            "data": {"vocab_size": 128_256},
+            "model": {"width": 4096, "layers": 32, "heads": 32, "mlp_width": 14_336},
             # Those of the small config times sqrt(96 / 4096), a common rule;
             # not measured at this size.
             "tables": {
@@ -49,9 +32,7 @@ def get_config() -> ConfigDict:
             },
             "body": {"defaults": {"adamw": 0.00061, "muon": 0.0012}},
             "loss_chunks": 16,
-            "mesh": {"data": 1, "fsdp": -1, "tensor": 4},
-            "eval_every": 500,
-            "checkpoint_every": 500,
+            "mesh": {"tensor": 4},
             "workdir": "runs/pretrain_8b_pod",
         }
     )

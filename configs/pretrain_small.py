@@ -66,7 +66,7 @@ def get_config() -> ConfigDict:
 
     # Token tables: embed and lm_head.
     config.tables = ConfigDict()
-    # ember, adam, adam_no_momentum, adafactor, sm3 or sgd.
+    # ember, adam, adafactor or sgd.
     config.tables.optimizer = "ember"
     # By default the optimizer's entry in `defaults`.
     config.tables.embed_learning_rate = placeholder(float)
@@ -82,9 +82,7 @@ def get_config() -> ConfigDict:
             "ember": {"embed": 0.56, "head": 0.032, "b2": None},
             # nanochat's b1 and b2 for token tables.
             "adam": {"embed": 1.0, "head": 0.032, "b1": 0.8, "b2": 0.95},
-            "adam_no_momentum": {"embed": 0.56, "head": 0.032, "b2": 0.999},
             "adafactor": {"embed": 1.0, "head": 0.32},
-            "sm3": {"embed": 1.0, "head": 0.1},
             "sgd": {"embed": 10.0, "head": 10.0},
         }
     )

@@ -9,7 +9,7 @@ r"""Pretrains a language model: token tables on Ember, the body on AdamW.
 examples.tools.tokenize_shards makes token files of text. The most important flags;
 configs/pretrain_small.py has all of them:
 
-    --config.tables.optimizer=ember     or adam, adam_no_momentum, adafactor, sm3, sgd
+    --config.tables.optimizer=ember     or adam, adafactor, sgd
     --config.tables.embed_learning_rate=None  default of the optimizer
     --config.tables.head_learning_rate=None   the same; also for a tied table
     --config.body.optimizer=adamw       or muon
@@ -39,11 +39,19 @@ from flax import nnx
 from ml_collections import config_flags
 
 import ember_optax
-from examples.lm import Config, checkpoints, command, distributed, metrics, train
+from examples.lm import (
+    Config,
+    checkpoints,
+    command,
+    cost,
+    distributed,
+    metrics,
+    train,
+)
 from examples.lm.config import resolve
 from examples.lm.errors import UserError
 from examples.lm.optimizer import label_roles, table_state_bytes, with_table_optimizer
-from examples.lm.program import cost_report, make_model, table_rows
+from examples.lm.program import make_model, table_rows
 
 NEXT = """
 The same with your own text, and all flags:
@@ -71,7 +79,7 @@ def main() -> None:
     config = _CONFIG.value
     resolve(config)
     if config.cost_report_topology:
-        print(cost_report(config))
+        print(cost.report(config))
         return
     distributed.initialize()
     results = run(config, _COMPARE.value, _COMPARE_WITH.value)
@@ -125,7 +133,7 @@ def run(
     plot = directories[config.tables.optimizer].parent / "loss.png"
     if distributed.is_primary():
         metrics.plot(plot, runs)
-    width = max(len(name) for name in ("adam_no_momentum", *runs)) + 2
+    width = max(len(name) for name in ("adafactor", *runs)) + 2
     log(f"\n{'tables':<{width}}{'validation loss':>16}{'table state':>20}{'time':>9}")
     for name, records in runs.items():
         loss, cells = metrics.last(records, "validation_loss"), ""

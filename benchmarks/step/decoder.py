@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 from benchmarks.common import store
 from benchmarks.step import parts as parts_of
+from benchmarks.step.loops import compile_repeated, count
 from benchmarks.step.report import DECODER, DECODER_GPU
 from configs import pretrain_1b_pod, pretrain_124m
-from examples.lm import Config, cost
+from examples.lm import Config
 from examples.lm.mesh import use_mesh
-from examples.lm.program import compile_repeated, make_program
+from examples.lm.program import make_program
 from tests.compiling import h100, tpu_devices
 
 ON_ONE, ON_PODS = "12 x 768", "1b"
@@ -63,13 +64,13 @@ def measure(config: Config, devices: Sequence[Any]) -> dict[str, dict[str, Any]]
             program = make_program(arm, mesh)
             step = program.train_step.lower(program.state, program.tokens).compile()
             tables = parts_of.compile_tables(arm, program)
-            whole = cost.measure(step, parts)
+            memory: Any = step.memory_analysis()
             measured[name] = {
-                "peak_bytes": whole.peak_bytes,
+                "peak_bytes": memory.peak_memory_in_bytes,
                 "state_bytes": tables.state_bytes,
-                "table_bytes": cost.measure(tables.compiled).bytes_accessed,
-                "bytes": whole.bytes_accessed,
-                "seconds": whole.seconds,
+                "table_bytes": count("bytes accessed", tables.compiled),
+                "bytes": count("bytes accessed", step, parts),
+                "seconds": count("optimal_seconds", step, parts),
             }
     return measured
 

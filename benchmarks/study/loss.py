@@ -33,11 +33,8 @@ def loss_fn(model: Decoder, tokens: jax.Array) -> jax.Array:
       tokens: int32[batch, time + 1].
     """
     hidden = model.hidden(tokens[:, :-1])
-    head = (
-        model.embed.embedding[...].T
-        if model.tie_embeddings
-        else model.lm_head.kernel[...]
-    )
+    untied = model.lm_head
+    head = untied.kernel[...] if untied else model.embed.embedding[...].T
     hidden = hidden.reshape(-1, hidden.shape[-1])
     return cross_entropy(hidden, head, tokens[:, 1:].reshape(-1))
 

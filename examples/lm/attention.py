@@ -1,7 +1,7 @@
 """Causal attention by XLA, or by a kernel that never stores all pairs of positions."""
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 from flax.core.spmd import get_pspec
@@ -11,7 +11,6 @@ from jax.sharding import PartitionSpec
 from examples.lm.errors import UserError
 
 Implementation = Literal["auto", "plain", "cudnn", "splash"]
-IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 
 
 def attend(
@@ -27,7 +26,7 @@ def attend(
     Args:
       q: queries, [batch, time, heads, size].
       k: keys, [batch, time, kv_heads, size], where `kv_heads` divides `heads`.
-      v: values, shaped like `k`.
+      v: values, like `k`.
       implementation: `"plain"` is XLA, `"splash"` JAX's kernel for TPUs, `"cudnn"` that
         of cuDNN for GPUs, which has not been run yet. `"auto"` chooses splash where the
         devices are TPUs and the shapes fit, plain elsewhere. Splash and `"auto"` read
@@ -43,7 +42,7 @@ def attend(
     """
     if implementation == "auto":
         implementation = "plain" if _obstacle("splash", q, k) else "splash"
-    if obstacle := _obstacle(implementation, q, k):
+    elif obstacle := _obstacle(implementation, q, k):
         raise UserError(
             f"model.attention is {implementation!r}, but {obstacle}: use 'auto'."
         )
@@ -67,21 +66,17 @@ def splash(
     interpret: bool = False,
 ) -> jax.Array:
     """Computes `attend` by the splash kernel; `interpret` emulates it on a CPU."""
+    block = math.gcd(q.shape[1], 512)
+    blocks = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv")
+    block_sizes = splash_attention.BlockSizes(
+        **dict.fromkeys(blocks, block), use_fused_bwd_kernel=True
+    )
 
     def local(q, k, v, segment_ids):
-        time, heads = q.shape[1:3]
-        block = math.gcd(time, 512)
+        mask = splash_attention.CausalMask((q.shape[1], q.shape[1]))
         kernel = splash_attention.make_splash_mha(
-            splash_attention.MultiHeadMask(
-                [splash_attention.CausalMask((time, time))] * heads
-            ),
-            block_sizes=splash_attention.BlockSizes(
-                block_q=block,
-                block_kv=block,
-                block_q_dkv=block,
-                block_kv_dkv=block,
-                use_fused_bwd_kernel=True,
-            ),
+            splash_attention.MultiHeadMask([mask] * q.shape[2]),
+            block_sizes=block_sizes,
             head_shards=1,  # shard_map has already divided the heads
             q_seq_shards=1,
             interpret=interpret,
@@ -117,7 +112,7 @@ def _obstacle(implementation: str, q: jax.Array, k: jax.Array) -> str | None:
     if implementation == "cudnn":
         if platform not in ("gpu", "cuda"):
             return f"cuDNN runs on GPUs and this is a {platform.upper()}"
-        if q.dtype not in ("bfloat16", "float16"):
+        if q.dtype != "bfloat16":
             return f"cuDNN does not attend in {q.dtype}, only in model.dtype=bfloat16"
     if implementation == "splash":
         if platform != "tpu":

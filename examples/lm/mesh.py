@@ -30,12 +30,21 @@ def use_mesh(config: Config, devices: Sequence[Any] | None = None) -> Iterator[M
       UserError: the devices, or the sequences of a batch, do not divide evenly.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = _sizes(config.mesh.to_dict(), len(devices))
+    sizes, n_devices = config.mesh.to_dict(), len(devices)
+    known = math.prod(size for size in sizes.values() if size != -1)
+    shape = [n_devices // max(known, 1) if n == -1 else n for n in sizes.values()]
+    n = math.prod(shape)
+    # A process without a device in the mesh could not take part.
+    all_needed = -1 in sizes.values() or jax.process_count() > 1
+    if not 0 < n <= n_devices or (all_needed and n != n_devices):
+        raise UserError(
+            f"config.mesh is {sizes}, which does not fit {n_devices} devices: set"
+            " --config.mesh.data, fsdp and tensor so that their product is the number"
+            " of devices. One of them may be -1, for the devices that remain."
+        )
     # jax.make_mesh would refuse to split an axis of a TPU slice.
     grid = mesh_utils.create_device_mesh(
-        tuple(sizes.values()),
-        devices[: math.prod(sizes.values())],
-        allow_split_physical_axes=True,
+        shape, devices[:n], allow_split_physical_axes=True
     )
     mesh = Mesh(grid, tuple(sizes), (AxisType.Auto,) * len(sizes))
     rules = {
@@ -45,11 +54,12 @@ def use_mesh(config: Config, devices: Sequence[Any] | None = None) -> Iterator[M
     if unknown := {axis for axes in rules.values() for axis in axes} - {*sizes}:
         raise UserError(f"config.axis_rules names the mesh axis {min(unknown)!r}.")
     shards = math.prod(mesh.shape[axis] for axis in rules["batch"])
-    if config.batch_size % (shards * config.accumulate_steps):
+    parts = config.accumulate_steps
+    if config.batch_size % (shards * parts):
         raise UserError(
             f"batch_size is {config.batch_size}, but {shards} shards of a batch on the"
-            f" mesh {sizes}, accumulated over {config.accumulate_steps} parts, need a"
-            f" multiple of {shards * config.accumulate_steps}."
+            f" mesh {dict(mesh.shape)}, accumulated over {parts} parts, need a multiple"
+            f" of {shards * parts}."
         )
     with jax.set_mesh(mesh), nnx.logical_axis_rules(tuple(rules.items())):
         yield mesh
@@ -68,22 +78,3 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     rows = [np.arange(batch_size)[index] for index in indices.values() if index]
     return np.unique(np.concatenate(rows))
-
-
-def _sizes(sizes: dict[str, int], n_devices: int) -> dict[str, int]:
-    """Returns the size of each axis, with -1 replaced by the remaining devices."""
-    known = math.prod(size for size in sizes.values() if size != -1)
-    filled = {
-        axis: n_devices // max(known, 1) if size == -1 else size
-        for axis, size in sizes.items()
-    }
-    n = math.prod(filled.values())
-    # A process without a device in the mesh could not take part.
-    all_needed = -1 in sizes.values() or jax.process_count() > 1
-    if not 0 < n <= n_devices or (all_needed and n != n_devices):
-        raise UserError(
-            f"config.mesh is {sizes}, which does not fit {n_devices} devices: set"
-            " --config.mesh.data, fsdp and tensor so that their product is the number"
-            " of devices. One of them may be -1, for the devices that remain."
-        )
-    return filled

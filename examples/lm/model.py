@@ -15,7 +15,7 @@ from flax import nnx
 from flax.core.spmd import get_pspec
 from jax.typing import DTypeLike
 
-from examples.lm.attention import IMPLEMENTATIONS, Implementation, attend
+from examples.lm.attention import Implementation, attend
 
 Remat = Literal["none", "dots", "full"]
 Ids = jax.Array | None
@@ -24,65 +24,37 @@ _POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-REMATS = ("none", *_POLICIES)
 _STACKED = {nnx.PARTITION_NAME: "layers"}
 
 
 class Decoder(nnx.Module):
-    """Language model: maps tokens to the logits of the next tokens.
-
-    Args:
-      vocab_size: number of tokens.
-      width: size of the residual stream.
-      layers: number of blocks.
-      heads: attention heads of each block; `width / heads` must be even.
-      mlp_width: hidden size of the gated MLP.
-      kv_heads: heads of keys and values, a divisor of `heads`; `heads` by default.
-      rope_base: longest wavelength of the rotary positions, in radians.
-      tie_embeddings: use the embedding as the head as well.
-      pad_vocab_to_multiple_of: pad the rows of the tables to a multiple of this, which
-        makes them divisible among devices. Padding is never predicted.
-      scan_layers: stack the parameters of all blocks and loop over them, which keeps
-        compilation as fast as that of a single block.
-      remat: what the backward pass recomputes: `"none"`, everything except products
-        with parameters (`"dots"`), or whole blocks (`"full"`).
-      dtype: dtype of the computation. Parameters are always float32.
-      qk_norm: normalize the queries and keys of each head by RMSNorm.
-      embed_norm: normalize the embedded tokens by RMSNorm.
-      embed_init: standard deviation of the embedding's initial values.
-      head_init: standard deviation of the head's initial values.
-      attention: implementation of attention, as in `attention.attend`.
-      rngs: source of the initial values.
-    """
+    """Language model: maps tokens to the logits of the next tokens."""
 
     def __init__(
         self,
         vocab_size: int,
-        width: int,
+        width: int,  # of the residual stream
         layers: int,
-        heads: int,
+        heads: int,  # width / heads must be even
         mlp_width: int,
-        kv_heads: int | None = None,
-        rope_base: float = 10_000.0,
-        tie_embeddings: bool = False,
-        pad_vocab_to_multiple_of: int = 1,
-        scan_layers: bool = False,
-        remat: Remat = "none",
-        dtype: DTypeLike = "float32",
-        qk_norm: bool = False,
-        embed_norm: bool = False,
-        embed_init: float = 0.02,
+        kv_heads: int | None = None,  # a divisor of heads, by default as many
+        rope_base: float = 10_000.0,  # longest wavelength of positions, in radians
+        tie_embeddings: bool = False,  # use the embedding as the head as well
+        pad_vocab_to_multiple_of: int = 1,  # so that devices can divide the tables
+        scan_layers: bool = False,  # stack the blocks: compiles as fast as one block
+        remat: Remat = "none",  # or recompute all but products with parameters, or all
+        dtype: DTypeLike = "float32",  # to compute in; parameters are float32
+        qk_norm: bool = False,  # RMSNorm of the queries and keys of each head
+        embed_norm: bool = False,  # RMSNorm of the embedded tokens
+        embed_init: float = 0.02,  # standard deviation of initial values
         head_init: float = 0.02,
         attention: Implementation = "plain",
         *,
         rngs: nnx.Rngs,
     ):
-        _check_choice("remat", remat, REMATS)
-        _check_choice("attention", attention, IMPLEMENTATIONS)
         dtype = jnp.dtype(dtype)
         self.vocab_size = vocab_size
         self.remat = remat
-        self.tie_embeddings = tie_embeddings
         multiple = pad_vocab_to_multiple_of
         rows = math.ceil(vocab_size / multiple) * multiple
         self.embed = nnx.Embed(
@@ -113,16 +85,11 @@ class Decoder(nnx.Module):
         else:
             self.layers = nnx.List([block(rngs) for _ in range(layers)])
         self.norm = _norm(width, dtype, rngs)
-        if not tie_embeddings:
-            self.lm_head = nnx.Linear(
-                width,
-                rows,
-                use_bias=False,
-                dtype=dtype,
-                kernel_init=nnx.initializers.normal(head_init),
-                kernel_metadata=_axes("table_width", "vocab"),
-                rngs=rngs,
-            )
+        if tie_embeddings:
+            self.lm_head = None
+        else:
+            init, axes = nnx.initializers.normal(head_init), ("table_width", "vocab")
+            self.lm_head = _linear(width, rows, axes, dtype, rngs, kernel_init=init)
         self.embed_norm = _norm(width, dtype, rngs) if embed_norm else None
 
     def __call__(self, tokens: jax.Array, segment_ids: Ids = None) -> jax.Array:
@@ -165,7 +132,7 @@ class Decoder(nnx.Module):
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Maps the result of `hidden` to float32 logits, -inf for padding."""
-        logits = self.embed.attend(x) if self.tie_embeddings else self.lm_head(x)
+        logits = self.lm_head(x) if self.lm_head else self.embed.attend(x)
         logits = constrain(logits.astype(jnp.float32), "batch", None, "logits")
         if logits.shape[-1] == self.vocab_size:
             return logits
@@ -209,16 +176,6 @@ class Attention(nnx.Module):
         qk_norm: bool,
         implementation: Implementation,
     ):
-        if width % heads or width // heads % 2:
-            raise ValueError(
-                f"{heads} heads do not divide a width of {width} into even parts, which"
-                " rotary positions need: change model.heads or model.width."
-            )
-        if heads % kv_heads:
-            raise ValueError(
-                f"{kv_heads} heads of keys and values do not divide {heads} heads of"
-                " queries: change model.kv_heads or model.heads."
-            )
         self.rope_base = rope_base
         self.implementation: Implementation = implementation
         self.head_size = size = width // heads
@@ -282,34 +239,20 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, get_pspec(axes))
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(
-            f"model.{name} is {value!r}, but it must be one of {', '.join(choices)}."
-        )
-
-
 def _linear(
     size_in: int,
     size_out: int,
     axes: tuple[str, str],
     dtype: DTypeLike,
     rngs: nnx.Rngs,
+    **settings: Any,
 ) -> nnx.Linear:
-    return nnx.Linear(
-        size_in,
-        size_out,
-        use_bias=False,
-        dtype=jnp.dtype(dtype),
-        kernel_metadata=_axes(*axes),
-        rngs=rngs,
-    )
+    settings |= {"use_bias": False, "dtype": dtype, "kernel_metadata": _axes(*axes)}
+    return nnx.Linear(size_in, size_out, **settings, rngs=rngs)
 
 
 def _norm(width: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    return nnx.RMSNorm(
-        width, dtype=jnp.dtype(dtype), scale_metadata=_axes("norm"), rngs=rngs
-    )
+    return nnx.RMSNorm(width, dtype=dtype, scale_metadata=_axes("norm"), rngs=rngs)
 
 
 def _axes(*names: str) -> dict[str, Any]:

@@ -10,33 +10,6 @@ from ml_collections import ConfigDict
 import ember_optax
 from examples.lm import Config
 
-# Functions of an optimizer's entry in config.tables.defaults and of b2.
-TABLES = {
-    "ember": None,
-    "adam": lambda defaults, b2: optax.scale_by_adam(defaults.b1, b2),
-    # scale_by_adam(b1=0) would keep a first moment that it does not need.
-    "adam_no_momentum": lambda _, b2: optax.scale_by_rms(
-        b2, eps_in_sqrt=False, bias_correction=True
-    ),
-    "adafactor": lambda *_: optax.chain(
-        optax.scale_by_factored_rms(),
-        optax.clip_by_block_rms(1.0),
-        optax.scale_by_param_block_rms(),
-    ),
-    "sm3": lambda *_: optax.scale_by_sm3(),
-    "sgd": lambda *_: optax.identity(),
-}
-BODIES = {
-    "adamw": lambda rate, decay: optax.adamw(
-        rate, b2=0.95, weight_decay=decay, mask=_is_matrix
-    ),
-    # Muon handles matrices, and its own Adam the norms. With consistent_rms the updates
-    # are as large as those of AdamW.
-    "muon": lambda rate, decay: optax.contrib.muon(
-        rate, weight_decay=decay, adam_b2=0.95, consistent_rms=0.2
-    ),
-}
-
 
 def make_optimizer(
     config: Config,
@@ -58,12 +31,10 @@ def make_optimizer(
     tables = config.tables
     body = body_optimizer(config) if body is None else body
     defaults = tables.defaults[tables.optimizer]
+    chosen = tables.embed_learning_rate, tables.head_learning_rate
     embed_rate, head_rate = (
-        schedule(config, defaults[role] if chosen is None else chosen)
-        for role, chosen in (
-            ("embed", tables.embed_learning_rate),
-            ("head", tables.head_learning_rate),
-        )
+        schedule(config, default if rate is None else rate)
+        for rate, default in zip(chosen, (defaults.embed, defaults.head), strict=True)
     )
     b2 = defaults.get("b2") if tables.b2 is None else tables.b2
     if tables.optimizer == "ember":
@@ -78,18 +49,22 @@ def make_optimizer(
             param_shardings=param_shardings,
         )
 
-    def table(rate: optax.Schedule) -> optax.GradientTransformation:
-        return optax.chain(
-            TABLES[tables.optimizer](defaults, b2),
-            optax.add_decayed_weights(tables.weight_decay),
-            optax.scale_by_learning_rate(rate),
-        )
+    scale = {
+        "adam": lambda: optax.scale_by_adam(defaults.b1, b2),
+        "adafactor": lambda: optax.chain(
+            optax.scale_by_factored_rms(),
+            optax.clip_by_block_rms(1.0),
+            optax.scale_by_param_block_rms(),
+        ),
+        "sgd": optax.identity,
+    }[tables.optimizer]
 
-    parts: dict[Any, Any] = {
-        "embed": table(embed_rate),
-        "head": table(head_rate),
-        "body": body,
-    }
+    def table(rate: optax.Schedule) -> optax.GradientTransformation:
+        decay = optax.add_decayed_weights(tables.weight_decay)
+        return optax.chain(scale(), decay, optax.scale_by_learning_rate(rate))
+
+    embed, head = table(embed_rate), table(head_rate)
+    parts: dict[Any, Any] = {"embed": embed, "head": head, "body": body}
     split = optax.multi_transform(parts, label_roles(vocab_size))
     if config.clip_norm is None:
         return split
@@ -108,10 +83,16 @@ def label_roles(vocab_size: int | None) -> Any:
 
 def body_optimizer(config: Config) -> optax.GradientTransformation:
     """Returns `config.body.optimizer`. Only matrices have weight decay."""
-    name = config.body.optimizer
-    chosen = config.body.learning_rate
-    rate = config.body.defaults[name] if chosen is None else chosen
-    return BODIES[name](schedule(config, rate), config.body.weight_decay)
+    body = config.body
+    peak, decay = body.learning_rate, body.weight_decay
+    rate = schedule(config, body.defaults[body.optimizer] if peak is None else peak)
+    if body.optimizer == "adamw":
+        return optax.adamw(rate, b2=0.95, weight_decay=decay, mask=_is_matrix)
+    # Muon handles matrices, and its own Adam the norms. With consistent_rms the updates
+    # are as large as those of AdamW.
+    return optax.contrib.muon(
+        rate, weight_decay=decay, adam_b2=0.95, consistent_rms=0.2
+    )
 
 
 def schedule(config: Config, peak: float) -> optax.Schedule:
@@ -136,13 +117,7 @@ def with_table_optimizer(config: Config, name: str) -> Config:
 def table_state_bytes(
     config: Config, params: Any, vocab_size: int | None = None
 ) -> int:
-    """Returns the bytes of optimizer state that the token tables need.
-
-    Args:
-      config: which optimizer.
-      params: parameters of the model, as arrays or `jax.ShapeDtypeStruct`.
-      vocab_size: rows of the token tables.
-    """
+    """Returns the bytes of optimizer state of the token tables, also if abstract."""
     tx = make_optimizer(config, vocab_size, body=optax.set_to_zero())
     state = jax.tree.leaves(jax.eval_shape(tx.init, params))
     return sum(x.size * x.dtype.itemsize for x in state)

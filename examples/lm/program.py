@@ -11,15 +11,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import ember_optax
-from examples.lm import Config, cost
+from examples.lm import Config
 from examples.lm.errors import UserError
-from examples.lm.mesh import batch_sharding, use_mesh
+from examples.lm.mesh import batch_sharding
 from examples.lm.model import Decoder
-from examples.lm.optimizer import (
-    make_optimizer,
-    table_state_bytes,
-    with_table_optimizer,
-)
+from examples.lm.optimizer import make_optimizer
 
 TEMPERATURE = 0.8
 
@@ -96,72 +92,6 @@ def make_program(config: Config, mesh: Mesh) -> Program:
         eval_step=jax.jit(loss, out_shardings=replicated),
         sample=jax.jit(make_sampler(graph, config.seed), out_shardings=replicated),
     )
-
-
-def cost_report(config: Config) -> str:
-    """Compiles a step for `config.cost_report_topology` and describes its cost."""
-    name = config.cost_report_topology
-    with use_mesh(config, cost.tpu_devices(name)) as mesh:
-        program = make_program(config, mesh)
-        params, opt_state = program.state
-        text = cost.report(
-            name,
-            program.train_step,
-            (program.state, program.tokens),
-            state={"parameters": params, "optimizer state": opt_state},
-            repeated=lambda: compile_repeated(config, program),
-            kernel_flops=attention_flops(config),
-        )
-    rows = table_rows(config)
-    sizes = [
-        f"{table_state_bytes(arm, params, rows) / 1e6:,.2f} MB with {name}"
-        for name in ("ember", "adam")
-        for arm in [with_table_optimizer(config, name)]
-    ]
-    return f"{text}\nState of the tables on all devices: {', '.join(sizes)}"
-
-
-def compile_repeated(config: Config, program: Program) -> list[cost.Repeated]:
-    """Compiles the loop bodies of a step, with its mesh in context."""
-    model = config.model
-    graph, _ = nnx.split(nnx.eval_shape(lambda: make_model(config)), nnx.Param)
-    shape = config.batch_size, config.sequence_length, model.width
-    return cost.compile_repeated(
-        graph,
-        program.state.params,
-        jax.ShapeDtypeStruct(
-            shape, jnp.dtype(model.dtype), sharding=program.tokens.sharding
-        ),
-        cross_entropy,
-        scanned_layers=model.layers if model.scan_layers else 0,
-        loss_chunks=config.loss_chunks,
-    )
-
-
-def attention_flops(config: Config) -> float:
-    """Returns the operations of attention in a step."""
-    model = config.model
-    return cost.attention_flops(
-        config.batch_size,
-        config.sequence_length,
-        model.heads,
-        model.width // model.heads,
-        model.layers,
-        remat=model.remat != "none",
-    )
-
-
-def model_flops(config: Config) -> float:
-    """Returns the operations of a step for MFU, without recomputation.
-
-    Six for each token and each parameter that is multiplied, and those of attention.
-    """
-    params = nnx.state(nnx.eval_shape(lambda: make_model(config)), nnx.Param)
-    size = sum(x.size for x in jax.tree.leaves(params))
-    if not config.model.tie_embeddings:  # a lookup multiplies nothing
-        size -= table_rows(config) * config.model.width
-    tokens = config.batch_size * config.sequence_length
-    return 6 * tokens * size + attention_flops(config) * 3 / 3.5
 
 
 def accumulate(loss: Callable[..., jax.Array], steps: int) -> Callable[..., Any]:

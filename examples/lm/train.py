@@ -17,7 +17,7 @@ from examples.lm.distributed import is_primary, log, stop_signals
 from examples.lm.errors import UserError
 from examples.lm.mesh import batch_sharding, local_rows, use_mesh
 from examples.lm.metrics import MetricsLog, Record, last
-from examples.lm.program import make_program, model_flops
+from examples.lm.program import make_program
 
 
 class Result(NamedTuple):
@@ -161,7 +161,7 @@ def _progress(
 ) -> Iterator[Callable[[float], None]]:
     """Shows a bar in tokens, with the loss and on accelerators MFU."""
     tokens = config.batch_size * config.sequence_length
-    flops = model_flops(config) / cost.peak_flops(list(mesh.devices.flat))
+    flops = cost.flops(config, recomputed=False) / cost.peak_flops(mesh)
     with tqdm(
         desc=name,
         initial=step * tokens,

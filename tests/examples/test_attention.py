@@ -1,6 +1,5 @@
 """The splash kernel against XLA's attention, and the choice between them."""
 
-import functools
 import importlib.util
 from typing import Any
 
@@ -101,25 +100,11 @@ def test_a_batch_that_does_not_divide_is_replicated() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_documents_do_not_see_each_other() -> None:
-    arrays = inputs(batch=1, time=10)
-    plain = jax.jit(functools.partial(attend, implementation="plain"))
-    whole = plain(*arrays, segment_ids=jnp.arange(10)[None] // 5)
-    for part in (slice(0, 5), slice(5, 10)):
-        alone = plain(*(x[:, part] for x in arrays))
-        np.testing.assert_allclose(whole[:, part], alone, atol=1e-6)
-
-
-@needs_libtpu
-@pytest.mark.parametrize("slice_", ["v5p:2x2x1", "v6e:2x2"])
-def test_auto_chooses_splash_for_tpus(slice_: str) -> None:
-    assert KERNEL in lower(tpu_devices(slice_), "auto").as_text()
-
-
 @needs_libtpu
 @pytest.mark.parametrize("sizes", [{"time": 200}, {"kv_heads": 1}])
-def test_auto_chooses_plain_for_shapes_that_splash_refuses(sizes: Any) -> None:
+def test_auto_chooses_splash_except_for_shapes_that_it_refuses(sizes: Any) -> None:
     devices = tpu_devices("v5p:2x2x1")
+    assert KERNEL in lower(devices, "auto").as_text()
     assert KERNEL not in lower(devices, "auto", **sizes).as_text()
     with pytest.raises(ValueError, match=r"model\.attention is 'splash', but .*: use"):
         lower(devices, "splash", **sizes)
@@ -129,10 +114,6 @@ def test_auto_chooses_plain_elsewhere() -> None:
     devices = jax.devices()[:4]
     plain = lower(devices, "plain").as_text()
     assert lower(devices, "auto").as_text() == plain
-    arrays = inputs(time=8)
-    np.testing.assert_array_equal(
-        attend(*arrays, implementation="auto"), attend(*arrays, implementation="plain")
-    )
 
 
 @pytest.mark.parametrize("implementation", ["cudnn", "splash"])

@@ -133,9 +133,8 @@ def test_parameters_are_sharded_by_the_rules(config: Config) -> None:
         assert param.sharding.is_equivalent_to(expected, param.ndim)
 
 
-@pytest.mark.parametrize("scan", [True])
-def test_norms_have_no_weight_decay(config: Config, scan: bool) -> None:
-    config.model.scan_layers = scan
+def test_norms_have_no_weight_decay(config: Config) -> None:
+    config.model.scan_layers = True
     config.body.weight_decay = 0.5
     config.clip_norm = 1e-12  # the gradients are gone, the decay is left
     with use_mesh(config) as mesh:
@@ -169,13 +168,10 @@ def test_meshes_that_do_not_fit_are_an_error(
         pass
 
 
-@pytest.mark.parametrize("steps", [2])
-def test_accumulated_gradients_are_those_of_the_batch(
-    config: Config, steps: int
-) -> None:
+def test_accumulated_gradients_are_those_of_the_batch(config: Config) -> None:
     expected = run_on_one_device(config_json(config))
     config.mesh.update(fsdp=2)
-    config.accumulate_steps = steps
+    config.accumulate_steps = 2
     losses, *_ = run(config)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 

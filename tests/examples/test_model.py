@@ -55,27 +55,20 @@ def test_tied_model_has_one_table():
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_logits_are_float32_and_nearly_uniform_at_first(tied):
-    logits = forward(make(tie_embeddings=tied), jnp.ones((2, 8), jnp.int32))
-    assert logits.shape == (2, 8, 64)
-    assert logits.dtype == jnp.float32
-    assert jnp.ptp(logits) < 1.0
+def test_logits_are_products_of_the_last_norm_and_the_head(tied):
+    model, tokens = make(tie_embeddings=tied), jnp.arange(16).reshape(2, 8)
+    head = model.embed.embedding[...].T if tied else model.lm_head.kernel[...]
+    expected = model.hidden(tokens) @ head
+    np.testing.assert_allclose(forward(model, tokens), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("changed", [0, 4, 7])
-def test_a_token_changes_no_earlier_logits(changed):
-    model = make()
+def test_a_token_changes_no_earlier_logits():
+    model, changed = make(), 4
     tokens = jax.random.randint(jax.random.key(0), (2, 8), 0, 64)
     other = tokens.at[0, changed].add(1)
     same = jnp.all(forward(model, tokens) == forward(model, other % 64), axis=-1)[0]
     assert same[:changed].all()
     assert not same[changed:].any()
-
-
-def test_order_matters():
-    model = make()
-    logits = forward(model, jnp.array([[1, 2, *range(6)], [2, 1, *range(6)]]))
-    assert not jnp.allclose(logits[0, -1], logits[1, -1])
 
 
 def test_attention_scores_depend_on_distance_alone():
@@ -87,15 +80,7 @@ def test_attention_scores_depend_on_distance_alone():
         diagonal = np.diagonal(scores, -distance)
         np.testing.assert_allclose(diagonal, diagonal[0], rtol=1e-4, atol=1e-5)
     assert abs(scores[0, 0] - scores[5, 0]) > 1e-3
-
-
-def test_rotation_keeps_lengths_and_the_first_position():
-    x = jax.random.normal(jax.random.key(0), (2, 6, 3, 8))
-    y = rotate(x)
-    np.testing.assert_array_equal(y[:, 0], x[:, 0])
-    np.testing.assert_allclose(
-        jnp.linalg.norm(y, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5
-    )
+    np.testing.assert_allclose(queries[0], x, rtol=1e-6)
 
 
 def test_loss_leaves_out_the_first_token():
@@ -123,24 +108,17 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(standard_pro
     assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("heads", [3, 16])
-def test_heads_that_do_not_fit_are_an_error(heads):
-    with pytest.raises(ValueError, match=rf"{heads} heads do not divide a width of 16"):
-        make(heads=heads)
-
-
 def test_labels_find_the_tables_and_nothing_else():
     params = nnx.state(make(), nnx.Param)
     tables = [table.path for table in ember_optax.summarize(params).tables]
     assert tables == ["embed/embedding", "lm_head/kernel"]
 
 
-@pytest.mark.parametrize("chunks", [2, 4])
-def test_loss_in_chunks_is_the_same(chunks):
+def test_loss_in_chunks_is_the_same():
     model = make()
     tokens = jax.random.randint(jax.random.key(0), (2, 9), 0, 64)
     whole = nnx.jit(nnx.value_and_grad(loss_fn))(model, tokens)
-    parts = nnx.jit(nnx.value_and_grad(lambda *a: loss_fn(*a, chunks)))(model, tokens)
+    parts = nnx.jit(nnx.value_and_grad(lambda *a: loss_fn(*a, chunks=4)))(model, tokens)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
         nnx.to_pure_dict(parts[1]),
@@ -182,19 +160,9 @@ def test_scan_and_remat_change_memory_and_not_the_model(remat):
     )
 
 
-@pytest.mark.parametrize("name", ["remat", "attention"])
-def test_unknown_choice_is_an_error(name):
-    with pytest.raises(
-        ValueError, match=rf"model\.{name} is 'all', but it must be one"
-    ):
-        make(**{name: "all"})
-
-
 def test_grouped_queries_share_keys_and_values():
     attention = make(kv_heads=1).layers[0].attention
     assert attention.k_proj.kernel.shape == attention.v_proj.kernel.shape == (16, 8)
-    with pytest.raises(ValueError, match="4 heads of keys and values do not divide 2"):
-        make(heads=2, kv_heads=4)
 
 
 def test_initial_scales():

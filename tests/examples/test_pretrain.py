@@ -72,7 +72,6 @@ MISTAKES = {
     "does not fit 8 devices": {"mesh.fsdp": 3, "mesh.tensor": 3},
     "has 2 numbers": {"data.weights": (1.0, 2.0)},
     "keep_checkpoints is 0": {"keep_checkpoints": 0},
-    "only one axis may be -1": {"mesh.fsdp": -1, "mesh.tensor": -1},
     "give only": {"resume": True, "overwrite": True},
 }
 
