@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import re
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,14 +40,14 @@ class Tokens(NamedTuple):
     validation: np.ndarray
 
 
-def load(path: str | None = None, vocab_size: int = 4096) -> Tokens:
+def load(paths: Sequence[str | None] = (None,), vocab_size: int = 4096) -> Tokens:
     """Returns the tokens of a text, from the cache if it has been seen before.
 
     Args:
-      path: glob of files; by default the source of the standard library.
+      paths: globs of files; None is the source of the standard library.
       vocab_size: size of the BPE vocabulary.
     """
-    documents = read_documents(path)
+    documents = [text for path in paths for text in read_documents(path)]
     digest = hashlib.sha256("\0".join([str(vocab_size), *documents]).encode())
     file = CACHE / f"{digest.hexdigest()[:16]}.npz"
     if not file.exists():

@@ -48,8 +48,11 @@ def adam(b1: float, b2: float, eps: float = 1e-8) -> Callable[[], Any]:
     return lambda: optax.scale_by_adam(b1, b2, eps)
 
 
-def ember_adafactor() -> optax.GradientTransformation:
-    return ember_optax.scale_by_ember(ember_optax.adafactor_decay())
+def ember(b2: Any) -> Callable[[], Any]:
+    return lambda: ember_optax.scale_by_ember(b2)
+
+
+ember_adafactor = ember(ember_optax.adafactor_decay())
 
 
 DEFAULT_PAIR = (0.56, 0.032)
@@ -57,6 +60,17 @@ DEFAULT_PAIR = (0.56, 0.032)
 ARMS = {
     "ember": Arm("Ember, b2 0.999", ember_optax.scale_by_ember, DEFAULT_PAIR),
     "ember_adafactor": Arm("Ember, Adafactor decay", ember_adafactor, DEFAULT_PAIR),
+    "ember_uncapped": Arm(
+        "Ember, Adafactor decay without cap",
+        ember(ember_optax.adafactor_decay(max_decay=None)),
+        DEFAULT_PAIR,
+    ),
+    "ember_cap99": Arm(
+        "Ember, Adafactor decay up to 0.99",
+        ember(ember_optax.adafactor_decay(max_decay=0.99)),
+        DEFAULT_PAIR,
+    ),
+    "ember_9999": Arm("Ember, b2 0.9999", ember(0.9999), DEFAULT_PAIR),
     "ember_centered": Arm(
         "Ember, Adafactor decay, centered",
         lambda: optax.chain(ember_adafactor(), centered()),
@@ -75,6 +89,11 @@ ARMS = {
         (1.0, 0.032),
     ),
     "amsgrad": Arm("AMSGrad (0.9, 0.999)", optax.scale_by_amsgrad, DEFAULT_PAIR),
+    "factored_rms": Arm(
+        "factored RMS",
+        lambda: optax.scale_by_factored_rms(min_dim_size_to_factor=1),
+        DEFAULT_PAIR,
+    ),
     "adafactor": Arm("Adafactor", adafactor, (1.0, 0.32)),
     "sm3": Arm("SM3", optax.scale_by_sm3, (1.0, 0.1)),
     "muon": Arm("Muon", muon, (1.0, 0.1)),

@@ -54,10 +54,15 @@ class Study:
         Raises:
           Unfinished: not all of its runs are finished.
         """
-        runs = stages.seeded(case, self.losses)
+        return self.row_of(
+            stages.name_of(stage, case), stages.seeded(case, self.losses)
+        )
+
+    def row_of(self, name: str, runs: list[Settings]) -> Row:
+        """Returns the row of runs that differ in their seeds."""
         losses = stages.require(runs, self.losses)
         return Row(
-            stages.name_of(stage, case),
+            name,
             runs[0],
             {run.seed: loss for run, loss in zip(runs, losses, strict=True)},
             self.runs[runs[0]]["table_state_bytes"],

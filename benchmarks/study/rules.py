@@ -112,6 +112,18 @@ def centered() -> optax.GradientTransformation:
     return optax.stateless(lambda updates, _: jax.tree.map(center, updates))
 
 
+def add_cautious_decay(rate: float) -> optax.GradientTransformation:
+    """Adds decayed weights only where weight and update have the same sign.
+
+    modded-nanogpt and Marin decay in this way: never against the gradient.
+    """
+
+    def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+        return jax.tree.map(lambda u, p: u + rate * p * (u * p > 0), updates, params)
+
+    return optax.stateless(update)
+
+
 def vocab_axis(x: jax.Array) -> int:
     """Returns the longer axis of a table."""
     return x.shape.index(max(x.shape))

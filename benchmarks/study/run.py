@@ -29,6 +29,15 @@ Stages; each first does the earlier runs that it needs:
     lr_grid   a coarse grid over both learning rates, for Ember and for Adam
     mistuned  the best rates times a factor
     rule      rates by rules for width, batch and length
+
+Stages of the second plan, a model as in practice (benchmarks/study/practice.py):
+
+    practice_setting     optimizers, QK-norm and weight decay
+    practice_width       192, 384 and 768
+    practice_batch       32 to 256 sequences of 64 tokens
+    practice_length      1,024 to 16,384 steps
+    practice_vocabulary  16,384 and 50,304 tokens
+    practice_tied        one table for input and output
 """
 
 import argparse
@@ -44,12 +53,13 @@ import jax
 from benchmarks.common import store, text
 from benchmarks.common.provenance import provenance
 from benchmarks.common.store import Run
-from benchmarks.study import scaling, settings, stages
+from benchmarks.study import practice, scaling, settings, stages
 from benchmarks.study.report import RESULTS
 from benchmarks.study.settings import Losses, Settings
 from benchmarks.study.training import execute
 
-STAGES = (*stages.STAGES, "rule")
+PRACTICE = tuple(f"practice_{name}" for name in practice.CASES)
+STAGES = (*stages.STAGES, "rule", *PRACTICE)
 Load = Callable[[Settings], tuple[text.Tokens, int]]
 """Returns the tokens of a run and the size of their vocabulary."""
 
@@ -75,6 +85,8 @@ def missing(names: list[str], losses: Losses) -> list[Settings]:
         if name == "rule":
             arms = stages.RIVALS[:2]
             jobs += [lambda arm=arm: scaling.runs(arm, losses) for arm in arms]
+        elif name.startswith("practice_"):
+            jobs += practice.jobs(name.removeprefix("practice_"), losses)
         else:
             jobs += stages.jobs(name, losses)
     return list(dict.fromkeys(stages.missing(jobs, losses)))
@@ -99,14 +111,19 @@ def rerun(row: str, path: Path, load: Load) -> None:
 
 def runs_of_row(row: str, losses: Losses) -> list[Settings]:
     rows = {
-        stages.name_of(stage, case): case
-        for stage, cases in stages.CASES.items()
+        stages.name_of(prefix + stage, case): (seeded, case)
+        for prefix, cases_of, seeded in (
+            ("", stages.CASES, stages.seeded),
+            ("practice_", practice.CASES, practice.seeded),
+        )
+        for stage, cases in cases_of.items()
         for case in cases
     }
     if row not in rows:
         raise SystemExit(f"There is no row {row!r}; the rows are {', '.join(rows)}.")
+    seeded, case = rows[row]
     try:
-        return stages.seeded(rows[row], losses)
+        return seeded(case, losses)
     except stages.Unfinished as unfinished:
         raise SystemExit(f"{row} is not tuned: {unfinished}.") from None
 

@@ -8,9 +8,10 @@ from benchmarks.common import store
 from benchmarks.common.store import Run
 from benchmarks.study.arms import ARMS
 
-# Files of each text; None is the source of Python's standard library.
+# Globs of each text; None is the source of Python's standard library.
 VOCAB_SIZE = 4096
-TEXTS = {"python": None, "linux": ".cache/linux-doc/usr/share/doc/**/*.rst.gz"}
+LINUX = ".cache/linux-doc/usr/share/doc/**/*.rst.gz"
+TEXTS = {"python": (None,), "linux": (LINUX,), "both": (None, LINUX)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +32,14 @@ class Settings:
     layers: int = 2
     seed: int = 0  # of the initial values and of the order of the batches
     vocab: int | None = None  # size of the vocabulary, if not that of the config
-    text: str = "python"  # or linux
+    text: str = "python"  # or linux, or both
     weight_decay: float = 0.0  # of the tables
     frequencies: bool = False  # also compare predicted with actual token frequencies
     rounding: str | None = None  # of bfloat16 tables: nearest or stochastic
+    practice: bool = False  # embedding N(0, 1) with RMSNorm behind it, head of zeros
+    qk_norm: bool = False
+    cautious: bool = False  # weight decay only where it agrees with the update
+    track: bool = False  # also measure steps and tables over time, and rare tokens
 
     def __post_init__(self) -> None:
         for arm in (self.arm, self.head_arm or self.arm):

@@ -18,6 +18,7 @@ import ember_optax
 from benchmarks.common import text
 from benchmarks.study import loss as fast
 from benchmarks.study.arms import ARMS
+from benchmarks.study.rules import add_cautious_decay, vocab_axis
 from benchmarks.study.settings import Settings
 from configs import pretrain_small
 from examples.lm import Config, program
@@ -31,6 +32,7 @@ VALIDATION_TOKENS = 32_768
 EDGES = (1, 4, 16, 64, 256, 1024)
 """Edges between classes of tokens, by their occurrences in the run so far."""
 MEASUREMENTS = 8  # of frequencies in a run
+TRACKED = 16  # measurements of tables in a run
 
 
 def make_config(run: Settings) -> Config:
@@ -47,6 +49,10 @@ def make_config(run: Settings) -> Config:
         pad_vocab_to_multiple_of=1,  # the loss does not support padding
         attention="plain",
     )
+    if run.practice:
+        config.model.update(
+            embed_init=1.0, embed_norm=True, head_init=0.0, qk_norm=run.qk_norm
+        )
     config.body.update(optimizer=run.body, learning_rate=run.body_lr)
     return config
 
@@ -67,7 +73,8 @@ def table_optimizer(
     """Returns an arm with a learning rate. All arms have the same schedule."""
     steps = [ARMS[arm].scale_by()]
     if run.weight_decay:
-        steps.append(optax.add_decayed_weights(run.weight_decay))
+        add = add_cautious_decay if run.cautious else optax.add_decayed_weights
+        steps.append(add(run.weight_decay))
     steps += [optax.scale_by_schedule(schedule(config, 1.0)), optax.scale(-lr)]
     if run.rounding == "stochastic":
         steps.append(ember_optax.stochastic_rounding(0))
@@ -102,6 +109,8 @@ class Functions(NamedTuple):
     step: Callable[[program.State, Any, Rates], tuple[program.State, jax.Array]]
     loss: Callable[[Any, Any], jax.Array]
     predicted: Callable[[Any, Any], jax.Array]  # expected occurrences of each token
+    losses: Callable[[Any, Any], jax.Array]  # of each token
+    tables: Callable[[program.State, Any, Rates], dict[str, list[jax.Array]]]
 
 
 @functools.lru_cache(maxsize=2)  # each takes tens of megabytes
@@ -140,8 +149,29 @@ def make_functions(run: Settings, vocab_size: int) -> Functions:
         logits = nnx.merge(graph, params)(tokens[:, :-1])
         return jax.nn.softmax(logits).sum((0, 1))
 
-    step = jax.jit(step, donate_argnums=0)
-    return Functions(jax.jit(init), step, jax.jit(loss), jax.jit(predicted))
+    def losses(params: Any, tokens: jax.Array) -> jax.Array:
+        logits = nnx.merge(graph, params)(tokens[:, :-1])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+
+    def tables(
+        state: program.State, tokens: jax.Array, rates: Rates
+    ) -> dict[str, list[jax.Array]]:
+        """By table: its RMS, and the largest RMS of a row of its next update."""
+        after, _ = step(state, tokens, rates)
+        found = {}
+        for name in sorted(set(TABLES) & state.params.keys()):
+            (old,), (new,) = map(
+                jax.tree.leaves, (state.params[name], after.params[name])
+            )
+            rows = jnp.mean(jnp.square(new - old), axis=1 - vocab_axis(old))
+            found[name] = [jnp.sqrt(jnp.mean(old**2)), jnp.sqrt(rows.max())]
+        return found
+
+    return Functions(
+        jax.jit(init),
+        jax.jit(step, donate_argnums=0),
+        *map(jax.jit, (loss, predicted, losses, tables)),
+    )
 
 
 def execute(run: Settings, tokens: text.Tokens, vocab_size: int) -> dict[str, Any]:
@@ -167,17 +197,20 @@ def execute(run: Settings, tokens: text.Tokens, vocab_size: int) -> dict[str, An
     def validate(params: Any) -> float:
         return float(np.mean([functions.loss(params, batch) for batch in validation]))
 
-    start, losses, measured = time.perf_counter(), [], []
+    start, losses, measured, tracked = time.perf_counter(), [], [], []
     counts = np.zeros(vocab_size, int)
     for step in tqdm(range(run.steps), leave=False, mininterval=1, desc=run.arm):
         batch = next(batches)
+        if run.track and step % (run.steps // TRACKED) == run.steps // TRACKED // 2:
+            found = functions.tables(state, batch, rates_of(run))
+            tracked.append([step, jax.tree.map(lambda x: round(float(x), 6), found)])
         state, loss = functions.step(state, batch, rates_of(run))
         losses.append(float(loss))
         if not math.isfinite(losses[-1]):
             break
-        if run.frequencies:
+        if run.frequencies or run.track:
             counts += np.bincount(batch[:, 1:].ravel(), minlength=vocab_size)
-            if (step + 1) % (run.steps // MEASUREMENTS) == 0:
+            if run.frequencies and (step + 1) % (run.steps // MEASUREMENTS) == 0:
                 error = frequency_error(functions, state.params, validation, counts)
                 measured.append([validate(state.params), *error])
     final = validate(state.params)
@@ -190,7 +223,23 @@ def execute(run: Settings, tokens: text.Tokens, vocab_size: int) -> dict[str, An
         "table_state_bytes": state_bytes,
         "seconds": round(time.perf_counter() - start, 1),
     }
+    if run.track:
+        by_class = losses_by_class(functions, state.params, validation, counts)
+        result |= {"tables": tracked, "losses_by_class": by_class}
     return result | ({"frequency_errors": measured} if run.frequencies else {})
+
+
+def losses_by_class(
+    functions: Functions, params: Any, batches: list[np.ndarray], counts: np.ndarray
+) -> list[float | None]:
+    """Returns the mean loss of the tokens in each class by `EDGES`."""
+    losses = np.concatenate(
+        [np.asarray(functions.losses(params, batch)).ravel() for batch in batches]
+    )
+    targets = np.concatenate([batch[:, 1:].ravel() for batch in batches])
+    classes = np.digitize(counts, EDGES)[targets]
+    found = [losses[classes == i] for i in range(len(EDGES) + 1)]
+    return [round(float(x.mean()), 4) if x.size else None for x in found]
 
 
 def frequency_error(

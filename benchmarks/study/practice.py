@@ -1,0 +1,166 @@
+"""The runs of the second plan, PLAN_PRACTICE.md: a model as people build it today.
+
+Embedding N(0, 1) with RMSNorm behind it, head of zeros. Each case is tuned by a search
+over the rates of both tables with seed 0, and runs at its best pair with other seeds.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+from benchmarks.common.search import QUARTERS, Pair, best_pair, search_pair
+from benchmarks.study.settings import Losses, Settings
+from benchmarks.study.stages import (
+    BODY_RATES,
+    FEW_SEEDS,
+    SEEDS,
+    Case,
+    rates,
+    require,
+    tuned_rate,
+)
+
+EMBER, ADAM80, ADAM = ARMS = "ember_adafactor", "adam80", "adam"
+PAIR = EMBER, ADAM80
+NANOCHAT: Case = {"arm": "adam80_995", "head_arm": "adam80_96"}
+START: dict[str, Pair] = {
+    EMBER: (0.32, 0.032),
+    "factored_rms": (0.32, 0.032),
+    ADAM: (0.56, 0.032),
+}
+FIRST_PAIR = 1.0, 0.032  # of the other arms, which are Adams with b1 0.8
+WIDTHS = (192, 384, 768)
+VOCABULARIES = (16_384, 50_304)
+BATCHES = (32, 64, 128, 256)  # sequences of 64 tokens; 256 only tests the rule
+STEPS = (1024, 4096, 16_384)
+LONG = (EMBER, "ember_uncapped", "ember", ADAM, ADAM80)
+UP_TO_4096 = ("ember_cap99", "ember_9999")
+
+CASES: dict[str, list[Case]] = {
+    "setting": [
+        *({"arm": arm} for arm in (*ARMS, "factored_rms")),
+        NANOCHAT,
+        {"arm": EMBER, "weight_decay": 0.001},
+        {"arm": EMBER, "weight_decay": 0.1, "cautious": True},
+        *({"arm": arm, "qk_norm": True} for arm in ARMS),
+    ],
+    "width": [{"arm": a, "width": w} for w, a in itertools.product(WIDTHS, PAIR)],
+    # At equal tokens, then at equal steps.
+    "batch": [
+        {"arm": arm, "batch": batch, "tokens": tokens}
+        for batch, arm in itertools.product(BATCHES, PAIR)
+        for tokens in (Settings.tokens, batch * Settings.window * 256)
+    ],
+    "length": [
+        {"arm": arm, "text": "both", "track": True, "tokens": steps * 1024}
+        for steps in STEPS
+        for arm in (*LONG, *(UP_TO_4096 if steps <= 4096 else ()))
+    ],
+    "vocabulary": [
+        {"arm": arm, "width": 192, "text": "linux", "vocab": vocab}
+        for vocab, arm in itertools.product(VOCABULARIES, PAIR)
+    ],
+    "tied": [
+        {"arm": arm, "tied": True, "width": width}
+        for width, arm in itertools.product((96, 192), PAIR)
+    ],
+}
+
+
+def jobs(stage: str, losses: Losses) -> list[Callable[[], list[Settings]]]:
+    """Returns functions that return the runs of a stage or raise `Unfinished`."""
+    return [lambda case=case: seeded(case, losses) for case in CASES[stage]]
+
+
+def seeded(case: Case, losses: Losses) -> list[Settings]:
+    """Returns the runs of a case at its best pair."""
+    best = tuned(case, losses)
+    is_cheap = best.width < WIDTHS[1] and best.steps <= STEPS[0]
+    seeds = SEEDS if is_cheap else FEW_SEEDS
+    return [dataclasses.replace(best, seed=seed) for seed in seeds]
+
+
+def tuned(case: Case, losses: Losses) -> Settings:
+    """Returns a case at its best pair, with the seed of the search."""
+    base = untuned(case, losses)
+    if base.tied:
+        head_lr = rates(tuned(main(case), losses))[1] * Settings.width / base.width
+        return tuned_rate(base, QUARTERS.rate(QUARTERS.index(head_lr)), losses)
+    lr, head_lr = best_pair(searched(case, losses))
+    return dataclasses.replace(base, lr=lr, head_lr=head_lr)
+
+
+def searched(case: Case, losses: Losses) -> dict[Pair, float]:
+    """Returns the losses in the search of a case, by pair."""
+    base = untuned(case, losses)
+
+    def losses_at(pairs: Sequence[Pair]) -> list[float]:
+        runs = [dataclasses.replace(base, lr=lr, head_lr=head) for lr, head in pairs]
+        return require(runs, losses)
+
+    if case == main(case):
+        start = START.get(case["arm"], FIRST_PAIR)
+        return search_pair(losses_at, snapped(start), QUARTERS, strides=(2, 1))
+    starts = [snapped(pair) for pair in starts_of(case, losses)]
+    found = dict(zip(starts, losses_at(starts), strict=True))
+    return found | search_pair(losses_at, best_pair(found), QUARTERS, strides=(1,))
+
+
+def starts_of(case: Case, losses: Losses) -> list[Pair]:
+    """Returns the pairs where the search of a case begins.
+
+    A wider model has those of theory (embedding constant, head inverse to the width)
+    and of the root rule, a larger batch those of the main setting and of the root rule,
+    a longer run those of the run of a quarter of its length.
+    """
+    if "track" in case and case["tokens"] > STEPS[0] * 1024:
+        return [rates(tuned(case | {"tokens": case["tokens"] // 4}, losses))]
+    lr, head_lr = rates(tuned(main(case), losses))
+    wider = case.get("width", Settings.width) / Settings.width
+    root = (case.get("batch", Settings.batch) / Settings.batch / wider) ** 0.5
+    return list(dict.fromkeys([(lr, head_lr / wider), (lr * root, head_lr * root)]))
+
+
+def snapped(pair: Pair) -> Pair:
+    lr, head_lr = (QUARTERS.rate(QUARTERS.index(rate)) for rate in pair)
+    return lr, head_lr
+
+
+def main(case: Case) -> Case:
+    """Returns the case of the same optimizers in the main setting."""
+    return {key: case[key] for key in ("arm", "head_arm") if key in case}
+
+
+def untuned(case: Case, losses: Losses) -> Settings:
+    """Returns the settings of a case without rates of its tables."""
+    run = Settings(lr=math.nan, body_lr=math.nan, practice=True, **case)
+    # The usual rules for tokens in a step and for width.
+    scale = math.sqrt(
+        run.batch
+        * run.window
+        / (Settings.batch * Settings.window)
+        * (Settings.width / run.width)
+    )
+    body_lr = float(f"{best_body_rate(losses) * scale:.3g}")
+    return dataclasses.replace(run, body_lr=body_lr)
+
+
+def best_body_rate(losses: Losses) -> float:
+    """Returns the body's rate that is best for Ember and Adam together."""
+    runs = [
+        Settings(
+            arm=arm,
+            practice=True,
+            lr=START.get(arm, FIRST_PAIR)[0],
+            head_lr=START.get(arm, FIRST_PAIR)[1],
+            body_lr=rate,
+        )
+        for rate in BODY_RATES["adamw"]
+        for arm in PAIR
+    ]
+    require(runs, losses)
+    return min(
+        BODY_RATES["adamw"],
+        key=lambda rate: sum(losses[run] for run in runs if run.body_lr == rate),
+    )

@@ -1,0 +1,150 @@
+"""Tables of the second plan, PLAN_PRACTICE.md, from the runs that are finished."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from benchmarks.common.search import Pair
+from benchmarks.common.tables import markdown
+from benchmarks.study import practice
+from benchmarks.study.comparisons import Row, Study, difference, setting
+from benchmarks.study.practice import ADAM, ADAM80, EMBER, NANOCHAT
+from benchmarks.study.settings import Settings
+from benchmarks.study.stages import Case, Unfinished, name_of, rates
+
+RIVALS: tuple[Case, ...] = (
+    {"arm": ADAM80},
+    {"arm": ADAM},
+    NANOCHAT,
+    {"arm": "factored_rms"},
+)
+HEAD = ("embedding", "head", "loss")
+
+
+def parts(study: Study) -> dict[str, str]:
+    """Returns the generated parts of pages by name."""
+    return {
+        "practice.setting": setting_table(study),
+        "practice.width": elsewhere(study, "width"),
+        "practice.batch": elsewhere(study, "batch"),
+        "practice.length": elsewhere(study, "length"),
+        "practice.vocabulary": elsewhere(study, "vocabulary"),
+        "practice.tied": elsewhere(study, "tied"),
+        "practice.missing": missing(study),
+    }
+
+
+def rows(study: Study, stage: str) -> Iterator[tuple[Case, Row]]:
+    """Yields the cases of a stage whose runs are all finished."""
+    for case in practice.CASES[stage]:
+        try:
+            runs = practice.seeded(case, study.losses)
+            yield case, study.row_of(name_of(f"practice_{stage}", case), runs)
+        except Unfinished:
+            continue
+
+
+def setting_table(study: Study) -> str:
+    """Returns all optimizers in the setting as in practice, best first."""
+    found = list(rows(study, "setting"))
+    candidate = next((row for case, row in found if case == {"arm": EMBER}), None)
+    if candidate is None:
+        return unmeasured("setting")
+    cells = []
+    for case, row in sorted(found, key=lambda pair: pair[1].mean):
+        if case in RIVALS:
+            compared = difference(candidate, row, len(RIVALS))
+        elif "weight_decay" in case:
+            compared = difference(candidate, row, 2)
+        else:
+            compared = None
+        shown = (str(compared), compared.verdict) if compared else ("", "")
+        cells.append([title(row), *pair_and_loss(row), *shown, f"`{row.name}`"])
+    return markdown(
+        ["tables", *HEAD, "Ember minus this", "verdict", "name"], cells, left=1
+    )
+
+
+def title(row: Row) -> str:
+    """Names the optimizer and what it differs in."""
+    run = row.settings
+    words = [row.title]
+    if run.weight_decay:
+        words.append(f"{'cautious ' * run.cautious}weight decay {run.weight_decay:g}")
+    if run.qk_norm:
+        words.append("QK-norm")
+    return ", ".join(words)
+
+
+def elsewhere(study: Study, stage: str) -> str:
+    """Returns the best pairs of a stage, next to Ember's loss."""
+    found = list(rows(study, stage))
+    if not found:
+        return unmeasured(stage)
+    embers = {place(row): row for case, row in found if case["arm"] == EMBER}
+    cells = []
+    for case, row in found:
+        ember = embers.get(place(row))
+        compared = ""
+        if ember is not None and case["arm"] != EMBER:
+            compared = str(difference(ember, row, len(embers)))
+        cells.append(
+            [where(row), row.title, *pair_and_loss(row), compared, f"`{row.name}`"]
+        )
+    return markdown(
+        ["setting", "tables", *HEAD, "Ember minus this", "name"], cells, left=2
+    )
+
+
+def place(row: Row) -> Settings:
+    """Returns the settings of a row without its optimizer and rates."""
+    return dataclasses.replace(
+        row.settings, arm=EMBER, lr=0.0, head_lr=None, body_lr=0.0
+    )
+
+
+def where(row: Row) -> str:
+    run = row.settings
+    tokens = run.batch * run.window
+    return f"{setting(run)}, {run.steps:,} steps of {tokens:,} tokens"
+
+
+def pair_and_loss(row: Row) -> tuple[str, str, str]:
+    lr, head_lr = row.settings.lr, row.settings.head_lr
+    loss = f"{row.mean:.3f} ± {row.deviation:.3f}"
+    return (
+        ("", f"{lr:g}", loss) if head_lr is None else (f"{lr:g}", f"{head_lr:g}", loss)
+    )
+
+
+def fitted_powers(study: Study, arm: str) -> Pair:
+    """Returns the powers of the width, to quarters, that fit 96, 192 and 768.
+
+    Raises:
+      Unfinished: a search is not finished.
+    """
+    cases: list[Case] = [{"arm": arm}]
+    cases += [{"arm": arm, "width": width} for width in (192, 768)]
+    runs = [practice.tuned(case, study.losses) for case in cases]
+    logs = np.log([[run.width, *rates(run)] for run in runs])
+    embed, head = np.polyfit(logs[:, 0], logs[:, 1:], 1)[0]
+    return round(4 * embed) / 4, round(4 * head) / 4
+
+
+def missing(study: Study) -> str:
+    """Says which stages are not finished."""
+    left = {
+        stage: len(cases) - sum(1 for _ in rows(study, stage))
+        for stage, cases in practice.CASES.items()
+    }
+    words = [
+        f"{stage} ({n} of {len(practice.CASES[stage])})"
+        for stage, n in left.items()
+        if n
+    ]
+    return f"Cases that are not measured yet: {', '.join(words)}." if words else ""
+
+
+def unmeasured(stage: str) -> str:
+    return f"Not measured yet: `python -m benchmarks.study.run practice_{stage}`."
