@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 from absl import app, flags, logging
 
-from examples.lm.errors import UserError
+from examples.lm.errors import UserError, reason
 
 
 def start(main: Callable[[], None]) -> None:
@@ -50,10 +50,9 @@ def _explain(error: Exception) -> str | None:
         and any(word in str(error) for word in words)
     ):
         return (
-            f"Out of memory: {str(error).splitlines()[0]:.200} Lower"
-            " --config.batch_size or the size of the model, raise"
-            " --config.accumulate_steps or --config.loss_chunks, or set"
-            " --config.model.remat=full."
+            f"Out of memory: {reason(error)}. Lower --config.batch_size or the length"
+            " of the sequences. Pretraining also has --config.accumulate_steps,"
+            " --config.loss_chunks and --config.model.remat=full."
         )
     return None
 
