@@ -80,7 +80,7 @@ def run(config: Config, compare: bool = False) -> dict[str, Result]:
     optimizers = {name: make_optimizer(config.optimizer, rates, name) for name in names}
     if config.resume and not config.checkpoint_every:
         raise UserError("--config.resume needs --config.checkpoint_every as well.")
-    workdir = training.prepare_workdir(config)
+    workdir = training.prepare_workdir(config, names)
     print(ember_optax.summarize(nnx.state(pretrained.model, nnx.Param)))
     for path, role, rms in tables:
         print(

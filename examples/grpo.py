@@ -73,7 +73,8 @@ def run(config: Config, compare: bool = False) -> dict[tuple[str, int], Result]:
     rates = table_rates(config.optimizer, find_tables(pretrained.model))
     names = ("ember", "adamw") if compare else (config.optimizer.tables,)
     optimizers = {name: make_optimizer(config.optimizer, rates, name) for name in names}
-    workdir = training.prepare_workdir(config)
+    runs = [f"{name}_{seed}" for name in names for seed in config.seeds]
+    workdir = training.prepare_workdir(config, runs)
     rng = np.random.default_rng(2**31)
     held_out = tasks.sums(rng, config.held_out, config.largest_number)
 

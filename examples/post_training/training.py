@@ -6,7 +6,7 @@ import itertools
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +44,28 @@ def start(run: Callable[[Config, bool], object], config: str) -> None:
     command.start(main)
 
 
-def prepare_workdir(config: Config) -> Path:
-    """Makes the run's directory, empty unless the run is resumed."""
+def prepare_workdir(config: Config, runs: Iterable[str]) -> Path:
+    """Makes the directory of some runs, and deletes earlier runs of the same names.
+
+    Raises:
+      UserError: there are such runs and the config says neither to delete nor to resume
+        them, or the model to start from is one of them.
+    """
     workdir = Path(config.workdir)
-    if workdir.exists() and any(workdir.iterdir()) and not config.get("resume"):
+    used = [workdir / name for name in runs if (workdir / name).exists()]
+    if used and not config.get("resume"):
         if not config.overwrite:
             raise UserError(
-                f"{workdir} holds an earlier run: pass --config.overwrite to delete it,"
+                f"{used[0]} holds an earlier run: pass --config.overwrite to delete it,"
                 " or another --config.workdir."
             )
-        shutil.rmtree(workdir)
+        for directory in used:
+            if Path(config.model).resolve().is_relative_to(directory.resolve()):
+                raise UserError(
+                    f"--config.model is in {directory}, which --config.overwrite would"
+                    " delete: give another --config.workdir."
+                )
+            shutil.rmtree(directory)
     workdir.mkdir(parents=True, exist_ok=True)
     return workdir
 

@@ -231,6 +231,15 @@ def test_finetuning_in_both_arms_and_the_saved_model(config, capsys):
     assert "loss on answers" in printed
     with pytest.raises(UserError, match=r"holds an earlier run: pass --config\.over"):
         finetune.run(config)
+    config.overwrite = True
+    config.model = f"{config.workdir}/ember/model"
+    with pytest.raises(UserError, match=r"which --config\.overwrite would delete"):
+        finetune.run(config)
+    other = Path(config.workdir) / "notes.txt"
+    other.write_text("not of this program")
+    training.prepare_workdir(config, ["adamw"])
+    assert other.exists()
+    assert not (Path(config.workdir) / "adamw").exists()
 
 
 def test_resumed_run_ends_like_an_uninterrupted_one(config, tmp_path):

@@ -1,0 +1,65 @@
+"""The study of a model as in practice."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from benchmarks.common import text
+from benchmarks.study import practice, practice_report, rules
+from benchmarks.study import training as run
+from benchmarks.study.run import PRACTICE
+from tests.benchmarks.fakes import finish, study_of, tiny
+
+VOCAB = 64
+
+pytestmark = pytest.mark.usefixtures("standard_promotion", "cheap_compilation")
+
+
+@pytest.fixture(scope="module")
+def losses():
+    return finish(PRACTICE)
+
+
+def test_a_run_tracks_tables_steps_and_rare_tokens(monkeypatch):
+    monkeypatch.setattr(run, "VALIDATION_TOKENS", 256)
+    rng = np.random.default_rng(0)
+    tokens = text.Tokens(*(rng.integers(0, VOCAB, n) for n in (4000, 2000)))
+    one_run = tiny(practice=True, qk_norm=True, track=True, lr=0.0, tokens=2048)
+    result = run.execute(one_run, tokens, VOCAB)
+    # A head of zeros that does not move predicts nothing.
+    assert result["validation_loss"] == pytest.approx(math.log(VOCAB), rel=1e-6)
+    assert len(result["tables"]) == run.TRACKED
+    _, tables = result["tables"][0]
+    assert tables["lm_head"] == [0, 0]
+    assert tables["embed"][0] == pytest.approx(1, rel=0.1)
+    by_class = [x for x in result["losses_by_class"] if x is not None]
+    np.testing.assert_allclose(by_class, math.log(VOCAB), rtol=1e-4)
+
+
+def test_cautious_decay_never_opposes_the_update():
+    updates = {"t": jnp.array([1.0, -1.0, 1.0, -1.0, 0.0])}
+    params = {"t": jnp.array([2.0, 2.0, -2.0, -2.0, 2.0])}
+    decayed, _ = rules.add_cautious_decay(0.5).update(
+        updates, optax.EmptyState(), params
+    )
+    np.testing.assert_array_equal(decayed["t"], [2, -1, 1, -2, 0])
+
+
+def test_tables_show_what_is_finished_and_name_the_rest(losses):
+    parts = practice_report.parts(study_of(losses))
+    assert not parts.pop("practice.missing")
+    for name, part in parts.items():
+        stage = name.removeprefix("practice.")
+        assert part.count("`practice_") == len(practice.CASES[stage])
+    width = {r: x for r, x in losses.items() if r.width == 768}
+    parts = practice_report.parts(study_of(dict(losses.items() - width.items())))
+    assert "width (2 of 6)" in parts["practice.missing"]
+
+
+def test_fitted_powers_are_those_of_the_best_pairs(losses):
+    # The invented losses have the same best pair at every width.
+    powers = practice_report.fitted_powers(study_of(losses), practice.EMBER)
+    assert powers == (0, 0)
