@@ -57,9 +57,13 @@ def arguments(config: Config, scratch: Path) -> list[str]:
     return ["-m", "examples.pretrain", f"--config={file}"]
 
 
+def checkpoints_of(workdir: str) -> epath.Path:
+    return epath.Path(workdir) / "ember" / "checkpoints"
+
+
 def wait_for_step(workdir: str, step: int, process: subprocess.Popen) -> None:
     """Waits until a checkpoint of this step or a later one is complete."""
-    directory = epath.Path(workdir) / "ember" / "checkpoints"
+    directory = checkpoints_of(workdir)
     while process.poll() is None and max(steps(directory), default=0) < step:
         time.sleep(0.2)
 
@@ -87,7 +91,7 @@ def finish(arguments: list[str], processes: int) -> dict[str, float]:
 
 def kill(arguments: list[str], workdir: str, rng: random.Random) -> str:
     """Starts two processes and kills them at a random moment."""
-    directory = epath.Path(workdir) / "ember" / "checkpoints"
+    directory = checkpoints_of(workdir)
     before = max(steps(directory), default=0)
     with launch(arguments, 2, 1, **QUIET) as started:
         if rng.random() < 0.2:
@@ -109,7 +113,7 @@ def losses(workdir: str) -> dict[int, float]:
 def leaves(config: Config) -> list[np.ndarray]:
     """Returns all arrays of the last checkpoint, read by this process alone."""
     config.mesh.fsdp = 1
-    directory = epath.Path(config.workdir) / "ember" / "checkpoints"
+    directory = checkpoints_of(config.workdir)
     with use_mesh(config) as mesh, checkpoints.Checkpoints(directory, 2) as saved:
         restored = saved.restore(make_program(config, mesh).state, None)
     assert restored is not None
@@ -144,6 +148,7 @@ def compare(
         print(f"killed {kills[-1]}", flush=True)
     finish(runs["killed"], 2)
     kill(runs["alone"], workdirs["alone"], rng)
+    resumed = max(steps(checkpoints_of(workdirs["alone"])), default=0)
     finish(runs["alone"], 1)
     expected = losses(workdirs["straight"])
     assert [*expected] == [*range(1, options.steps + 1)]
@@ -155,18 +160,27 @@ def compare(
     assert all(a.tobytes() == b.tobytes() for a, b in pairs)
     alone = losses(workdirs["alone"])
     assert [*alone] == [*expected]
-    difference = max(abs(alone[step] - expected[step]) for step in expected)
-    assert difference < 1e-5, difference
+    gaps = [abs(alone[step] - expected[step]) for step in expected]
+    assert not any(gaps[:resumed])
+    # Sums of one process round otherwise than those of two. Training amplifies that, so
+    # only the first steps show whether batches and state are the same.
+    first = max(gaps[resumed : resumed + 10], default=0.0)
+    assert first < 1e-5, first
     print(
         "killed and resumed: arrays and losses are bitwise identical; resumed by one"
-        f" process: losses differ by {difference:.1e}",
+        f" process at step {resumed}: losses differ by {first:.1e} in ten steps,"
+        f" {max(gaps):.1e} in all",
         flush=True,
     )
     return {
         "tokens_per_second": round(rate),
         "peak_rss": cost["peak_rss"],
         "kills": kills,
-        "loss_difference_of_one_process": difference,
+        "one_process": {
+            "resumed": resumed,
+            "loss_difference_in_ten_steps": first,
+            "loss_difference": max(gaps),
+        },
     }
 
 

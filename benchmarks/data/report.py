@@ -32,7 +32,8 @@ def fault_runs() -> str:
             storage,
             f"{len(found['kills'])}",
             "bitwise the same",
-            f"{found['loss_difference_of_one_process']:.1e}",
+            f"{found['one_process']['loss_difference_in_ten_steps']:.1e}",
+            f"{found['one_process']['loss_difference']:.1e}",
             f"{found['peak_rss'] / 2**20:.0f} MiB",
         )
         for storage, found in result["storage"].items()
@@ -41,7 +42,8 @@ def fault_runs() -> str:
         "storage",
         "kills",
         "two processes resume",
-        "one process resumes: losses differ by",
+        "one process resumes: losses of ten steps differ by",
+        "of all steps",
         "peak memory of a process",
     )
     return markdown(head, rows, 1)

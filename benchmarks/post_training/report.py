@@ -7,7 +7,17 @@ from benchmarks.common import store
 from benchmarks.common.intervals import difference
 from benchmarks.common.store import Run, Settings
 from benchmarks.common.tables import markdown
-from benchmarks.post_training.plan import ADAMW, EMBER, FROZEN, RESULTS, SEEDS, plan
+from benchmarks.post_training.plan import (
+    ADAFACTOR,
+    ADAMW,
+    ARMS,
+    EMBER,
+    FROZEN,
+    RESULTS,
+    SEEDS,
+    TASKS,
+    plan,
+)
 
 ORDER = ("before", "frozen", "adamw", "ember")
 MISSING = "Not measured yet: run `make bench-finetuning`."
@@ -17,6 +27,7 @@ def parts() -> dict[str, str]:
     """Returns the generated parts of pages by name."""
     runs = store.read(RESULTS)
     return {
+        "post_training.rule": cost(runs),
         "post_training.signatures": arms(runs, "signatures"),
         "post_training.definitions": arms(runs, "definitions"),
         "post_training.seeds": seeds(runs),
@@ -24,6 +35,35 @@ def parts() -> dict[str, str]:
         "post_training.new_tokens": new_tokens(runs),
         "post_training.missing": missing(runs),
     }
+
+
+def cost(runs: list[Run]) -> str:
+    """Makes the table of losses above those of a frozen table, by rate and task."""
+    titles, rows = [], []
+    for task in TASKS:
+        for title, arm in ARMS.items():
+            if arm is not FROZEN and arm is not ADAFACTOR:
+                titles.append((task, title, arm))
+    for times in (0.3, 1, 3, 10, 30, 100):
+        cells = []
+        for task, _, arm in titles:
+            rate = float(f"{times * arm['head_rate']:.1g}")
+            found, frozen = (
+                next((r for r in runs if r["settings"] == settings), None)
+                for settings in (
+                    arm | {"task": task, "head_rate": rate},
+                    FROZEN | {"task": task},
+                )
+            )
+            if found is None or frozen is None:
+                cells.append("")
+                continue
+            gaps = (found[key] - frozen[key] for key in ("loss", "english"))
+            cells.append(", ".join(f"{gap:+.3f}" for gap in gaps))
+        if any(cells):
+            rows.append([f"{times:g} times the body's", *cells])
+    head = ["rate of the table", *(f"{task}: {title}" for task, title, _ in titles)]
+    return markdown(head, rows, left=1)
 
 
 def arms(runs: list[Run], task: str) -> str:
