@@ -3,15 +3,12 @@
 import dataclasses
 from collections.abc import Iterator
 
-import numpy as np
-
-from benchmarks.common.search import Pair
-from benchmarks.common.tables import markdown
+from benchmarks.common.tables import markdown, paragraphs
 from benchmarks.study import practice
 from benchmarks.study.comparisons import Row, Study, difference, setting
 from benchmarks.study.practice import ADAM, ADAM80, EMBER, NANOCHAT
 from benchmarks.study.settings import Settings
-from benchmarks.study.stages import Case, Unfinished, name_of, rates
+from benchmarks.study.stages import Case, Unfinished, name_of
 
 RIVALS: tuple[Case, ...] = (
     {"arm": ADAM80},
@@ -22,17 +19,13 @@ RIVALS: tuple[Case, ...] = (
 HEAD = ("embedding", "head", "loss")
 
 
-def parts(study: Study) -> dict[str, str]:
-    """Returns the generated parts of pages by name."""
-    return {
-        "practice.setting": setting_table(study),
-        "practice.width": elsewhere(study, "width"),
-        "practice.batch": elsewhere(study, "batch"),
-        "practice.length": elsewhere(study, "length"),
-        "practice.vocabulary": elsewhere(study, "vocabulary"),
-        "practice.tied": elsewhere(study, "tied"),
-        "practice.missing": missing(study),
-    }
+def tables(study: Study) -> str:
+    """Returns the tables of all stages that have finished cases, and what is left."""
+    shown = [
+        setting_table(study) if stage == "setting" else elsewhere(study, stage)
+        for stage in practice.CASES
+    ]
+    return "\n\n".join(filter(None, [*shown, missing(study)]))
 
 
 def rows(study: Study, stage: str) -> Iterator[tuple[Case, Row]]:
@@ -50,7 +43,7 @@ def setting_table(study: Study) -> str:
     found = list(rows(study, "setting"))
     candidate = next((row for case, row in found if case == {"arm": EMBER}), None)
     if candidate is None:
-        return unmeasured("setting")
+        return ""
     cells = []
     for case, row in sorted(found, key=lambda pair: pair[1].mean):
         if case in RIVALS:
@@ -81,7 +74,7 @@ def elsewhere(study: Study, stage: str) -> str:
     """Returns the best pairs of a stage, next to Ember's loss."""
     found = list(rows(study, stage))
     if not found:
-        return unmeasured(stage)
+        return ""
     embers = {place(row): row for case, row in found if case["arm"] == EMBER}
     cells = []
     for case, row in found:
@@ -118,20 +111,6 @@ def pair_and_loss(row: Row) -> tuple[str, str, str]:
     )
 
 
-def fitted_powers(study: Study, arm: str) -> Pair:
-    """Returns the powers of the width, to quarters, that fit 96, 192 and 768.
-
-    Raises:
-      Unfinished: a search is not finished.
-    """
-    cases: list[Case] = [{"arm": arm}]
-    cases += [{"arm": arm, "width": width} for width in (192, 768)]
-    runs = [practice.tuned(case, study.losses) for case in cases]
-    logs = np.log([[run.width, *rates(run)] for run in runs])
-    embed, head = np.polyfit(logs[:, 0], logs[:, 1:], 1)[0]
-    return round(4 * embed) / 4, round(4 * head) / 4
-
-
 def missing(study: Study) -> str:
     """Says which stages are not finished."""
     left = {
@@ -143,8 +122,4 @@ def missing(study: Study) -> str:
         for stage, n in left.items()
         if n
     ]
-    return f"Cases that are not measured yet: {', '.join(words)}." if words else ""
-
-
-def unmeasured(stage: str) -> str:
-    return f"Not measured yet: `python -m benchmarks.study.run practice_{stage}`."
+    return paragraphs(f"Not measured yet: {', '.join(words)}.") if words else ""

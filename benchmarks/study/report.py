@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.common.intervals import MARGIN
 from benchmarks.common.store import Run
 from benchmarks.common.tables import markdown, paragraphs
-from benchmarks.study import figures, scaling, settings, stages
+from benchmarks.study import figures, practice_report, scaling, settings, stages
 from benchmarks.study.claims import VERDICTS, claims
 from benchmarks.study.comparisons import (
     ADAMS,
@@ -56,6 +56,7 @@ def parts(results: Path = RESULTS) -> dict[str, str]:
         "study.kept": kept_pairs(study),
         "study.rules": rules(study),
         "study.mistuned": mistuned(study),
+        "study.practice": practice_report.tables(study),
     }
 
 

@@ -49,17 +49,11 @@ def test_cautious_decay_never_opposes_the_update():
 
 
 def test_tables_show_what_is_finished_and_name_the_rest(losses):
-    parts = practice_report.parts(study_of(losses))
-    assert not parts.pop("practice.missing")
-    for name, part in parts.items():
-        stage = name.removeprefix("practice.")
-        assert part.count("`practice_") == len(practice.CASES[stage])
-    width = {r: x for r, x in losses.items() if r.width == 768}
-    parts = practice_report.parts(study_of(dict(losses.items() - width.items())))
-    assert "width (2 of 6)" in parts["practice.missing"]
-
-
-def test_fitted_powers_are_those_of_the_best_pairs(losses):
-    # The invented losses have the same best pair at every width.
-    powers = practice_report.fitted_powers(study_of(losses), practice.EMBER)
-    assert powers == (0, 0)
+    text = practice_report.tables(study_of(losses))
+    assert "Not measured" not in text
+    for stage, cases in practice.CASES.items():
+        assert text.count(f"`practice_{stage}/") == len(cases)
+    widest = {run: x for run, x in losses.items() if run.width == 768}
+    text = practice_report.tables(study_of(dict(losses.items() - widest.items())))
+    assert "width (2 of 6)" in text
+    assert practice_report.tables(study_of({})).startswith("Not measured yet: setting")
