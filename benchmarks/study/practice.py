@@ -7,7 +7,7 @@ over the rates of both tables with seed 0, and runs at its best pair with other 
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from benchmarks.common.search import QUARTERS, Pair, best_pair, search_pair
 from benchmarks.study.settings import Losses, Settings
@@ -16,6 +16,7 @@ from benchmarks.study.stages import (
     FEW_SEEDS,
     SEEDS,
     Case,
+    losses_by_pair,
     rates,
     require,
     tuned_rate,
@@ -93,12 +94,7 @@ def tuned(case: Case, losses: Losses) -> Settings:
 
 def searched(case: Case, losses: Losses) -> dict[Pair, float]:
     """Returns the losses in the search of a case, by pair."""
-    base = untuned(case, losses)
-
-    def losses_at(pairs: Sequence[Pair]) -> list[float]:
-        runs = [dataclasses.replace(base, lr=lr, head_lr=head) for lr, head in pairs]
-        return require(runs, losses)
-
+    losses_at = losses_by_pair(untuned(case, losses), losses)
     if case == main(case):
         start = START.get(case["arm"], FIRST_PAIR)
         return search_pair(losses_at, snapped(start), QUARTERS, strides=(2, 1))

@@ -187,14 +187,21 @@ def tuned_rate(base: Settings, center: float, losses: Losses) -> Settings:
     return dataclasses.replace(base, lr=best)
 
 
-def searched(case: Case, losses: Losses) -> dict[Pair, float]:
-    """Returns the losses in the search of a case, by learning rates of its tables."""
-    base = untuned(case, losses)
+def losses_by_pair(
+    base: Settings, losses: Losses
+) -> Callable[[Sequence[Pair]], list[float]]:
+    """Returns a function from pairs of rates to the losses of `base` there."""
 
     def losses_at(pairs: Sequence[Pair]) -> list[float]:
         runs = [dataclasses.replace(base, lr=lr, head_lr=head) for lr, head in pairs]
         return require(runs, losses)
 
+    return losses_at
+
+
+def searched(case: Case, losses: Losses) -> dict[Pair, float]:
+    """Returns the losses in the search of a case, by learning rates of its tables."""
+    losses_at = losses_by_pair(untuned(case, losses), losses)
     if case == main(case):
         head_arm = case.get("head_arm", case["arm"])
         start = ARMS[case["arm"]].start[0], ARMS[head_arm].start[1]
