@@ -11,7 +11,7 @@ PACKAGE_READY := $(PACKAGE)/.ready
 
 # Training on CPU is faster on large pages; other C libraries do not know this variable.
 ifneq ($(shell getconf GNU_LIBC_VERSION 2>/dev/null),)
-pretrain pretrain-mesh finetune grpo study: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+pretrain pretrain-mesh finetune grpo bench-finetuning study: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 endif
 
 .PHONY: help pretrain pretrain-mesh model finetune grpo debian-data linux-doc \
