@@ -31,7 +31,6 @@ def fault_runs() -> str:
         (
             storage,
             f"{len(found['kills'])}",
-            "bitwise the same",
             f"{found['one_process']['loss_difference_in_ten_steps']:.1e}",
             f"{found['one_process']['loss_difference']:.1e}",
             f"{found['peak_rss'] / 2**20:.0f} MiB",
@@ -41,7 +40,6 @@ def fault_runs() -> str:
     head = (
         "storage",
         "kills",
-        "two processes resume",
         "one process resumes: losses of ten steps differ by",
         "of all steps",
         "peak memory of a process",

@@ -20,12 +20,11 @@ def main() -> None:
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    done = store.read(RESULTS)
-    while left := [s for s in plan() if not any(r["settings"] == s for r in done)]:
-        settings = left[0]
-        execute = executor(settings)
-        run = store.run_once(RESULTS, settings, functools.partial(execute, settings))
-        done.append(run)
+    for settings in plan():
+        if store.find(RESULTS, settings):
+            continue
+        execute = functools.partial(executor(settings), settings)
+        run = store.run_once(RESULTS, settings, execute)
         print(
             settings,
             f"loss {run['loss']:.3f}, English {run['english']:.3f}",

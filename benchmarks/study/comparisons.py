@@ -14,6 +14,8 @@ from benchmarks.study.stages import Case
 CANDIDATE, CONSTANT, *ADAMS = "ember_adafactor", "ember", "adam80", "adam"
 ELSEWHERE = ("linux", "tied", "muon", "batch", "width", "length")
 """Stages that compare the same arms in other settings."""
+HEAD = ["tables", "rate of the embedding", "of the head", "loss"]
+"""Titles of `cells_of`."""
 
 
 class Row(NamedTuple):
@@ -151,3 +153,10 @@ def setting(run: Settings) -> str:
     }
     changed = [key for key in words if getattr(run, key) != getattr(Settings, key)]
     return ", ".join(words[key] for key in changed) or "main setting"
+
+
+def cells_of(row: Row) -> list[str]:
+    """Returns title, learning rates and loss of a row."""
+    lr, head_lr = row.settings.lr, row.settings.head_lr
+    rates = [f"{lr:.2g}", "" if head_lr is None else f"{head_lr:.2g}"]
+    return [row.title, *rates, f"{row.mean:.3f} ± {row.deviation:.3f}"]

@@ -16,9 +16,10 @@ from benchmarks.study.stages import (
     FEW_SEEDS,
     SEEDS,
     Case,
+    best_body_rate_of,
     losses_by_pair,
+    main,
     rates,
-    require,
     tuned_rate,
 )
 
@@ -123,11 +124,6 @@ def snapped(pair: Pair) -> Pair:
     return lr, head_lr
 
 
-def main(case: Case) -> Case:
-    """Returns the case of the same optimizers in the main setting."""
-    return {key: case[key] for key in ("arm", "head_arm") if key in case}
-
-
 def untuned(case: Case, losses: Losses) -> Settings:
     """Returns the settings of a case without rates of its tables."""
     run = Settings(lr=math.nan, body_lr=math.nan, practice=True, **case)
@@ -155,8 +151,4 @@ def best_body_rate(losses: Losses) -> float:
         for rate in BODY_RATES["adamw"]
         for arm in PAIR
     ]
-    require(runs, losses)
-    return min(
-        BODY_RATES["adamw"],
-        key=lambda rate: sum(losses[run] for run in runs if run.body_lr == rate),
-    )
+    return best_body_rate_of(runs, losses)

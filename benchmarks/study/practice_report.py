@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from benchmarks.common.tables import markdown, paragraphs
 from benchmarks.study import practice
-from benchmarks.study.comparisons import Row, Study, difference, setting
+from benchmarks.study.comparisons import HEAD, Row, Study, cells_of, difference, setting
 from benchmarks.study.practice import ADAM, ADAM80, EMBER, NANOCHAT
 from benchmarks.study.settings import Settings
 from benchmarks.study.stages import Case, Unfinished, name_of
@@ -16,7 +16,6 @@ RIVALS: tuple[Case, ...] = (
     NANOCHAT,
     {"arm": "factored_rms"},
 )
-HEAD = ("embedding", "head", "loss")
 
 
 def tables(study: Study) -> str:
@@ -53,10 +52,8 @@ def setting_table(study: Study) -> str:
         else:
             compared = None
         shown = (str(compared), compared.verdict) if compared else ("", "")
-        cells.append([title(row), *pair_and_loss(row), *shown, f"`{row.name}`"])
-    return markdown(
-        ["tables", *HEAD, "Ember minus this", "verdict", "name"], cells, left=1
-    )
+        cells.append([title(row), *cells_of(row)[1:], *shown, f"`{row.name}`"])
+    return markdown([*HEAD, "Ember minus this", "verdict", "name"], cells, left=1)
 
 
 def title(row: Row) -> str:
@@ -82,12 +79,8 @@ def elsewhere(study: Study, stage: str) -> str:
         compared = ""
         if ember is not None and case["arm"] != EMBER:
             compared = str(difference(ember, row, len(embers)))
-        cells.append(
-            [where(row), row.title, *pair_and_loss(row), compared, f"`{row.name}`"]
-        )
-    return markdown(
-        ["setting", "tables", *HEAD, "Ember minus this", "name"], cells, left=2
-    )
+        cells.append([where(row), *cells_of(row), compared, f"`{row.name}`"])
+    return markdown(["setting", *HEAD, "Ember minus this", "name"], cells, left=2)
 
 
 def place(row: Row) -> Settings:
@@ -101,14 +94,6 @@ def where(row: Row) -> str:
     run = row.settings
     tokens = run.batch * run.window
     return f"{setting(run)}, {run.steps:,} steps of {tokens:,} tokens"
-
-
-def pair_and_loss(row: Row) -> tuple[str, str, str]:
-    lr, head_lr = row.settings.lr, row.settings.head_lr
-    loss = f"{row.mean:.3f} ± {row.deviation:.3f}"
-    return (
-        ("", f"{lr:g}", loss) if head_lr is None else (f"{lr:g}", f"{head_lr:g}", loss)
-    )
 
 
 def missing(study: Study) -> str:

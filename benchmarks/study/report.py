@@ -22,9 +22,11 @@ from benchmarks.study.comparisons import (
     ADAMS,
     CANDIDATE,
     ELSEWHERE,
+    HEAD,
     Comparison,
     Row,
     Study,
+    cells_of,
     difference,
     places,
     planned,
@@ -33,7 +35,6 @@ from benchmarks.study.comparisons import (
 from benchmarks.study.training import EDGES
 
 RESULTS = Path(__file__).with_name("results.jsonl")
-HEAD = ["tables", "rate of the embedding", "of the head", "loss"]
 
 
 def parts(results: Path = RESULTS) -> dict[str, str]:
@@ -312,13 +313,6 @@ def mistuned(study: Study) -> str:
 
 def shown(c: Comparison) -> tuple[str, str]:
     return str(c.difference), c.difference.verdict
-
-
-def cells_of(row: Row) -> list[str]:
-    """Returns title, learning rates and loss of a row."""
-    lr, head_lr = row.settings.lr, row.settings.head_lr
-    rates = [f"{lr:.2g}", "" if head_lr is None else f"{head_lr:.2g}"]
-    return [row.title, *rates, f"{row.mean:.3f} ± {row.deviation:.3f}"]
 
 
 def main() -> None:

@@ -221,10 +221,14 @@ def untuned(case: Case, losses: Losses) -> Settings:
 
 def best_body_rate(body: str, losses: Losses) -> float:
     """Returns the body's learning rate that is best for Ember and Adam together."""
-    runs = body_runs(body)
-    require(runs, losses)
+    return best_body_rate_of(body_runs(body), losses)
+
+
+def best_body_rate_of(runs: Sequence[Settings], losses: Losses) -> float:
+    """Returns the body's learning rate at which the losses of runs add up to least."""
+    require([*runs], losses)
     return min(
-        BODY_RATES[body],
+        (run.body_lr for run in runs),
         key=lambda rate: sum(losses[run] for run in runs if run.body_lr == rate),
     )
 

@@ -116,7 +116,8 @@ def train(
         optimizer,
         peft_trainer.TrainingConfig(
             max_steps=steps,
-            eval_every_n_steps=steps,  # required; there is no data for it
+            # tunix requires it. Without evaluation data it does nothing.
+            eval_every_n_steps=steps,
             checkpoint_root_directory=checkpoints and str(checkpoints.absolute()),
             checkpointing_options=ocp.CheckpointManagerOptions(
                 save_interval_steps=checkpoint_every or 1, max_to_keep=2
