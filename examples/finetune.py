@@ -50,7 +50,7 @@ from examples.post_training.optimizer import find_tables, make_optimizer, table_
 
 
 class Data(NamedTuple):
-    """Conversations to train on, and what to evaluate on."""
+    """Conversations to train on, and data to evaluate on."""
 
     train: list[Example]
     held_out: list[Batch]
@@ -106,7 +106,7 @@ def run(config: Config, compare: bool = False) -> dict[str, Result]:
         directory = workdir / name / "model"
         models.save(pretrained, model, directory)
         del model
-        # What other programs will read is evaluated.
+        # Evaluate the saved model, which other programs will read.
         results[name] = evaluate(config, models.load(directory), data)
         metrics = {"train_losses": losses, **results[name]._asdict()}
         (workdir / name / "metrics.json").write_text(json.dumps(metrics, indent=2))

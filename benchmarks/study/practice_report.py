@@ -19,7 +19,7 @@ RIVALS: tuple[Case, ...] = (
 
 
 def tables(study: Study) -> str:
-    """Returns the tables of all stages that have finished cases, and what is left."""
+    """Returns the tables of finished cases, and a list of the unfinished stages."""
     shown = [
         setting_table(study) if stage == "setting" else elsewhere(study, stage)
         for stage in practice.CASES
@@ -57,7 +57,7 @@ def setting_table(study: Study) -> str:
 
 
 def title(row: Row) -> str:
-    """Names the optimizer and what it differs in."""
+    """Names the optimizer, its weight decay and QK-norm."""
     run = row.settings
     words = [row.title]
     if run.weight_decay:

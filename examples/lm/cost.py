@@ -1,4 +1,4 @@
-"""Costs of a training step: its operations, and what it needs on a TPU slice."""
+"""Operations of a training step, and its memory and collectives on a TPU slice."""
 
 import importlib.util
 import math

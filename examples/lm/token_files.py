@@ -1,4 +1,4 @@
-"""Files of token ids, on a disk or in a bucket, and what a glob names there.
+"""Files of token ids, on a disk or in a bucket, found by path or glob.
 
 Formats: `.bin` of llm.c and modded-nanogpt (header of 256 int32), `.bin` of nanoGPT and
 `.npy` of OLMo (no header), and files of `numpy.save`.
