@@ -64,9 +64,10 @@ def check_axis_names(axis_names: Any, vocab_axis: Any) -> None:
 
 
 def check_learning_rate(name: str, learning_rate: Any) -> None:
-    """Raises ValueError unless a learning rate is a number or a schedule."""
+    """Raises ValueError unless a rate is a schedule or a number, not negative."""
     if not callable(learning_rate):
         _check_number(name, learning_rate, or_schedule=True)
+        _check_not_negative(name, learning_rate)
 
 
 def check_pattern(argument: str, pattern: Any) -> None:
@@ -87,8 +88,7 @@ def check_pattern(argument: str, pattern: Any) -> None:
 def check_weight_decay(weight_decay: Any, name: str = "weight_decay") -> None:
     """Raises ValueError unless a weight decay is a number that is not negative."""
     _check_number(name, weight_decay)
-    if _is_known(weight_decay) and not float(weight_decay) >= 0:
-        raise ValueError(f"{name} must not be negative, got {weight_decay}.")
+    _check_not_negative(name, weight_decay)
 
 
 def check_max_norm(max_norm: Any) -> None:
@@ -115,6 +115,11 @@ def _check_number(name: str, x: Any, *, or_schedule: bool = False) -> None:
             else "one number (for a schedule of it, use optax.inject_hyperparams)"
         )
         raise ValueError(f"{name} must be {way_out}, got {x!r}.")
+
+
+def _check_not_negative(name: str, x: Any) -> None:
+    if _is_known(x) and not float(x) >= 0:
+        raise ValueError(f"{name} must not be negative, got {x}.")
 
 
 def _is_known(x: Any) -> bool:

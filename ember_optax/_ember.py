@@ -309,7 +309,8 @@ def ember(
 
     Raises:
       ValueError: as :func:`ember_optax.scale_by_ember`, for a `learning_rate` that is
-        neither a number nor a schedule, and for a negative `weight_decay`.
+        neither a number nor a schedule, and for a negative `learning_rate` or
+        `weight_decay`.
 
     Examples:
       >>> import functools, jax, jax.numpy as jnp, optax, ember_optax

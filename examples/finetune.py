@@ -72,6 +72,7 @@ def run(config: Config, compare: bool = False) -> dict[str, Result]:
     Raises:
       UserError: something is wrong with the config, the model, the data or workdir.
     """
+    training.check_numbers(config)
     pretrained = models.load(Path(config.model))
     data = load_data(config, pretrained.tokenizer)
     tables = find_tables(pretrained.model)

@@ -67,6 +67,7 @@ def run(config: Config, compare: bool = False) -> dict[tuple[str, int], Result]:
     Raises:
       UserError: something is wrong with the config, the model or workdir.
     """
+    training.check_numbers(config)
     if config.answers < 2 or config.prompts < 1:
         raise UserError("A step needs a prompt, and two --config.answers to compare.")
     pretrained = models.load(Path(config.model))

