@@ -52,7 +52,9 @@ def pages() -> dict[Path, str]:
         parts |= subject.parts()
     found: dict[Path, str] = {}
     used = set()
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    study_tables = ROOT / "benchmarks" / "study" / "TABLES.md"
+    docs = sorted((ROOT / "docs").glob("*.md"))
+    for path in (ROOT / "README.md", study_tables, *docs):
         names = [match["name"] for match in PART.finditer(path.read_text())]
         used |= set(names)
         if names:

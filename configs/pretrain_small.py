@@ -37,9 +37,10 @@ def get_config() -> ConfigDict:
     config.model.rope_base = 1e4
     config.model.tie_embeddings = False  # one table for embedding and head
     config.model.qk_norm = False
-    config.model.embed_norm = False  # RMSNorm after the embedding
-    config.model.embed_init = 0.02  # standard deviation of initial values
-    config.model.head_init = 0.02
+    config.model.embed_norm = True  # RMSNorm after the embedding
+    # Standard deviation of initial values; by default 1, and 0.02 for a tied table.
+    config.model.embed_init = placeholder(float)
+    config.model.head_init = 0.0
     config.model.pad_vocab_to_multiple_of = 128  # rows of the tables
     config.model.scan_layers = False  # a deep model compiles faster
     config.model.remat = "none"  # or "dots" or "full": saves memory, costs time

@@ -28,12 +28,18 @@ class LanguageModel(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        x = nn.Embed(VOCAB_SIZE, WIDTH, name="embed")(tokens)
+        # The learning rates below are for an embedding of this size with a norm behind
+        # it, and a head that starts at zero.
+        init = nn.initializers.normal(1.0)
+        x = nn.Embed(VOCAB_SIZE, WIDTH, embedding_init=init, name="embed")(tokens)
+        x = nn.RMSNorm()(x)
         mask = nn.make_causal_mask(tokens)
         attention = nn.MultiHeadDotProductAttention(num_heads=4)
         x = x + attention(nn.RMSNorm()(x), mask=mask)
         x = x + nn.Dense(WIDTH)(nn.gelu(nn.Dense(4 * WIDTH)(nn.RMSNorm()(x))))
-        return nn.Dense(VOCAB_SIZE, use_bias=False, name="lm_head")(nn.RMSNorm()(x))
+        zeros = nn.initializers.zeros
+        head = nn.Dense(VOCAB_SIZE, use_bias=False, kernel_init=zeros, name="lm_head")
+        return head(nn.RMSNorm()(x))
 
 
 def read_tokens() -> jax.Array:

@@ -24,6 +24,7 @@ from benchmarks.common import store, text
 from benchmarks.common.store import Run, Settings
 from benchmarks.geometry import statistics
 from benchmarks.geometry.report import RESULTS, SHARES
+from benchmarks.study.training import FIRST_MODEL
 from configs import pretrain_small
 from examples.lm import Config
 from examples.lm.optimizer import make_optimizer, schedule
@@ -51,7 +52,7 @@ def get_config(optimizer: str, seed: int, steps: int) -> Config:
     config: Config = pretrain_small.get_config()
     config.seed, config.steps = seed, steps
     config.sequence_length, config.batch_size = 64, 16
-    config.model.update({"width": 96, "mlp_width": 288})
+    config.model.update({"width": 96, "mlp_width": 288} | FIRST_MODEL)
     rate = LEARNING_RATES[optimizer]
     config.tables.update(optimizer=optimizer, b2=B2)
     config.tables.update(embed_learning_rate=rate, head_learning_rate=rate)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 
 from benchmarks.common.search import QUARTERS, Pair, best_pair, search_pair
+from benchmarks.study import scaling
 from benchmarks.study.settings import Losses, Settings
 from benchmarks.study.stages import (
     BODY_RATES,
@@ -70,8 +71,18 @@ CASES: dict[str, list[Case]] = {
 }
 
 
+SCALED = CASES["width"] + CASES["batch"]
+FITTED = (
+    [case for case in CASES["width"] if case["width"] != 384],
+    [case for case in CASES["batch"] if case["batch"] != 256],
+)
+"""Where the powers of the width and of the tokens in a step are fitted."""
+
+
 def jobs(stage: str, losses: Losses) -> list[Callable[[], list[Settings]]]:
     """Returns functions that return the runs of a stage or raise `Unfinished`."""
+    if stage == "rule":
+        return [lambda case=case: [by_rule(case, losses)] for case in SCALED]
     return [lambda case=case: seeded(case, losses) for case in CASES[stage]]
 
 
@@ -107,16 +118,32 @@ def searched(case: Case, losses: Losses) -> dict[Pair, float]:
 def starts_of(case: Case, losses: Losses) -> list[Pair]:
     """Returns the pairs where the search of a case begins.
 
-    A wider model has those of theory (embedding constant, head inverse to the width)
-    and of the root rule, a larger batch those of the main setting and of the root rule,
-    a longer run those of the run of a quarter of its length.
+    A longer run has the best pair of a quarter of its length. A wider model and a
+    larger batch have the pairs of two rules.
     """
     if "track" in case and case["tokens"] > STEPS[0] * 1024:
         return [rates(tuned(case | {"tokens": case["tokens"] // 4}, losses))]
-    lr, head_lr = rates(tuned(main(case), losses))
-    wider = case.get("width", Settings.width) / Settings.width
-    root = (case.get("batch", Settings.batch) / Settings.batch / wider) ** 0.5
-    return list(dict.fromkeys([(lr, head_lr / wider), (lr * root, head_lr * root)]))
+    best, run = rates(tuned(main(case), losses)), untuned(case, losses)
+    starts = [rule.scale(best, run) for rule in (scaling.THEORY, scaling.ROOT)]
+    return list(dict.fromkeys(starts))
+
+
+def fitted(arm: str, losses: Losses) -> scaling.Rule:
+    """Returns the rule that fits the best pairs of an arm in `FITTED`."""
+    main_run = tuned({"arm": arm}, losses)
+    powers = []
+    for i, cases in enumerate(FITTED):
+        runs = [tuned(case, losses) for case in cases if case["arm"] == arm]
+        sizes = [scaling.relative_size(run)[i] for run in (main_run, *runs)]
+        powers.append(scaling.fit(sizes, [rates(run) for run in (main_run, *runs)]))
+    return scaling.Rule(*powers)
+
+
+def by_rule(case: Case, losses: Losses) -> Settings:
+    """Returns a case at the pair that the fitted rule gives."""
+    run, best = untuned(case, losses), rates(tuned(main(case), losses))
+    lr, head_lr = snapped(fitted(case["arm"], losses).scale(best, run))
+    return dataclasses.replace(run, lr=lr, head_lr=head_lr)
 
 
 def snapped(pair: Pair) -> Pair:

@@ -1,14 +1,17 @@
 """Tables of the second plan, PLAN_PRACTICE.md, from the runs that are finished."""
 
+import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 
 from benchmarks.common.tables import markdown, paragraphs
-from benchmarks.study import practice
+from benchmarks.study import practice, scaling, stages
+from benchmarks.study.arms import ARMS
 from benchmarks.study.comparisons import HEAD, Row, Study, cells_of, difference, setting
 from benchmarks.study.practice import ADAM, ADAM80, EMBER, NANOCHAT
 from benchmarks.study.settings import Settings
-from benchmarks.study.stages import Case, Unfinished, name_of
+from benchmarks.study.stages import Case, Unfinished, name_of, rates
 
 RIVALS: tuple[Case, ...] = (
     {"arm": ADAM80},
@@ -79,8 +82,37 @@ def elsewhere(study: Study, stage: str) -> str:
         compared = ""
         if ember is not None and case["arm"] != EMBER:
             compared = str(difference(ember, row, len(embers)))
-        cells.append([where(row), *cells_of(row), compared, f"`{row.name}`"])
+        cells.append([where(row.settings), *cells_of(row), compared, f"`{row.name}`"])
     return markdown(["setting", *HEAD, "Ember minus this", "name"], cells, left=2)
+
+
+def rule_costs(study: Study) -> str:
+    """Returns the cost of each rule where width or tokens in a step change."""
+    rules = {"theory": scaling.THEORY, "root": scaling.ROOT}
+    cells = []
+    for arm in practice.PAIR:
+        with contextlib.suppress(Unfinished):
+            rules["fitted"] = practice.fitted(arm, study.losses)
+        for case in practice.SCALED:
+            if case["arm"] == arm:
+                with contextlib.suppress(Unfinished):
+                    cells.append(costs_of(study, case, rules))
+    head = ["setting", "tables", "best pair", *(f"cost of {name}" for name in rules)]
+    return markdown(head, cells, left=2) if cells else "Not measured yet."
+
+
+def costs_of(study: Study, case: Case, rules: dict[str, scaling.Rule]) -> list[str]:
+    """Returns setting, optimizer, best pair, and the cost of the pair of each rule."""
+    best = practice.tuned(case, study.losses)
+    main = rates(practice.tuned(stages.main(case), study.losses))
+    costs = []
+    for rule in rules.values():
+        lr, head_lr = practice.snapped(rule.scale(main, best))
+        run = dataclasses.replace(best, lr=lr, head_lr=head_lr)
+        cost = study.losses.get(run, math.nan) - study.losses[best]
+        costs.append("" if math.isnan(cost) else f"{cost:.3f}")
+    pair = ", ".join(f"{rate:g}" for rate in rates(best))
+    return [where(best), ARMS[best.arm].title, pair, *costs]
 
 
 def place(row: Row) -> Settings:
@@ -90,8 +122,7 @@ def place(row: Row) -> Settings:
     )
 
 
-def where(row: Row) -> str:
-    run = row.settings
+def where(run: Settings) -> str:
     tokens = run.batch * run.window
     return f"{setting(run)}, {run.steps:,} steps of {tokens:,} tokens"
 

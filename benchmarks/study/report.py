@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.common.intervals import MARGIN
 from benchmarks.common.store import Run
 from benchmarks.common.tables import markdown, paragraphs
-from benchmarks.study import figures, practice_report, scaling, settings, stages
+from benchmarks.study import figures, practice_report, settings, stages
 from benchmarks.study.claims import VERDICTS, claims
 from benchmarks.study.comparisons import (
     ADAMS,
@@ -28,7 +28,6 @@ from benchmarks.study.comparisons import (
     Study,
     cells_of,
     difference,
-    places,
     planned,
     setting,
 )
@@ -53,11 +52,9 @@ def parts(results: Path = RESULTS) -> dict[str, str]:
         "study.decay": decay(study),
         "study.rounding": rounding(study),
         "study.pretrain": pretrain(study),
-        "study.advice": advice(study),
-        "study.kept": kept_pairs(study),
-        "study.rules": rules(study),
         "study.mistuned": mistuned(study),
         "study.practice": practice_report.tables(study),
+        "study.rule": practice_report.rule_costs(study),
     }
 
 
@@ -231,69 +228,6 @@ def pretrain(study: Study) -> str:
     rows = [study.arm(CANDIDATE), study.arm(ADAMS[0])]
     cells = [[*cells_of(row), f"{row.state_bytes:,}"] for row in rows]
     return markdown([*HEAD, "state of the tables, bytes"], cells, left=1)
-
-
-def advice(study: Study) -> str:
-    """Returns rates to begin with, relative to the best pair of the main setting."""
-    main, found = study.arm(CANDIDATE).settings, planned(study)["adam"]
-    situations = {
-        "main setting": "pretraining, two tables",
-        "tied tables": "pretraining, tied tables",
-        "8 sequences of 16": "128 tokens a step",
-        "512 sequences of 16": "8,192 tokens a step, 32 steps in all",
-        "body Muon": "Muon on the body",
-    }
-    rows = []
-    for c in found:
-        run = c.candidate.settings
-        if setting(run) not in situations:
-            continue
-        embed, head = (run.lr, run.head_lr) if not run.tied else (None, run.lr)
-        if run == main or run.tied:
-            pair = [
-                f"{rate:g} sqrt({main.width} / w)" if rate else ""
-                for rate in (embed, head)
-            ]
-        else:
-            best, start = stages.rates(run), stages.rates(main)
-            pair = [f"times {a / b:.2g}" for a, b in zip(best, start, strict=True)]
-        rows.append([situations[setting(run)], *pair, str(c.difference)])
-    return markdown(["situation", "embedding", "head", "loss minus Adam's"], rows)
-
-
-def kept_pairs(study: Study) -> str:
-    """Returns the best pairs by setting, and the cost of the pair of the main one."""
-    rows = []
-    for _, changes in places():
-        if "tied" in changes:
-            continue
-        row = [setting(stages.untuned({"arm": CANDIDATE} | changes, study.losses))]
-        for arm in (CANDIDATE, *ADAMS):
-            case = {"arm": arm} | changes
-            losses = stages.searched(case, study.losses)
-            best = stages.rates(stages.tuned(case, study.losses))
-            main = stages.rates(stages.tuned({"arm": arm}, study.losses))
-            row += [f"{best[0]:g}, {best[1]:g}", f"{losses[main] - losses[best]:.3f}"]
-        rows.append(row)
-    head = ["setting"]
-    for arm in (CANDIDATE, *ADAMS):
-        head += [study.arm(arm).title, "cost of the main pair"]
-    return markdown(head, rows, left=1)
-
-
-def rules(study: Study) -> str:
-    """Returns the costs of rules for width, batch and length."""
-    rows = []
-    for arm in (CANDIDATE, ADAMS[0]):
-        for title, rule in scaling.rules(arm, study.losses).items():
-            costs = scaling.costs(rule, arm, study.losses)
-            powers = [f"{embed:g}, {head:g}" for embed, head in rule.values()]
-            worst = max(costs, key=lambda run: costs[run])
-            mean = f"{sum(costs.values()) / len(costs):.3f}"
-            largest = f"{costs[worst]:.3f} ({setting(worst)})"
-            rows.append([study.arm(arm).title, title, *powers, mean, largest])
-    head = ["tables", "rule", "power of the width", "of the tokens in a step"]
-    return markdown([*head, "of the length", "mean cost", "largest"], rows, left=2)
 
 
 def mistuned(study: Study) -> str:

@@ -28,7 +28,6 @@ Stages; each first does the earlier runs that it needs:
     large     a model eleven times larger
     lr_grid   a coarse grid over both learning rates, for Ember and for Adam
     mistuned  the best rates times a factor
-    rule      rates by rules for width, batch and length
 
 Stages of the second plan, a model as in practice (benchmarks/study/practice.py):
 
@@ -38,6 +37,7 @@ Stages of the second plan, a model as in practice (benchmarks/study/practice.py)
     practice_length      1,024 to 16,384 steps
     practice_vocabulary  16,384 and 50,304 tokens
     practice_tied        one table for input and output
+    practice_rule        all widths and batches at the rates of the fitted rule
 """
 
 import argparse
@@ -53,13 +53,13 @@ import jax
 from benchmarks.common import store, text
 from benchmarks.common.provenance import provenance
 from benchmarks.common.store import Run
-from benchmarks.study import practice, scaling, settings, stages
+from benchmarks.study import practice, settings, stages
 from benchmarks.study.report import RESULTS
 from benchmarks.study.settings import Losses, Settings
 from benchmarks.study.training import execute
 
-PRACTICE = tuple(f"practice_{name}" for name in practice.CASES)
-STAGES = (*stages.STAGES, "rule", *PRACTICE)
+PRACTICE = tuple(f"practice_{name}" for name in (*practice.CASES, "rule"))
+STAGES = (*stages.STAGES, *PRACTICE)
 Load = Callable[[Settings], tuple[text.Tokens, int]]
 """Returns the tokens of a run and the size of their vocabulary."""
 
@@ -82,10 +82,7 @@ def missing(names: list[str], losses: Losses) -> list[Settings]:
     """Returns the unfinished runs of stages that can be done now."""
     jobs = []
     for name in names:
-        if name == "rule":
-            arms = stages.RIVALS[:2]
-            jobs += [lambda arm=arm: scaling.runs(arm, losses) for arm in arms]
-        elif name.startswith("practice_"):
+        if name.startswith("practice_"):
             jobs += practice.jobs(name.removeprefix("practice_"), losses)
         else:
             jobs += stages.jobs(name, losses)

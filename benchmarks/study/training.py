@@ -27,6 +27,9 @@ from examples.lm.optimizer import body_optimizer, schedule
 
 Rates = dict[str, float]
 
+FIRST_MODEL = {"embed_init": 0.02, "embed_norm": False, "head_init": 0.02}
+"""What differed from the model of `configs/pretrain_small.py` in the first plan."""
+
 TABLES = ("embed", "lm_head")
 VALIDATION_TOKENS = 32_768
 EDGES = (1, 4, 16, 64, 256, 1024)
@@ -49,10 +52,9 @@ def make_config(run: Settings) -> Config:
         pad_vocab_to_multiple_of=1,  # the loss does not support padding
         attention="plain",
     )
-    if run.practice:
-        config.model.update(
-            embed_init=1.0, embed_norm=True, head_init=0.0, qk_norm=run.qk_norm
-        )
+    config.model.qk_norm = run.qk_norm
+    if not run.practice:
+        config.model.update(FIRST_MODEL)
     config.body.update(optimizer=run.body, learning_rate=run.body_lr)
     return config
 

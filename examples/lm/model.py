@@ -45,9 +45,9 @@ class Decoder(nnx.Module):
         remat: Remat = "none",  # or recompute all but products with parameters, or all
         dtype: DTypeLike = "float32",  # to compute in; parameters are float32
         qk_norm: bool = False,  # RMSNorm of the queries and keys of each head
-        embed_norm: bool = False,  # RMSNorm of the embedded tokens
-        embed_init: float = 0.02,  # standard deviation of initial values
-        head_init: float = 0.02,
+        embed_norm: bool = True,  # RMSNorm of the embedded tokens
+        embed_init: float | None = None,  # standard deviation; 1, or 0.02 if tied
+        head_init: float = 0.0,
         attention: Implementation = "plain",
         *,
         rngs: nnx.Rngs,
@@ -55,6 +55,8 @@ class Decoder(nnx.Module):
         dtype = jnp.dtype(dtype)
         self.vocab_size = vocab_size
         self.remat = remat
+        if embed_init is None:
+            embed_init = 0.02 if tie_embeddings else 1.0
         multiple = pad_vocab_to_multiple_of
         rows = math.ceil(vocab_size / multiple) * multiple
         self.embed = nnx.Embed(

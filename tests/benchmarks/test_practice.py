@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from benchmarks.common import text
-from benchmarks.study import practice, practice_report, rules
+from benchmarks.study import practice, practice_report, rules, scaling
 from benchmarks.study import training as run
 from benchmarks.study.run import PRACTICE
 from tests.benchmarks.fakes import finish, study_of, tiny
@@ -48,6 +48,27 @@ def test_cautious_decay_never_opposes_the_update():
     np.testing.assert_array_equal(decayed["t"], [2, -1, 1, -2, 0])
 
 
+def test_a_rule_is_fitted_and_its_cost_is_known(losses):
+    """The invented best pair is the same in every setting."""
+    assert practice.fitted("adam80", losses) == ((0, 0), (0, 0))
+    lines = practice_report.rule_costs(study_of(losses)).splitlines()[2:]
+    assert len(lines) == len(practice.SCALED)
+    for line in lines:
+        *_, theory, root, fitted = (x.strip() for x in line.strip("|").split("|"))
+        assert float(fitted) == 0
+        assert float(root) > 0.01
+        assert float(theory) > 0.01 or "width" not in line
+
+
+def test_powers_are_fitted_to_quarters():
+    sizes = 1.0, 2.0, 8.0
+    pairs = [(0.5 * size**-0.3, 0.03 * size**-0.9) for size in sizes]
+    assert scaling.fit(sizes, pairs) == (-0.25, -1.0)
+    run = tiny(width=384, batch=64, window=64)
+    rule = scaling.Rule((0.0, -1.0), (0.5, 0.25))
+    assert rule.scale((1.0, 1.0), run) == pytest.approx((2, 4**-1 * 4**0.25))
+
+
 def test_tables_show_what_is_finished_and_name_the_rest(losses):
     text = practice_report.tables(study_of(losses))
     assert "Not measured" not in text
@@ -56,4 +77,5 @@ def test_tables_show_what_is_finished_and_name_the_rest(losses):
     widest = {run: x for run, x in losses.items() if run.width == 768}
     text = practice_report.tables(study_of(dict(losses.items() - widest.items())))
     assert "width (2 of 6)" in text
+    assert practice_report.rule_costs(study_of({})) == "Not measured yet."
     assert practice_report.tables(study_of({})).startswith("Not measured yet: setting")

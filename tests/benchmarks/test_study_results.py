@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.common import store
 from benchmarks.common.intervals import Interval, interval
-from benchmarks.study import comparisons, report, scaling, stages
+from benchmarks.study import comparisons, report, stages
 from benchmarks.study.run import STAGES, runs_of_row
 from benchmarks.study.stages import Unfinished
 from tests.benchmarks.fakes import BEST, finish, record_of, study_of
@@ -72,20 +72,6 @@ def test_all_planned_comparisons_are_made():
     found = comparisons.planned(study_of(losses()))
     sizes = {name: len(family) for name, family in found.items()}
     assert sizes == {"adam": 12, "constant": 12, "arms": 17, "large": 2}
-
-
-def test_rules_are_fitted_and_their_costs_known():
-    """The invented best pair is the same in every setting."""
-    for arm in stages.RIVALS[:2]:
-        kept, common, fitted = scaling.rules(arm, losses()).values()
-        assert fitted == kept
-        costs = scaling.costs(kept, arm, losses())
-        assert len(costs) == 8
-        assert [*costs.values()] == pytest.approx([0] * 8)
-        assert np.mean([*scaling.costs(common, arm, losses()).values()]) > 0.01
-    case = {"arm": "adam80", "width": 192}
-    run = scaling.scaled(scaling.COMMON, "width", case, losses())
-    assert stages.rates(run) == pytest.approx([x / 2**0.5 for x in BEST], rel=0.03)
 
 
 def test_the_report_is_made_from_a_finished_study(tmp_path):

@@ -9,6 +9,7 @@ from examples.lm.model import Decoder, rotate
 from examples.lm.program import loss_fn
 
 SIZES = {"vocab_size": 64, "width": 16, "layers": 2, "heads": 2, "mlp_width": 32}
+SIZES |= {"embed_norm": False, "head_init": 0.02}  # a head of zeros would hide all
 
 
 def make(**settings):
