@@ -5,8 +5,8 @@
         --config.workdir=gs://my-bucket/runs/1b --config.resume
 
 Without a TPU, --config.cost_report_topology=v5p:4x4x4 prints the cost of a step.
-The learning rates of Ember, Adam and the body follow those of the small config by a
-rule for the width: sweep them at this size.
+The learning rates follow those of the small config by a rule for the width that was not
+measured at this size: sweep them.
 """
 
 from ml_collections import ConfigDict
@@ -31,15 +31,6 @@ def get_config() -> ConfigDict:
                 "rope_base": 5e5,
                 "tie_embeddings": False,
             },
-            # Those of the small config times sqrt(96 / 2048), a common rule;
-            # not measured at this size.
-            "tables": {
-                "defaults": {
-                    "ember": {"embed": 0.12, "head": 0.0069},
-                    "adam": {"embed": 0.22, "head": 0.0069},
-                }
-            },
-            "body": {"defaults": {"adamw": 0.00087, "muon": 0.0017}},
             "eval_every": 500,
             "workdir": "runs/pretrain_1b_pod",
         }

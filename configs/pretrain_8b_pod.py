@@ -5,8 +5,8 @@
         --config.workdir=gs://my-bucket/runs/8b --config.resume
 
 Without a TPU, --config.cost_report_topology=v5p:8x8x4 prints the cost of a step.
-The learning rates of Ember, Adam and the body follow those of the small config by a
-rule for the width: sweep them at this size.
+The learning rates follow those of the small config by a rule for the width that was not
+measured at this size: sweep them.
 """
 
 from ml_collections import ConfigDict
@@ -22,15 +22,6 @@ def get_config() -> ConfigDict:
             "sequence_length": 4096,
             "data": {"vocab_size": 128_256},
             "model": {"width": 4096, "layers": 32, "heads": 32, "mlp_width": 14_336},
-            # Those of the small config times sqrt(96 / 4096), a common rule;
-            # not measured at this size.
-            "tables": {
-                "defaults": {
-                    "ember": {"embed": 0.086, "head": 0.0049},
-                    "adam": {"embed": 0.15, "head": 0.0049},
-                }
-            },
-            "body": {"defaults": {"adamw": 0.00061, "muon": 0.0012}},
             "loss_chunks": 16,
             "mesh": {"tensor": 4},
             "workdir": "runs/pretrain_8b_pod",

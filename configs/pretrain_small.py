@@ -69,14 +69,14 @@ def get_config() -> ConfigDict:
     config.tables = ConfigDict()
     # ember, adam, adafactor or sgd.
     config.tables.optimizer = "ember"
-    # By default the optimizer's entry in `defaults`.
+    # By default the optimizer's entry in `defaults`, scaled to the model's width.
     config.tables.embed_learning_rate = placeholder(float)
     config.tables.head_learning_rate = placeholder(float)  # also for a tied table
     config.tables.b2 = placeholder(float)
     config.tables.weight_decay = 0.0
-    # Learning rates of embedding and head. The study has tuned those of ember and adam
-    # as pairs; the others are guesses to start from. Adafactor's are relative to the
-    # size of the parameters.
+    # Learning rates of embedding and head at width 96; examples/lm/optimizer.py has the
+    # rule for others. The study has tuned those of ember and adam as pairs; the others
+    # are guesses to start from. Adafactor's are relative to the size of the parameters.
     config.tables.defaults = ConfigDict(
         {
             # None is the growing decay of Adafactor.

@@ -10,6 +10,10 @@ from ml_collections import ConfigDict
 import ember_optax
 from examples.lm import Config
 
+TUNED_WIDTH = 96
+POWERS = {"embed": 0.0, "head": -1.0, "body": -0.5}
+"""The rule of docs/choosing.md: how default learning rates change with the width."""
+
 
 def make_optimizer(
     config: Config,
@@ -31,11 +35,9 @@ def make_optimizer(
     tables = config.tables
     body = body_optimizer(config) if body is None else body
     defaults = tables.defaults[tables.optimizer]
-    chosen = tables.embed_learning_rate, tables.head_learning_rate
-    embed_rate, head_rate = (
-        schedule(config, default if rate is None else rate)
-        for rate, default in zip(chosen, (defaults.embed, defaults.head), strict=True)
-    )
+    embed, head = tables.embed_learning_rate, tables.head_learning_rate
+    embed_rate = rate_of(config, "embed", embed, defaults.embed)
+    head_rate = rate_of(config, "head", head, defaults.head)
     b2 = defaults.get("b2") if tables.b2 is None else tables.b2
     if tables.optimizer == "ember":
         return ember_optax.with_ember(
@@ -84,8 +86,8 @@ def label_roles(vocab_size: int | None) -> Any:
 def body_optimizer(config: Config) -> optax.GradientTransformation:
     """Returns `config.body.optimizer`. Only matrices have weight decay."""
     body = config.body
-    peak, decay = body.learning_rate, body.weight_decay
-    rate = schedule(config, body.defaults[body.optimizer] if peak is None else peak)
+    decay, default = body.weight_decay, body.defaults[body.optimizer]
+    rate = rate_of(config, "body", body.learning_rate, default)
     if body.optimizer == "adamw":
         return optax.adamw(rate, b2=0.95, weight_decay=decay, mask=_is_matrix)
     # Muon handles matrices, and its own Adam the norms. With consistent_rms the updates
@@ -93,6 +95,22 @@ def body_optimizer(config: Config) -> optax.GradientTransformation:
     return optax.contrib.muon(
         rate, weight_decay=decay, adam_b2=0.95, consistent_rms=0.2
     )
+
+
+def rate_of(
+    config: Config, part: str, chosen: float | None, tuned: float
+) -> optax.Schedule:
+    """Returns the schedule of a part of the model.
+
+    Args:
+      config: what to build.
+      part: "embed", "head" or "body".
+      chosen: the user's peak, if any.
+      tuned: the best peak at `TUNED_WIDTH`.
+    """
+    relative_width = config.model.width / TUNED_WIDTH
+    by_rule = tuned * relative_width ** POWERS[part]
+    return schedule(config, by_rule if chosen is None else chosen)
 
 
 def schedule(config: Config, peak: float) -> optax.Schedule:

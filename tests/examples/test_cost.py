@@ -44,9 +44,9 @@ def test_report(config: Config) -> None:
     config.mesh.tensor = 2
     text = cost.report(config)
     assert text.startswith("v5p:2x2x1: 4 devices, data 1, fsdp 2, tensor 2\n")
-    # Each device has a quarter of the matrices and all of the three norms.
+    # Each device has a quarter of the matrices and all of the four norms.
     matrices = 4 * 128**2 + 3 * 128 * 256 + 2 * 1024 * 128
-    assert f"  parameters       {(matrices + 3 * 4 * 128) / 1e6:12,.2f} MB\n" in text
+    assert f"  parameters       {(matrices + 4 * 4 * 128) / 1e6:12,.2f} MB\n" in text
     assert " of 95 GB: fits\n" in text
     assert "all-reduce" in text
     assert "Time of the products alone: at least 0.00 ms a step\n" in text

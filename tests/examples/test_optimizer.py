@@ -100,7 +100,18 @@ def table_updates(config, params):
     return updates["embed"]["embedding"], updates["lm_head"]["kernel"]
 
 
+def test_default_rates_follow_the_width(config, params):
+    config.model.width = optimizer.TUNED_WIDTH
+    embed, head = table_updates(config, params)
+    config.model.width = 4 * optimizer.TUNED_WIDTH
+    wider = table_updates(config, params)
+    powers = optimizer.POWERS["embed"], optimizer.POWERS["head"]
+    for new, old, power in zip(wider, (embed, head), powers, strict=True):
+        np.testing.assert_allclose(new, old * 4.0**power, rtol=1e-6)
+
+
 def test_embedding_and_head_have_their_own_learning_rates(config, params):
+    config.model.width = optimizer.TUNED_WIDTH
     tuned = config.tables.defaults.ember
     embed, head = table_updates(config, params)
     config.tables.head_learning_rate = 3 * tuned.head
@@ -120,6 +131,7 @@ def test_a_tied_table_has_the_learning_rate_of_the_head(config, params):
         return updates["embed"]["embedding"]
 
     del params["lm_head"]
+    config.model.width = optimizer.TUNED_WIDTH
     tuned = update_of()
     np.testing.assert_array_equal(update_of(embed_learning_rate=9.0), tuned)
     tripled = update_of(head_learning_rate=3 * config.tables.defaults.ember.head)
