@@ -2,17 +2,18 @@
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Iterator
 
 from benchmarks.common.tables import markdown, paragraphs
-from benchmarks.study import practice, scaling, stages
+from benchmarks.study import practice, scaling
 from benchmarks.study.arms import ARMS
-from benchmarks.study.comparisons import HEAD, Row, Study, cells_of, difference, setting
+from benchmarks.study.comparisons import HEAD, Row, Study, cells_of, difference
 from benchmarks.study.practice import ADAM, ADAM80, EMBER, NANOCHAT
 from benchmarks.study.settings import Settings
 from benchmarks.study.stages import Case, Unfinished, name_of, rates
+from examples.lm.optimizer import POWERS
 
+MAIN = "width 96, 256 steps of 1,024 tokens"
 RIVALS: tuple[Case, ...] = (
     {"arm": ADAM80},
     {"arm": ADAM},
@@ -96,23 +97,73 @@ def rule_costs(study: Study) -> str:
         for case in practice.SCALED:
             if case["arm"] == arm:
                 with contextlib.suppress(Unfinished):
-                    cells.append(costs_of(study, case, rules))
-    head = ["setting", "tables", "best pair", *(f"cost of {name}" for name in rules)]
+                    best = practice.tuned(case, study.losses)
+                    costs = [cost(study, best, rule) for rule in rules.values()]
+                    title = ARMS[arm].title
+                    cells.append([where(best), title, *pair_of(best), *costs])
+    head = ["setting", *HEAD[:-1], *(f"cost of {name}" for name in rules)]
     return markdown(head, cells, left=2) if cells else "Not measured yet."
 
 
-def costs_of(study: Study, case: Case, rules: dict[str, scaling.Rule]) -> list[str]:
-    """Returns setting, optimizer, best pair, and the cost of the pair of each rule."""
-    best = practice.tuned(case, study.losses)
-    main = rates(practice.tuned(stages.main(case), study.losses))
-    costs = []
-    for rule in rules.values():
-        lr, head_lr = practice.snapped(rule.scale(main, best))
-        run = dataclasses.replace(best, lr=lr, head_lr=head_lr)
-        cost = study.losses.get(run, math.nan) - study.losses[best]
-        costs.append("" if math.isnan(cost) else f"{cost:.3f}")
-    pair = ", ".join(f"{rate:g}" for rate in rates(best))
-    return [where(best), ARMS[best.arm].title, pair, *costs]
+def advised_rates(study: Study) -> str:
+    """Returns the rates by the rule, as formulas in the width."""
+    body = practice.best_body_rate(study.losses)
+    cells = []
+    for arm in practice.PAIR:
+        best = rates(practice.tuned({"arm": arm}, study.losses))
+        tuned = zip((*best, body), POWERS.values(), strict=True)
+        cells.append([ARMS[arm].title, *(formula(*pair) for pair in tuned)])
+    return markdown(["tables", "embedding", "head", "AdamW on the body"], cells)
+
+
+def formula(rate: float, power: float) -> str:
+    scale = {0.0: "", -0.5: " sqrt(96 / w)", -1.0: " (96 / w)"}
+    return f"{rate:g}{scale[power]}"
+
+
+def advice(study: Study) -> str:
+    """Returns Ember's best pair in each situation and what the rule costs there."""
+    cells = []
+    for stage, cases in practice.CASES.items():
+        found = [row for _, row in rows(study, stage)]
+        for case in cases:
+            if case["arm"] != EMBER or "weight_decay" in case:
+                continue
+            with contextlib.suppress(Unfinished):
+                best = practice.tuned(case, study.losses)
+                ember = study.row_of("", practice.seeded(case, study.losses))
+                adams = [
+                    row
+                    for row in found
+                    if place(row) == place(ember) and row.settings.arm in (ADAM80, ADAM)
+                ]
+                adam = min(adams, key=lambda row: row.mean, default=None)
+                cells.append(
+                    [
+                        where(best),
+                        *pair_of(best),
+                        cost(study, best),
+                        str(difference(ember, adam)) if adam else "",
+                    ]
+                )
+    head = ["situation", "embedding", "head", "cost of the rule", "Ember minus Adam"]
+    return markdown(head, cells, left=1) if cells else "Not measured yet."
+
+
+def pair_of(run: Settings) -> tuple[str, str]:
+    """Returns the rates of embedding and head; a tied table is a head."""
+    if run.head_lr is None:
+        return "", f"{run.lr:g}"
+    return f"{run.lr:g}", f"{run.head_lr:g}"
+
+
+def cost(study: Study, best: Settings, rule: scaling.Rule = scaling.ADVISED) -> str:
+    """Returns the cost of a rule's pair against the best pair, if it was tried."""
+    main = rates(practice.tuned({"arm": best.arm}, study.losses))
+    lr, head_lr = practice.snapped(rule.scale(main, best))
+    by_rule = {"lr": head_lr} if best.tied else {"lr": lr, "head_lr": head_lr}
+    loss = study.losses.get(dataclasses.replace(best, **by_rule))
+    return "" if loss is None else f"{loss - study.losses[best]:.3f}"
 
 
 def place(row: Row) -> Settings:
@@ -123,8 +174,17 @@ def place(row: Row) -> Settings:
 
 
 def where(run: Settings) -> str:
+    """Describes how a run differs from the main setting."""
     tokens = run.batch * run.window
-    return f"{setting(run)}, {run.steps:,} steps of {tokens:,} tokens"
+    words = {
+        "QK-norm": run.qk_norm,
+        "tied tables": run.tied,
+        f"width {run.width}": run.width != Settings.width,
+        f"vocabulary {run.vocab or 0:,}": run.vocab,
+        f"{tokens:,} tokens a step": run.batch != Settings.batch,
+        f"{run.steps:,} steps": run.steps != 256,
+    }
+    return ", ".join(word for word, is_true in words.items() if is_true) or MAIN
 
 
 def missing(study: Study) -> str:

@@ -54,6 +54,8 @@ def parts(results: Path = RESULTS) -> dict[str, str]:
         "study.pretrain": pretrain(study),
         "study.mistuned": mistuned(study),
         "study.practice": practice_report.tables(study),
+        "study.rates": practice_report.advised_rates(study),
+        "study.advice": practice_report.advice(study),
         "study.rule": practice_report.rule_costs(study),
     }
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from benchmarks.common.search import Pair
 from benchmarks.study.settings import Settings
+from examples.lm.optimizer import POWERS
 
 
 class Rule(NamedTuple):
@@ -27,6 +28,7 @@ class Rule(NamedTuple):
 
 THEORY = Rule(width=(0.0, -1.0), tokens=(0.0, 0.0))
 ROOT = Rule(width=(-0.5, -0.5), tokens=(0.5, 0.5))
+ADVISED = Rule(width=(POWERS["embed"], POWERS["head"]), tokens=(0.0, 0.0))
 
 
 def relative_size(run: Settings) -> Pair:

@@ -60,6 +60,19 @@ def test_a_rule_is_fitted_and_its_cost_is_known(losses):
         assert float(theory) > 0.01 or "width" not in line
 
 
+def test_rates_are_formulas_of_the_width(losses):
+    *_, last = practice_report.advised_rates(study_of(losses)).splitlines()
+    assert last == "| Adam (0.8, 0.95) | 0.1 | 0.0056 (96 / w) | 0.001 sqrt(96 / w) |"
+
+
+def test_advice_compares_with_the_better_adam(losses):
+    lines = practice_report.advice(study_of(losses)).splitlines()[2:]
+    assert [x for x in lines if "16,384 tokens a step" in x]
+    for line in lines:
+        assert "-0.100" in line  # of the invented losses
+    assert "| 0.000 |" in lines[0]
+
+
 def test_powers_are_fitted_to_quarters():
     sizes = 1.0, 2.0, 8.0
     pairs = [(0.5 * size**-0.3, 0.03 * size**-0.9) for size in sizes]
@@ -77,5 +90,7 @@ def test_tables_show_what_is_finished_and_name_the_rest(losses):
     widest = {run: x for run, x in losses.items() if run.width == 768}
     text = practice_report.tables(study_of(dict(losses.items() - widest.items())))
     assert "width (2 of 6)" in text
-    assert practice_report.rule_costs(study_of({})) == "Not measured yet."
-    assert practice_report.tables(study_of({})).startswith("Not measured yet: setting")
+    empty = study_of({})
+    assert practice_report.rule_costs(empty) == "Not measured yet."
+    assert practice_report.advice(empty) == "Not measured yet."
+    assert practice_report.tables(empty).startswith("Not measured yet: setting")
