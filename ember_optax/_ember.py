@@ -284,7 +284,7 @@ def ember(
 
     .. warning::
       Input tables and heads need learning rates of their own, which differ by a factor
-      of about 20: give each an `ember` of its own, as below.
+      of 30 and more: give each an `ember` of its own, as below.
 
     .. warning::
       `optax.inject_hyperparams` casts hyperparameters to the dtype of the parameters,

@@ -126,8 +126,8 @@ def with_ember(
       ...   return optax.warmup_cosine_decay_schedule(0.0, rate, 1_000, 20_000)
       >>> tx = ember_optax.with_ember(
       ...     optax.adamw(peak(1e-3), b2=0.95),
-      ...     embed_learning_rate=peak(0.2),
-      ...     head_learning_rate=peak(0.011),
+      ...     embed_learning_rate=peak(1.0),
+      ...     head_learning_rate=peak(0.004),
       ...     vocab_size=512,
       ...     max_norm=1.0)
       >>> params = {"embed": jnp.ones((512, 8)), "mlp": jnp.ones((8, 8)),
@@ -144,8 +144,8 @@ def with_ember(
       ...     ember_optax.with_ember,
       ...     static_args=("body", "vocab_size", "labels", "vocab_axis"),
       ...     hyperparam_dtype=jnp.float32,
-      ... )(optax.adamw(peak(1e-3)), embed_learning_rate=peak(0.2),
-      ...   head_learning_rate=peak(0.011), vocab_size=512)
+      ... )(optax.adamw(peak(1e-3)), embed_learning_rate=peak(1.0),
+      ...   head_learning_rate=peak(0.004), vocab_size=512)
       >>> float(tx.init(params).hyperparams["head_learning_rate"])
       0.0
 

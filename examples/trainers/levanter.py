@@ -6,7 +6,7 @@
       type: ember
       learning_rate: 3e-4   # of the body, as with `type: adam`
       embed_learning_rate: 0.2
-      head_learning_rate: 0.011
+      head_learning_rate: 0.004
 
 Save it under another name than `levanter.py`, which would shadow the package.
 
@@ -49,7 +49,7 @@ class EmberConfig(AdamConfig):
     """Levanter's Adam for the body, with Ember for the token tables."""
 
     embed_learning_rate: float = 0.2
-    head_learning_rate: float = 0.011
+    head_learning_rate: float = 0.004
 
     def build(self, num_train_steps: int) -> optax.GradientTransformation:
         plain = dataclasses.replace(self, max_grad_norm=None, skip_bad_steps=False)

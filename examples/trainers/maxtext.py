@@ -29,7 +29,7 @@ from maxtext.trainers.pre_train import train  # pyright: ignore[reportMissingImp
 import ember_optax
 
 # Peaks for width 768, see docs/choosing.md.
-EMBED_LEARNING_RATE, HEAD_LEARNING_RATE = 0.2, 0.011
+EMBED_LEARNING_RATE, HEAD_LEARNING_RATE = 0.2, 0.004
 
 get_builtin = optimizers.get_optimizer
 
