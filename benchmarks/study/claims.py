@@ -7,6 +7,7 @@ from benchmarks.common import store
 from benchmarks.common.intervals import Interval
 from benchmarks.geometry import report as geometry
 from benchmarks.post_training import report as post_training
+from benchmarks.study import practice_report
 from benchmarks.study.comparisons import (
     CANDIDATE,
     Comparison,
@@ -32,6 +33,7 @@ def claims(study: Study) -> list[list[str]]:
             "not measured on a real model",
             "undecided",
         ],
+        ["the same in a model as people build it", *practice_report.claim(study)],
         state(study),
         scaling(found["adam"], "batch"),
         scaling(found["adam"], "width"),

@@ -60,6 +60,23 @@ def setting_table(study: Study) -> str:
     return markdown([*HEAD, "Ember minus this", "verdict", "name"], cells, left=1)
 
 
+def claim(study: Study) -> tuple[str, str]:
+    """Returns finding and verdict against the rivals of the main setting."""
+    by_case = {name_of("", case): row for case, row in rows(study, "setting")}
+    candidate = by_case.get(name_of("", {"arm": EMBER}))
+    rivals = [by_case.get(name_of("", case)) for case in RIVALS]
+    found = {
+        row.title: difference(candidate, row, len(RIVALS))
+        for row in rivals
+        if row and candidate
+    }
+    if not found:
+        return "not measured yet", ""
+    listed = (f"minus {name}: {x}" for name, x in found.items())
+    verdicts = (f"{x.verdict} against {name}" for name, x in found.items())
+    return "; ".join(listed), "; ".join(verdicts)
+
+
 def title(row: Row) -> str:
     """Names the optimizer, its weight decay and QK-norm."""
     run = row.settings
@@ -107,12 +124,13 @@ def rule_costs(study: Study) -> str:
 
 def advised_rates(study: Study) -> str:
     """Returns the rates by the rule, as formulas in the width."""
-    body = practice.best_body_rate(study.losses)
     cells = []
     for arm in practice.PAIR:
-        best = rates(practice.tuned({"arm": arm}, study.losses))
-        tuned = zip((*best, body), POWERS.values(), strict=True)
-        cells.append([ARMS[arm].title, *(formula(*pair) for pair in tuned)])
+        with contextlib.suppress(Unfinished):
+            best = rates(practice.tuned({"arm": arm}, study.losses))
+            body = practice.best_body_rate(study.losses)
+            tuned = zip((*best, body), POWERS.values(), strict=True)
+            cells.append([ARMS[arm].title, *(formula(*pair) for pair in tuned)])
     return markdown(["tables", "embedding", "head", "AdamW on the body"], cells)
 
 
