@@ -4,17 +4,19 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.interpolate import griddata
 
 from benchmarks.common.figures import ADAM, EMBER, plt, save
+from benchmarks.common.intervals import Interval
 from benchmarks.common.search import Pair
-from benchmarks.study import stages
+from benchmarks.study import practice_report, stages
 from benchmarks.study.comparisons import ADAMS, CANDIDATE, Study, planned, setting
 
 
 def draw_all(study: Study, directory: Path) -> None:
-    for draw in (lr_grid, by_setting):
+    for draw in (lr_grid, by_setting, as_in_practice):
         save(draw(study), directory / f"{draw.__name__}.png")
 
 
@@ -85,21 +87,8 @@ def by_setting(study: Study) -> Figure:
     )
     for key, (marker, shade, offset) in shown.items():
         for i, c in enumerate(found[key]):
-            mean, low, high = c.difference
-            axis.errorbar(
-                mean,
-                i + offset,
-                xerr=[[mean - low], [high - mean]],
-                fmt=marker,
-                color=shade,
-                markersize=5,
-                markerfacecolor="white" if low < 0 < high else shade,
-                capsize=3,
-            )
-    axis.axvline(0, color="black", linewidth=0.8)
-    axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.invert_yaxis()
-    axis.set_xlabel("← Ember with Adafactor's decay is better        worse →")
+            draw_interval(axis, c.difference, i + offset, marker, shade)
+    label_rows(axis, names)
     axis.set_title(
         "Validation loss minus that of the better Adam (blue) and of Ember with b2"
         " 0.999 (red),\nfive paired seeds; simultaneous 95% intervals for each color;"
@@ -107,3 +96,48 @@ def by_setting(study: Study) -> Figure:
         fontsize=9,
     )
     return figure
+
+
+def as_in_practice(study: Study) -> Figure:
+    """The candidate minus its rivals in a model as people build it."""
+    main, *others = practice_report.situations(study)
+    found = {
+        f"{name}, {practice_report.where(main[0])}": x
+        for name, x in practice_report.rivals(study).items()
+    }
+    found |= {f"better Adam, {practice_report.where(run)}": x for run, x in others if x}
+    figure, axis = plt.subplots(
+        figsize=(8, 1.6 + 0.42 * len(found)), layout="constrained"
+    )
+    for i, difference in enumerate(found.values()):
+        draw_interval(axis, difference, i, "o", ADAM)
+    label_rows(axis, list(found))
+    axis.set_title(
+        "Validation loss minus that of the rival, each with a pair of rates of its own;"
+        "\npaired seeds, 95% intervals; hollow: the interval includes 0",
+        fontsize=9,
+    )
+    return figure
+
+
+def draw_interval(
+    axis: Axes, interval: Interval, y: float, marker: str, shade: str
+) -> None:
+    mean, low, high = interval
+    axis.errorbar(
+        mean,
+        y,
+        xerr=[[mean - low], [high - mean]],
+        fmt=marker,
+        color=shade,
+        markersize=5,
+        markerfacecolor="white" if low < 0 < high else shade,
+        capsize=3,
+    )
+
+
+def label_rows(axis: Axes, names: list[str]) -> None:
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("← Ember with Adafactor's decay is better        worse →")

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 
+from benchmarks.common.intervals import Interval
 from benchmarks.common.tables import markdown, paragraphs
 from benchmarks.study import practice, scaling
 from benchmarks.study.arms import ARMS
@@ -60,21 +61,24 @@ def setting_table(study: Study) -> str:
     return markdown([*HEAD, "Ember minus this", "verdict", "name"], cells, left=1)
 
 
-def claim(study: Study) -> tuple[str, str]:
-    """Returns finding and verdict against the rivals of the main setting."""
-    by_case = {name_of("", case): row for case, row in rows(study, "setting")}
-    candidate = by_case.get(name_of("", {"arm": EMBER}))
-    rivals = [by_case.get(name_of("", case)) for case in RIVALS]
-    found = {
+def rivals(study: Study) -> dict[str, Interval]:
+    """Returns Ember minus each rival in the main setting, by the rival's title."""
+    by_name = {row.name: row for _, row in rows(study, "setting")}
+    names = [name_of("practice_setting", case) for case in ({"arm": EMBER}, *RIVALS)]
+    candidate, *others = (by_name.get(name) for name in names)
+    return {
         row.title: difference(candidate, row, len(RIVALS))
-        for row in rivals
+        for row in others
         if row and candidate
     }
-    if not found:
-        return "not measured yet", ""
-    listed = (f"minus {name}: {x}" for name, x in found.items())
-    verdicts = (f"{x.verdict} against {name}" for name, x in found.items())
-    return "; ".join(listed), "; ".join(verdicts)
+
+
+def claim(study: Study) -> tuple[str, str]:
+    """Returns finding and verdict against the rivals of the main setting."""
+    found = rivals(study)
+    listed = [f"minus {name}: {x}" for name, x in found.items()]
+    verdicts = [f"{x.verdict} against {name}" for name, x in found.items()]
+    return "; ".join(listed) or "not measured yet", "; ".join(verdicts)
 
 
 def title(row: Row) -> str:
@@ -141,31 +145,33 @@ def formula(rate: float, power: float) -> str:
 
 def advice(study: Study) -> str:
     """Returns Ember's best pair in each situation and what the rule costs there."""
-    cells = []
+    cells = [
+        [where(best), *pair_of(best), cost(study, best), str(against_adam or "")]
+        for best, against_adam in situations(study)
+    ]
+    head = ["situation", "embedding", "head", "cost of the rule", "Ember minus Adam"]
+    return markdown(head, cells, left=1) if cells else "Not measured yet."
+
+
+def situations(study: Study) -> list[tuple[Settings, Interval | None]]:
+    """Returns Ember's best run in each situation, and Ember minus the better Adam."""
+    found = []
     for stage, cases in practice.CASES.items():
-        found = [row for _, row in rows(study, stage)]
+        finished = [row for _, row in rows(study, stage)]
         for case in cases:
             if case["arm"] != EMBER or "weight_decay" in case:
                 continue
             with contextlib.suppress(Unfinished):
-                best = practice.tuned(case, study.losses)
                 ember = study.row_of("", practice.seeded(case, study.losses))
                 adams = [
                     row
-                    for row in found
+                    for row in finished
                     if place(row) == place(ember) and row.settings.arm in (ADAM80, ADAM)
                 ]
                 adam = min(adams, key=lambda row: row.mean, default=None)
-                cells.append(
-                    [
-                        where(best),
-                        *pair_of(best),
-                        cost(study, best),
-                        str(difference(ember, adam)) if adam else "",
-                    ]
-                )
-    head = ["situation", "embedding", "head", "cost of the rule", "Ember minus Adam"]
-    return markdown(head, cells, left=1) if cells else "Not measured yet."
+                against_adam = difference(ember, adam) if adam else None
+                found.append((practice.tuned(case, study.losses), against_adam))
+    return found
 
 
 def pair_of(run: Settings) -> tuple[str, str]:
