@@ -80,9 +80,9 @@ def get_config() -> ConfigDict:
     config.tables.defaults = ConfigDict(
         {
             # None is the growing decay of Adafactor.
-            "ember": {"embed": 0.56, "head": 0.032, "b2": None},
+            "ember": {"embed": 1.0, "head": 0.032, "b2": None},
             # nanochat's b1 and b2 for token tables.
-            "adam": {"embed": 1.0, "head": 0.032, "b1": 0.8, "b2": 0.95},
+            "adam": {"embed": 1.8, "head": 0.056, "b1": 0.8, "b2": 0.95},
             "adafactor": {"embed": 1.0, "head": 0.32},
             "sgd": {"embed": 10.0, "head": 10.0},
         }

@@ -64,9 +64,9 @@ def make_optimizer(steps: int) -> optax.GradientTransformation:
         return optax.warmup_cosine_decay_schedule(0.0, peak, steps // 10, steps)
 
     return ember_optax.with_ember(
-        optax.adamw(schedule(3e-3)),
-        embed_learning_rate=schedule(0.7),
-        head_learning_rate=schedule(0.04),
+        optax.adamw(schedule(5e-3)),
+        embed_learning_rate=schedule(1.0),
+        head_learning_rate=schedule(0.032 * 96 / WIDTH),
         vocab_size=VOCAB_SIZE,
         max_norm=1.0,
     )
