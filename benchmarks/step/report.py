@@ -12,6 +12,7 @@ from benchmarks.step.compiling import DTYPES
 RESULTS = Path(__file__).with_name("results.json")
 TPU = Path(__file__).with_name("tpu.json")
 GPU = Path(__file__).with_name("gpu.json")
+MEMORY = Path(__file__).with_name("memory.json")
 DECODER = Path(__file__).with_name("decoder.json")
 DECODER_GPU = Path(__file__).with_name("decoder_gpu.json")
 ACCESSED = "bytes_accessed_over_table"
@@ -44,8 +45,21 @@ def parts() -> dict[str, str]:
     rest = {
         "step.summary": summary(on_cpu["50304x768"], on_tpu, on_gpu),
         "step.decoder": decoder_table(of_models),
+        "step.memory": memory_table(),
     }
     return cpu | gpu | tpu | rest
+
+
+def memory_table() -> str:
+    """Returns the memory of whole models by optimizer."""
+    measured = store.read_object(MEMORY)["measured"]
+    rows = [
+        [model, optimizer, *(f"{x / 1e9:.2f} GB" for x in sizes.values())]
+        for model, by_optimizer in measured.items()
+        for optimizer, sizes in by_optimizer.items()
+    ]
+    head = [*measured["8B (Llama 3)"]["AdamW"]]
+    return markdown(["model", "optimizer", *head], rows, left=2)
 
 
 def table(by_dtype: dict[str, ByName], times: Sequence[str] = ()) -> str:
