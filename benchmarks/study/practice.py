@@ -79,8 +79,27 @@ FITTED = (
 """Where the powers of the width and of the tokens in a step are fitted."""
 
 
+SCALE = Settings(
+    arm=EMBER,
+    lr=math.nan,
+    body_lr=math.nan,
+    batch=16,
+    window=1024,
+    tokens=20 * 2**20,
+    width=768,
+    layers=12,
+    vocab=50_304,
+    text="both",
+    practice=True,
+    accelerated=True,
+)
+"""169 million parameters, without a search of its own."""
+
+
 def jobs(stage: str, losses: Losses) -> list[Callable[[], list[Settings]]]:
     """Returns functions that return the runs of a stage or raise `Unfinished`."""
+    if stage == "scale":
+        return [lambda: at_scale(losses)]
     if stage == "rule":
         return [lambda case=case: [by_rule(case, losses)] for case in SCALED]
     return [lambda case=case: seeded(case, losses) for case in CASES[stage]]
@@ -144,6 +163,19 @@ def by_rule(case: Case, losses: Losses) -> Settings:
     run, best = untuned(case, losses), rates(tuned(main(case), losses))
     lr, head_lr = snapped(fitted(case["arm"], losses).scale(best, run))
     return dataclasses.replace(run, lr=lr, head_lr=head_lr)
+
+
+def at_scale(losses: Losses) -> list[Settings]:
+    """Returns runs at the pairs of the rule, and Ember's at half and twice its pair."""
+    body_lr = best_body_rate(losses) * math.sqrt(Settings.width / SCALE.width)
+    runs = []
+    for arm, factor in (*((arm, 1.0) for arm in ARMS), (EMBER, 0.5), (EMBER, 2.0)):
+        best = rates(tuned({"arm": arm}, losses))
+        lr, head_lr = (factor * rate for rate in scaling.ADVISED.scale(best, SCALE))
+        pair = {"lr": lr, "head_lr": head_lr, "body_lr": body_lr}
+        rounded = {name: float(f"{rate:.3g}") for name, rate in pair.items()}
+        runs.append(dataclasses.replace(SCALE, arm=arm, **rounded))
+    return runs
 
 
 def snapped(pair: Pair) -> Pair:

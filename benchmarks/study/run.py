@@ -38,6 +38,9 @@ Stages of the second plan, a model as in practice (benchmarks/study/practice.py)
     practice_vocabulary  16,384 and 50,304 tokens
     practice_tied        one table for input and output
     practice_rule        all widths and batches at the rates of the fitted rule
+For an accelerator, and not among the stages that run by default:
+
+    practice_scale       169 million parameters at the rates of the rule
 """
 
 import argparse
@@ -135,7 +138,7 @@ def main() -> None:
     )
     parser.add_argument("--row", help="name of a row of docs/evidence.md to run again")
     arguments = parser.parse_args()
-    if unknown := set(arguments.stages) - set(STAGES):
+    if unknown := set(arguments.stages) - {*STAGES, "practice_scale"}:
         parser.error(f"unknown stage {min(unknown)!r}, known: {', '.join(STAGES)}")
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(".cache/jax"))
 

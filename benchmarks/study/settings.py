@@ -39,6 +39,7 @@ class Settings:
     practice: bool = False  # embedding N(0, 1) with RMSNorm behind it, head of zeros
     qk_norm: bool = False
     cautious: bool = False  # weight decay only where it agrees with the update
+    accelerated: bool = False  # bfloat16, scanned layers, heads of 64: for a GPU or TPU
     track: bool = False  # also measure steps and tables over time, and rare tokens
 
     def __post_init__(self) -> None:

@@ -55,6 +55,9 @@ def make_config(run: Settings) -> Config:
     config.model.qk_norm = run.qk_norm
     if not run.practice:
         config.model.update(FIRST_MODEL)
+    if run.accelerated:
+        config.model.update(dtype="bfloat16", scan_layers=True, heads=run.width // 64)
+        config.loss_chunks = 8
     config.body.update(optimizer=run.body, learning_rate=run.body_lr)
     return config
 
@@ -121,7 +124,8 @@ def make_functions(run: Settings, vocab_size: int) -> Functions:
     config = make_config(run)
     make_model = functools.partial(Decoder, vocab_size, **config.model)
     abstract = nnx.eval_shape(lambda: make_model(rngs=nnx.Rngs(0)))
-    fast.flatten_products(abstract)
+    if not run.accelerated:
+        fast.flatten_products(abstract)
     graph = nnx.graphdef(abstract)
 
     def init(seed: int) -> program.State:
@@ -136,7 +140,10 @@ def make_functions(run: Settings, vocab_size: int) -> Functions:
     def loss(params: Any, tokens: jax.Array) -> jax.Array:
         if run.rounding:  # computes in float32, with gradients in bfloat16
             params = optax.tree.cast(params, jnp.float32)
-        return fast.loss_fn(nnx.merge(graph, params), tokens)
+        model = nnx.merge(graph, params)
+        if run.accelerated:
+            return program.loss_fn(model, tokens, config.loss_chunks)
+        return fast.loss_fn(model, tokens)
 
     def step(
         state: program.State, tokens: jax.Array, rates: Rates

@@ -39,6 +39,23 @@ def test_a_run_tracks_tables_steps_and_rare_tokens(monkeypatch):
     np.testing.assert_allclose(by_class, math.log(VOCAB), rtol=1e-4)
 
 
+def test_a_run_for_an_accelerator(monkeypatch):
+    monkeypatch.setattr(run, "VALIDATION_TOKENS", 256)
+    rng = np.random.default_rng(0)
+    tokens = text.Tokens(*(rng.integers(0, VOCAB, n) for n in (4000, 2000)))
+    one_run = tiny(practice=True, accelerated=True, width=64, layers=2, lr=0.0)
+    result = run.execute(one_run, tokens, VOCAB)
+    assert result["validation_loss"] == pytest.approx(math.log(VOCAB), rel=0.01)
+
+
+def test_rates_at_scale_follow_the_rule(losses):
+    ember, *adams, half, twice = practice.at_scale(losses)
+    assert [x.arm for x in adams] == ["adam80", "adam"]
+    factor = (768 / 96) ** scaling.ADVISED.width[1]
+    assert ember.head_lr == pytest.approx(0.0056 * factor, rel=0.01)
+    assert (half.lr, twice.lr) == pytest.approx((ember.lr / 2, 2 * ember.lr))
+
+
 def test_cautious_decay_never_opposes_the_update():
     updates = {"t": jnp.array([1.0, -1.0, 1.0, -1.0, 0.0])}
     params = {"t": jnp.array([2.0, 2.0, -2.0, -2.0, 2.0])}
