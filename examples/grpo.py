@@ -56,7 +56,8 @@ class Result(NamedTuple):
 
     rewards: list[float]  # of each step, mean over its answers
     lengths: list[float]  # of its answers, in tokens
-    held_out: float  # mean reward with the likeliest answers
+    held_out_before: float  # mean reward with the likeliest answers
+    held_out: float  # after training
     answers: list[str]  # to the held-out questions
     seconds: float
 
@@ -93,7 +94,7 @@ def run(config: Config, compare: bool = False) -> dict[tuple[str, int], Result]:
             start = time.perf_counter()
             rewards, lengths = reinforce(config, pretrained, model, optimizer, seed)
             seconds = time.perf_counter() - start
-            result = Result(rewards, lengths, *greedy(model), seconds)
+            result = Result(rewards, lengths, before, *greedy(model), seconds)
             results[name, seed], shown[f"{name} {seed}"] = result, result.answers
             directory = workdir / f"{name}_{seed}"
             models.save(pretrained, model, directory / "model")

@@ -1,6 +1,8 @@
 """Tables of docs/post_training.md."""
 
+import statistics
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from benchmarks.common import store
@@ -19,6 +21,7 @@ from benchmarks.post_training.plan import (
     plan,
 )
 
+GRPO = Path(__file__).with_name("grpo.json")
 ORDER = ("before", "frozen", "adamw", "ember")
 MISSING = "Not measured yet: run `make bench-finetuning`."
 
@@ -33,8 +36,26 @@ def parts() -> dict[str, str]:
         "post_training.seeds": seeds(runs),
         "post_training.others": others(runs),
         "post_training.new_tokens": new_tokens(runs),
+        "post_training.grpo": reinforcement(),
         "post_training.missing": missing(runs),
     }
+
+
+def reinforcement() -> str:
+    """Makes the table of rewards in `make grpo`."""
+    rows = []
+    for name, run in store.read_object(GRPO)["measured"].items():
+        quarter = max(1, len(run["rewards"]) // 4)
+        first, last = run["rewards"][:quarter], run["rewards"][-quarter:]
+        rewards = (
+            statistics.fmean(first),
+            statistics.fmean(last),
+            run["held_out_before"],
+            run["held_out"],
+        )
+        rows.append([name, *(f"{x:.3f}" for x in rewards), f"{run['seconds']:.0f} s"])
+    head = ["table", "reward of the first steps", "of the last", "held out, before"]
+    return markdown([*head, "after", "time"], rows, left=1)
 
 
 def cost(runs: list[Run]) -> str:
