@@ -53,7 +53,8 @@ def reinforcement() -> str:
             run["held_out_before"],
             run["held_out"],
         )
-        rows.append([name, *(f"{x:.3f}" for x in rewards), f"{run['seconds']:.0f} s"])
+        title = name.replace("_", ", seed ")
+        rows.append([title, *(f"{x:.3f}" for x in rewards), f"{run['seconds']:.0f} s"])
     head = ["table", "reward of the first steps", "of the last", "held out, before"]
     return markdown([*head, "after", "time"], rows, left=1)
 
