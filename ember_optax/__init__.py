@@ -4,6 +4,7 @@ from ember_optax import lazy as lazy
 from ember_optax._convert import from_adam as from_adam
 from ember_optax._convert import resize_vocab as resize_vocab
 from ember_optax._convert import to_adam as to_adam
+from ember_optax._convert import untie as untie
 from ember_optax._decay import adafactor_decay as adafactor_decay
 from ember_optax._ember import EmberState as EmberState
 from ember_optax._ember import ember as ember
@@ -31,6 +32,7 @@ __all__ = [
     "stochastic_rounding",
     "summarize",
     "to_adam",
+    "untie",
     "with_ember",
 ]
 
