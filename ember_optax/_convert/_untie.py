@@ -102,8 +102,7 @@ def untie(
             leaf._replace(
                 path=path,
                 key_path=(*leaf.key_path, DictKey(path)),
-                # Copy: a state that contains an array twice cannot be donated.
-                value=jnp.array(jnp.moveaxis(leaf.value, axis, axes.get(path, axis))),
+                value=jnp.moveaxis(leaf.value, axis, axes.get(path, axis)),
             )
             for path in sources
             if sources[path] == source
