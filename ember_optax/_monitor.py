@@ -103,14 +103,13 @@ def monitor(
     arrays = {k: by_path(tree) for k, tree in trees.items() if tree is not None}
     scalars = {}
     for state in states:
-        # Leaves, because nnx.Optimizer wraps every array in a variable.
-        count, correction = jax.tree.leaves((state.count, state.bias_correction))
+        correction = state.bias_correction
         for key, moments in state.tables.items():
             path = path_from_key(key)
-            row, col = jax.tree.leaves(moments)
-            found = _statistics(row, col, correction)
+            dtype = moments.row.dtype
+            found = _statistics(moments, correction)
             if b2 is not None:
-                gap = _decay.one_minus_b2(b2, count, correction.dtype)
+                gap = _decay.one_minus_b2(b2, state.count, correction.dtype)
                 next_correction = correction + gap * (1 - correction)
                 found["largest_step"] = jnp.sqrt(next_correction / gap)
             squares = {}
@@ -121,11 +120,9 @@ def monitor(
                         f" {listed(tree)}. Give the tree that the optimizer sees."
                     )
                 table = tree[path]
-                axis = axis_of_state(
-                    path, table.shape, TableMoments(row, col), vocab_axis
-                )
+                axis = axis_of_state(path, table.shape, moments, vocab_axis)
                 columns = tuple(a for a in range(table.ndim) if a != axis)
-                square = jnp.mean(jnp.square(table.astype(row.dtype)), axis=columns)
+                square = jnp.mean(jnp.square(table.astype(dtype)), axis=columns)
                 squares[name] = replicate(square, None)
                 found |= _quantiles(name.removesuffix("s"), squares[name])
             if len(squares) == 2:
@@ -138,10 +135,9 @@ def monitor(
     return scalars
 
 
-def _statistics(
-    row: jax.Array, col: jax.Array, correction: jax.Array
-) -> dict[str, jax.Array]:
+def _statistics(moments: TableMoments, correction: jax.Array) -> dict[str, jax.Array]:
     """Computes the scalars that need nothing but the state."""
+    row, col = moments
     tiny = jnp.finfo(row.dtype).tiny
     corrected = row / jnp.maximum(correction.astype(row.dtype), tiny)
     return {
