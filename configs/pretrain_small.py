@@ -106,7 +106,7 @@ def get_config() -> ConfigDict:
     config.eval_batches = 32
     config.checkpoint_every = 64  # steps
     config.keep_checkpoints = 2
-    config.tensorboard = False  # metrics in workdir/*/tensorboard, too
+    config.tensorboard = False  # metrics in workdir/*/tensorboard; docs/monitoring.md
 
     # Compile one step for a TPU slice such as v5p:4x4x4, and print its cost.
     config.cost_report_topology = placeholder(str)

@@ -19,7 +19,8 @@ configs/pretrain_small.py has all of them:
     --config.workdir=runs/pretrain_small  or gs://my-bucket/runs/mine
     --config.resume=False               continue from the last checkpoint in workdir
     --config.overwrite=False            delete the run that is in workdir
-    --config.tensorboard=False          write metrics for TensorBoard, too
+    --config.tensorboard=False          write metrics for TensorBoard, also those of
+                                        the token tables: docs/monitoring.md
     --config.mesh.tensor=1              devices to shard over; fsdp uses the rest
     --config.cost_report_topology=None  compile one step for this TPU slice, such as
                                         v5p:4x4x4, and print its cost

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -160,7 +160,7 @@ def _convert(
                 " Ember, to_adam from Ember to Adam. Restore checkpoints with"
                 " jax.eval_shape(tx.init, params) as their target."
             )
-    old, new = _moments_by_path(leaves, adam_b2), _moments_by_path(new_leaves, adam_b2)
+    old, new = moments_by_path(leaves, adam_b2), moments_by_path(new_leaves, adam_b2)
     if old.keys() != new.keys():
         raise ValueError(
             "Adam or Ember must train the same parameters before and after, but only"
@@ -178,7 +178,7 @@ def _convert(
 
     def convert(empty: Any) -> Any:
         if isinstance(empty, EmberState):
-            return _ember_state(empty, old, vocab_axis)
+            return ember_state(empty, old, vocab_axis)
         if isinstance(empty, optax.ScaleByAdamState):
             return _adam_state(empty, old, adam_b2, vocab_axis)
         return next(others)
@@ -186,9 +186,10 @@ def _convert(
     return jax.tree.unflatten(structure, [convert(leaf.value) for leaf in new_leaves])
 
 
-def _moments_by_path(
-    leaves: Iterable[StateLeaf], adam_b2: ScalarOrSchedule
+def moments_by_path(
+    leaves: Iterable[StateLeaf], adam_b2: ScalarOrSchedule = 0.0
 ) -> dict[str, Moments]:
+    """Finds the moments of every parameter that Adam or Ember trains."""
     found: dict[str, Moments] = {}
     for state in (leaf.value for leaf in leaves):
         if not isinstance(state, MOMENT_STATES):
@@ -212,9 +213,10 @@ def _moments_by_path(
     return found
 
 
-def _ember_state(
-    empty: EmberState, old: dict[str, Moments], vocab_axis: VocabAxis
+def ember_state(
+    empty: EmberState, old: Mapping[str, Moments], vocab_axis: VocabAxis
 ) -> EmberState:
+    """Fills the state of Ember from the moments by path."""
     # A state without tables takes its count from all parameters.
     found = {path: old[path] for path in map(path_from_key, empty.tables)} or old
     count = common_value({path: moments.count for path, moments in found.items()})

@@ -18,7 +18,11 @@ _INJECTED = {"InjectHyperparamsState", "InjectStatefulHyperparamsState"}
 
 
 def carry_over(
-    old: Iterable[StateLeaf], new: Iterable[StateLeaf], counts: Mapping[str, jax.Array]
+    old: Iterable[StateLeaf],
+    new: Iterable[StateLeaf],
+    counts: Mapping[str, jax.Array],
+    *,
+    keep_hyperparameters: bool = False,
 ) -> list[jax.Array]:
     """Fills the leaves of a new state with those of an old one.
 
@@ -31,6 +35,8 @@ def carry_over(
       new: leaves of the state of the new optimizer.
       counts: steps that Adam and Ember have taken, by the path of the parameter.
         Schedules start there if the given state has no schedule.
+      keep_hyperparameters: whether those of `optax.inject_hyperparams` are carried over
+        too. By default they are those of the new optimizer.
 
     Raises:
       ValueError: an old leaf would be lost, has another shape, or is ambiguous.
@@ -42,7 +48,7 @@ def carry_over(
     claimed = set()
 
     def claim(leaf: StateLeaf) -> jax.Array:
-        if _is_hyperparameter(leaf):
+        if _is_hyperparameter(leaf) and not keep_hyperparameters:
             return leaf.value
         alike = groups[leaf[:3]]
         alike = [x for x in alike if x.key_path == leaf.key_path] or alike

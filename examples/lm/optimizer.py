@@ -38,13 +38,12 @@ def make_optimizer(
     embed, head = tables.embed_learning_rate, tables.head_learning_rate
     embed_rate = rate_of(config, "embed", embed, defaults.embed)
     head_rate = rate_of(config, "head", head, defaults.head)
-    b2 = defaults.get("b2") if tables.b2 is None else tables.b2
     if tables.optimizer == "ember":
         return ember_optax.with_ember(
             body,
             embed_learning_rate=embed_rate,
             head_learning_rate=head_rate,
-            b2=ember_optax.adafactor_decay() if b2 is None else b2,
+            b2=table_b2(config),
             weight_decay=tables.weight_decay,
             max_norm=config.clip_norm,
             vocab_size=vocab_size,
@@ -52,7 +51,7 @@ def make_optimizer(
         )
 
     scale = {
-        "adam": lambda: optax.scale_by_adam(defaults.b1, b2),
+        "adam": lambda: optax.scale_by_adam(defaults.b1, table_b2(config)),
         "adafactor": lambda: optax.chain(
             optax.scale_by_factored_rms(),
             optax.clip_by_block_rms(1.0),
@@ -71,6 +70,14 @@ def make_optimizer(
     if config.clip_norm is None:
         return split
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), split)
+
+
+def table_b2(config: Config) -> Any:
+    """Returns the b2 of the token tables, by default Adafactor's decay."""
+    tables = config.tables
+    default = tables.defaults[tables.optimizer].get("b2")
+    chosen = default if tables.b2 is None else tables.b2
+    return ember_optax.adafactor_decay() if chosen is None else chosen
 
 
 def label_roles(vocab_size: int | None) -> Any:

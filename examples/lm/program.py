@@ -15,7 +15,7 @@ from examples.lm import Config
 from examples.lm.errors import UserError
 from examples.lm.mesh import batch_sharding
 from examples.lm.model import Decoder
-from examples.lm.optimizer import make_optimizer
+from examples.lm.optimizer import make_optimizer, table_b2
 
 TEMPERATURE = 0.8
 
@@ -36,6 +36,7 @@ class Program(NamedTuple):
     train_step: Any  # jitted: state, tokens -> state, loss before the step
     eval_step: Any  # jitted: params, tokens -> loss
     sample: Any  # jitted: params, tokens -> tokens with the second half drawn
+    monitor: Any  # jitted: state -> scalars of the token tables on Ember
 
 
 def make_model(config: Config) -> Decoder:
@@ -77,6 +78,11 @@ def make_program(config: Config, mesh: Mesh) -> Program:
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         return State(optax.apply_updates(state.params, updates), opt_state), value
 
+    def monitor(state: State) -> dict[str, jax.Array]:
+        return ember_optax.monitor(
+            state.opt_state, params=state.params, b2=table_b2(config)
+        )
+
     shape = config.batch_size, config.sequence_length + 1
     return Program(
         state=jax.tree.map(
@@ -91,6 +97,7 @@ def make_program(config: Config, mesh: Mesh) -> Program:
         ),
         eval_step=jax.jit(loss, out_shardings=replicated),
         sample=jax.jit(make_sampler(graph, config.seed), out_shardings=replicated),
+        monitor=jax.jit(monitor, out_shardings=replicated),
     )
 
 

@@ -118,6 +118,7 @@ def train(config: Config, directory: epath.Path, text: Text | None = None) -> Re
                 at, loss = pending.pop(0)
                 show(record(at, "loss", loss))
 
+        watched = config.tensorboard and config.tables.optimizer == "ember"
         position, batch = next_batch()
         pending = []  # steps and losses that have been dispatched, but not read
         while step < config.steps and not should_stop(step):
@@ -133,6 +134,14 @@ def train(config: Config, directory: epath.Path, text: Text | None = None) -> Re
                 read_losses(leave=0)
                 losses = [program.eval_step(state.params, place(b)) for b in validation]
                 record(step, "validation_loss", np.mean([float(x) for x in losses]))
+            if watched and (is_last or step % config.log_every == 0):
+                read_losses(leave=0)
+                scalars = jax.device_get(program.monitor(state)).items()
+                metrics.add(
+                    step=step,
+                    **{name: float(value) for name, value in scalars},
+                    seconds=time.perf_counter() - start,
+                )
             if is_last or step % config.checkpoint_every == 0:
                 read_losses(leave=0)
                 metrics.write(everything=True)

@@ -45,7 +45,8 @@ def test_two_arms(pretrain, config):
     for arm in ("ember", "adam"):
         assert re.search(rf"{arm} +\d\.\d{{4}} +[\d,]+ bytes +\d+ s", out)
         assert f"--- {arm} continues ---" in out
-        assert list((workdir / arm / "tensorboard").iterdir())
+        (board,) = (workdir / arm / "tensorboard").iterdir()
+        assert (b"embed/embedding/grad_p50" in board.read_bytes()) == (arm == "ember")
     assert (workdir / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert "embed/embedding" in out  # the summary of the tables
     assert run_dir(config).name == "ember"

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import ember_optax
-from tests.compiling import compile_on_mesh
+from tests.compiling import bytes_of, compile_on_mesh, sharded_state
 from tests.hlo import Collective, collectives
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -99,3 +99,26 @@ def test_no_temporary_of_the_size_of_a_shard(layout: str) -> None:
     state_bytes = 4 * sum(map(sum, shapes))
     temporaries = compiled.memory_analysis().temp_size_in_bytes
     assert temporaries < state_bytes + 1e6
+
+
+@pytest.mark.parametrize("mode", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_monitor_reads_the_state_without_a_collective(mode: AxisType) -> None:
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(mode,))
+    specs = {"embed": ((50304, 768), P("x", None)), "head": ((768, 50304), P("x"))}
+    params = {
+        name: jax.ShapeDtypeStruct(
+            shape, jnp.float32, sharding=NamedSharding(mesh, spec)
+        )
+        for name, (shape, spec) in specs.items()
+    }
+    state = sharded_state(ember_optax.ember(1e-2), params)
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(ember_optax.monitor).lower(state).compile()
+        with_tables = jax.jit(
+            lambda state, tables: ember_optax.monitor(state, params=tables)
+        )
+        text = with_tables.lower(state, params).compile().as_text()
+    assert not collectives(compiled.as_text())
+    assert compiled.memory_analysis().temp_size_in_bytes < 3 * bytes_of(state)
+    # Row means of the tables are gathered or added up, and nothing larger.
+    assert max(c.elements for c in collectives(text)) <= 2 * 50304

@@ -53,6 +53,9 @@ def resize_and_switch(state: ember_optax.EmberState, adam_state: Any) -> None:
     ember_optax.resize_vocab(state, params, params)
     ember_optax.from_adam(adam_state, rule, params, adam_b2=0.999)
     body.update(params, ember_optax.to_adam(state, body, params, adam_b2=0.999))
+    ember_optax.untie(state, rule, params, {"lm_head": "embed"})
+    scalars = ember_optax.monitor(state, updates=params, params=params, b2=decay)
+    assert_type(scalars, dict[str, jax.Array])
 
 
 def place(param_shardings: dict[str, NamedSharding]) -> None:
