@@ -1,10 +1,18 @@
-"""Ember in tunix: pass `make_optimizer(...)` where tunix expects an optimizer.
+r"""Ember in tunix: pass `make_optimizer(...)` where tunix expects an optimizer.
 
     PeftTrainer(model, make_optimizer(1e-5), config)               # full finetuning
     DPOTrainer(model, reference, make_optimizer(1e-5), config)
     RLTrainingConfig(actor_optimizer=make_optimizer(1e-5), ...)    # GRPO and others
 
-Save it under another name than `tunix.py`, which would shadow the package.
+tunix's command line knows it as `opt_type: ember` if this file starts the program:
+
+    python ember_tunix.py tunix.cli.peft_main CONFIG.yaml \
+      optimizer_config.opt_type=ember optimizer_config.learning_rate=1e-5
+
+`embed_learning_rate` and `head_learning_rate` are numbers there; without them the
+tables follow the body's schedule. Other fields, such as `weight_decay`, have no effect:
+edit them below. Save this file under another name than `tunix.py`, which would shadow
+the package.
 
 - Clipping: tunix does not clip, this optimizer does. With
   `gradient_accumulation_steps` it clips the mean gradient.
@@ -14,6 +22,8 @@ Save it under another name than `tunix.py`, which would shadow the package.
 - Models that are not loaded from weights are replicated: shard them yourself.
 """
 
+import runpy
+import sys
 from functools import partial
 
 import jax
@@ -55,3 +65,9 @@ def make_optimizer(
             on_missing="ignore",
         ),
     )
+
+
+if __name__ == "__main__":
+    optax.ember = make_optimizer  # tunix looks for a function of Optax by name
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
