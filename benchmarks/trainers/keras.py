@@ -98,9 +98,7 @@ def run(workdir: Path) -> dict[str, Any]:
     mesh = keras.distribution.DeviceMesh((2, 2), ("batch", "model"))
     layout_map = keras_hub.models.GemmaBackbone.get_layout_map(mesh)
     keras.distribution.set_distribution(
-        keras.distribution.ModelParallel(
-            layout_map=layout_map, batch_dim_name="batch"
-        )
+        keras.distribution.ModelParallel(layout_map=layout_map, batch_dim_name="batch")
     )
     result = checks.compare(train, drop_after, workdir, text.VOCAB_SIZE)
     check_accumulation(result["losses"]["ember"], workdir / "accumulation")

@@ -35,7 +35,7 @@ WATCH = {
     "kauldron": "replicate Ember's state with `sharding=`",
     "big_vision": "its last line fails with jax 0.9 and later, after all is saved",
     "keras": "`load_model` of KerasHub's models leaves the optimizer out",
-    "torchax": "TODO",
+    "torchax": "it cannot be imported with PyTorch 2.13 and later",
 }
 
 

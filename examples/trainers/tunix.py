@@ -1,4 +1,4 @@
-r"""Ember in tunix: pass `make_optimizer(...)` where tunix expects an optimizer.
+"""Ember in tunix: pass `make_optimizer(...)` where tunix expects an optimizer.
 
     PeftTrainer(model, make_optimizer(1e-5), config)               # full finetuning
     DPOTrainer(model, reference, make_optimizer(1e-5), config)
@@ -6,8 +6,11 @@ r"""Ember in tunix: pass `make_optimizer(...)` where tunix expects an optimizer.
 
 tunix's command line knows it as `opt_type: ember` if this file starts the program:
 
-    python ember_tunix.py tunix.cli.peft_main CONFIG.yaml \
-      optimizer_config.opt_type=ember optimizer_config.learning_rate=1e-5
+    python ember_tunix.py tunix.cli.peft_main CONFIG.yaml override_config_file=OWN.yaml
+
+    optimizer_config:
+      opt_type: ember
+      learning_rate: 1e-5
 
 `embed_learning_rate` and `head_learning_rate` are numbers there; without them the
 tables follow the body's schedule. Other fields, such as `weight_decay`, have no effect:
