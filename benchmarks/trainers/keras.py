@@ -116,6 +116,7 @@ def run(workdir: Path) -> dict[str, Any]:
     without_table = fit(frozen, workdir / "frozen")
     checks.check_falls("a frozen table", without_table.losses)
     checks.check_only_adamw(without_table.opt_state)
+    keras.distribution.set_distribution(None)
     also = [
         "gradient accumulation",
         "`load_model`",

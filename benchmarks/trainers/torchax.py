@@ -48,7 +48,7 @@ def optimizer(name: str) -> optax.GradientTransformation:
 
 def loss_fn(output: Any, labels: torch.Tensor) -> torch.Tensor:
     logits = output.logits.flatten(0, 1)
-    return torch.nn.functional.cross_entropy(logits, labels.flatten())
+    return torch.nn.functional.cross_entropy(logits, labels.flatten().long())
 
 
 def shardings(mesh: jax.sharding.Mesh, weights: dict[str, Any]) -> dict[str, Any]:
@@ -83,11 +83,13 @@ def train(
         weights, opt_state = interop.torch_view((state["weights"], state["opt_state"]))
         rows = NamedSharding(mesh, P("data"))
         for number, batch in enumerate(text.batches()[last:], start=last + 1):
-            tokens = interop.torch_view(jax.device_put(batch, rows))
-            loss, weights, opt_state = step(
-                weights, buffers, opt_state, (tokens[:, :-1],), tokens[:, 1:].long()
+            inputs, labels = interop.torch_view(
+                jax.device_put((batch[:, :-1], batch[:, 1:]), rows)
             )
-            losses.append(loss.item())
+            loss, weights, opt_state = step(
+                weights, buffers, opt_state, (inputs,), labels
+            )
+            losses.append(float(loss.jax()))
             state = interop.jax_view({"weights": weights, "opt_state": opt_state})
             manager.save(number, args=ocp.args.StandardSave(state))
     return checks.Trained(losses, state["weights"], state["opt_state"])
