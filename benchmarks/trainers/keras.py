@@ -198,7 +198,7 @@ def build(name: str) -> tuple[Any, int]:
     accepted = inspect.signature(backbone).parameters
     made = backbone(**{k: v for k, v in NUMBERS.items() if k in accepted})
     if task is not backbone:
-        made = task(made)
+        made = task(backbone=made, preprocessor=None)
     return {
         v.path: jax.ShapeDtypeStruct(v.shape, v.dtype) for v in made.trainable_variables
     }, VOCAB_SIZE

@@ -17,7 +17,7 @@ TITLES = {
     "easydel": "EasyDeL",
     "kauldron": "Kauldron",
     "big_vision": "big_vision",
-    "keras": "Keras and KerasHub",
+    "keras": "KerasHub on Keras 3",
     "torchax": "torchax",
 }
 SWITCHES = {

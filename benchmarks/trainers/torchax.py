@@ -118,8 +118,8 @@ SCANNED = "llama with ScannedModule"
 MODELS = [
     SCANNED,
     *"""
-    bert bloom cohere cohere2 falcon gemma gemma2 gemma3_text glm gpt2 gpt_neo gpt_neox
-    gptj granite llama mistral mixtral mpt olmo olmo2 opt phi phi3 qwen2 qwen2_moe qwen3
+    bert bloom cohere cohere2 falcon gemma gemma2 gemma3_text glm gpt2 gpt_neox gptj
+    granite llama mistral mixtral mpt olmo olmo2 opt phi phi3 qwen2 qwen2_moe qwen3
     qwen3_moe roberta smollm3 stablelm starcoder2
     """.split(),
 ]
