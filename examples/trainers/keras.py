@@ -1,25 +1,28 @@
 """Any Optax optimizer in Keras 3 and KerasHub on JAX, here Ember: copy this file.
 
-    model.compile(optimizer=OptaxOptimizer(make_optimizer), ...)
+    @keras.saving.register_keras_serializable()
+    def my_optimizer():
+        return make_optimizer(1e-5)
+
+    model.compile(optimizer=OptaxOptimizer(my_optimizer), ...)
     model.fit(...)
     model.save("gemma.keras")
 
     # In the next program. KerasHub does not compile a model that it loads.
-    model.compile(optimizer=OptaxOptimizer(make_optimizer), ...)
+    model.compile(optimizer=OptaxOptimizer(my_optimizer), ...)
     model.optimizer.build(model.trainable_variables)
     model.load_weights("gemma.keras")  # parameters and optimizer state
 
-Save it under another name than `keras.py`, which would shadow the package. Edit
-`make_optimizer`, or register a function of your own like it.
+Save it under another name than `keras.py`, which would shadow the package.
 
-- Learning rates: those in `make_optimizer`. Keras's `learning_rate` multiplies all of
+- Learning rates: those of `my_optimizer`. Keras's `learning_rate` multiplies all of
   them, so that callbacks such as `ReduceLROnPlateau` work.
 - Clipping: `max_norm` clips. There is no `global_clipnorm`, which would read the
   gradients of the tables once more.
 - Frozen layers and LoRA: Keras gives the optimizer only what is trainable when it is
   built. If that contains no table, as after `enable_lora`, AdamW trains all of it.
 - `keras.saving.load_model` also restores a plain Keras model with its optimizer, once
-  this file is imported.
+  this file is imported and `my_optimizer` is registered.
 """
 
 # pyright takes this file for the package.
@@ -125,6 +128,7 @@ class OptaxOptimizer(keras.optimizers.Optimizer):
         self, grads: list[Any], trainable_variables: list[Any], learning_rate: Any
     ) -> None:
         params = by_path(trainable_variables, [v.value for v in trainable_variables])
+        updates: Any
         updates, state = self.tx.update(
             by_path(trainable_variables, grads), self.opt_state(), params
         )

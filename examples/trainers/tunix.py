@@ -71,6 +71,7 @@ def make_optimizer(
 
 
 if __name__ == "__main__":
-    optax.ember = make_optimizer  # tunix looks for a function of Optax by name
+    # tunix looks for a function of Optax by its name.
+    optax.ember = make_optimizer  # pyright: ignore
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
