@@ -178,7 +178,7 @@ bench-gpu-compiler: $(GPU_COMPILER)/.ready  ## Measure bytes and memory of a ste
 ENVIRONMENT := $(PYTHON) benchmarks/trainers/environment.py
 OWN_LOOPS := trainer-nnx_loop trainer-linen_loop
 OTHERS := trainer-maxtext trainer-levanter trainer-tunix trainer-easydel trainer-kauldron \
-  trainer-big_vision
+  trainer-big_vision trainer-keras trainer-torchax
 
 .PHONY: $(OWN_LOOPS) $(OTHERS)
 

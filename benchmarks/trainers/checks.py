@@ -139,10 +139,10 @@ def check_state(trained: Trained, vocab_size: int) -> dict[str, dict[str, Any]]:
         head="head",
     )
     tables = ember_optax.summarize(trained.params, labels).tables
-    if found.keys() != {table.path.replace("/", ":") for table in tables}:
+    if found.keys() != {state_key(table.path) for table in tables}:
         raise AssertionError(f"Ember has {sorted(found)}, but the tables are {tables}.")
     for table in tables:
-        state = found[table.path.replace("/", ":")]
+        state = found[state_key(table.path)]
         length = max(table.shape)
         sizes = {"row": length, "col": table.size // length}
         if {name: x.size for name, x in state.items()} != sizes:
@@ -150,6 +150,11 @@ def check_state(trained: Trained, vocab_size: int) -> dict[str, dict[str, Any]]:
         if not all(x.sharding.is_fully_replicated for x in state.values()):
             raise AssertionError(f"The state of {table.path} is sharded: {state}.")
     return {t.path: {"role": t.role, "shape": list(t.shape)} for t in tables}
+
+
+def state_key(path: str) -> str:
+    """Returns the key of a table in Ember's state."""
+    return path.replace("/", ":").replace(".", "::")
 
 
 def statistics(opt_state: Any) -> dict[str, dict[str, jax.Array]]:
@@ -169,8 +174,8 @@ def check_only_adamw(opt_state: Any) -> None:
 
 def check_tables(opt_state: Any, *paths: str) -> None:
     """Raises unless Ember has the state of these tables and of no others."""
-    found = [key.replace(":", "/") for key in statistics(opt_state)]
-    if set(found) != set(paths):
+    found = statistics(opt_state)
+    if found.keys() != set(map(state_key, paths)):
         trained = ", ".join(paths) or "no table"
         raise AssertionError(f"Ember has {sorted(found)}, but {trained} is trained.")
 

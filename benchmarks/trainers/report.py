@@ -17,6 +17,8 @@ TITLES = {
     "easydel": "EasyDeL",
     "kauldron": "Kauldron",
     "big_vision": "big_vision",
+    "keras": "KerasHub on Keras 3",
+    "torchax": "torchax",
 }
 SWITCHES = {
     "adamw": "keeps AdamW",
@@ -32,6 +34,8 @@ WATCH = {
     "easydel": "set `weight_decay=0.0`: its default decays tables too",
     "kauldron": "replicate Ember's state with `sharding=`",
     "big_vision": "its last line fails with jax 0.9 and later, after all is saved",
+    "keras": "`load_model` of KerasHub's models leaves the optimizer out",
+    "torchax": "it cannot be imported with PyTorch 2.13 and later",
 }
 
 

@@ -27,6 +27,8 @@ TRAINERS = (
     "easydel",
     "kauldron",
     "big_vision",
+    "keras",
+    "torchax",
 )
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "ember-optax")
 DEVICES = 4

@@ -2,12 +2,16 @@
 
 # pyright: reportMissingImports=false
 
+import contextlib
 import dataclasses
 import importlib
+import runpy
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +20,12 @@ import optax
 import orbax.checkpoint as ocp
 import qwix
 from flax import nnx
+from tunix.cli.utils import model as cli_model
+from tunix.examples.data import translation_dataset
 from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
 from tunix.rl.rl_cluster import ClusterConfig, RLCluster, RLTrainingConfig, Role
 from tunix.rl.rollout.base_rollout import RolloutConfig
+from tunix.sft import peft_trainer
 from tunix.sft.dpo.dpo_trainer import DPOTrainer, DPOTrainingConfig, TrainingInput
 from tunix.sft.peft_trainer import PeftTrainer, TrainingConfig
 from tunix.sft.utils import build_positions_from_mask, make_causal_attn_mask
@@ -170,6 +177,52 @@ def reinforce() -> None:
     checks.check_state(checks.Trained([], params, opt_state), len(tokenizer))
 
 
+CONFIG = """
+model_config:
+  model_name: qwen3
+  model_source: huggingface
+  intermediate_ckpt_dir: none
+  mesh: {shape: "(1, 1)", axis_names: "('fsdp', 'tp')"}
+tokenizer_config: {tokenizer_type: sentencepiece, tokenizer_path: none}
+dataset_name: none
+batch_size: 8
+max_target_length: 33
+num_train_epochs: 1
+tfds_download: false
+training_config: {max_steps: 12, eval_every_n_steps: 100}
+optimizer_config:
+  opt_type: ember
+  schedule_type: warmup_cosine_decay_schedule
+  init_value: 0.0
+  peak_value: 0.01
+  warmup_steps: 2
+  decay_steps: 12
+  embed_learning_rate: 0.3
+"""
+
+
+def from_command_line(workdir: Path) -> checks.Trained:
+    """Runs tunix's command line, with the model and the data from here."""
+    config = workdir / "config.yaml"
+    config.write_text(CONFIG)
+    argv = [plug_in.__file__, "tunix.cli.peft_main", str(config)]
+    data = [peft_trainer.TrainingInput(x, np.ones_like(x)) for x in text.batches()]
+    with (
+        mock.patch.object(cli_model, "create_model", return_value=(model(), "")),
+        mock.patch.object(cli_model, "create_tokenizer"),
+        mock.patch.object(
+            translation_dataset, "create_datasets", return_value=(data, None)
+        ),
+        mock.patch.object(
+            PeftTrainer, "train", autospec=True, side_effect=PeftTrainer.train
+        ) as train,
+        mock.patch.object(sys, "argv", argv),
+        contextlib.suppress(SystemExit),
+    ):
+        runpy.run_path(argv[0], run_name="__main__")
+    return trained(train.call_args.args[0])
+
+
 def run(workdir: Path) -> dict[str, Any]:
     # On one device, because tunix cannot resume a sharded model; see below.
     result = checks.compare(finetune, drop_after, workdir, text.VOCAB_SIZE)
@@ -185,7 +238,16 @@ def run(workdir: Path) -> dict[str, Any]:
         checks.check_tables(frozen.opt_state, "lm_head/w")
         prefer()
     reinforce()
-    also = ["DPO", "GRPO", "LoRA alone: AdamW", "frozen embedding"]
+    configured = from_command_line(workdir)
+    checks.check_falls("the command line", configured.losses)
+    checks.check_state(configured, text.VOCAB_SIZE)
+    also = [
+        "`opt_type: ember` from YAML",
+        "DPO",
+        "GRPO",
+        "LoRA alone: AdamW",
+        "frozen embedding",
+    ]
     return result | {"also": also, "families": checks.check_families(build, MODELS)}
 
 

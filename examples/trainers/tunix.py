@@ -4,7 +4,18 @@
     DPOTrainer(model, reference, make_optimizer(1e-5), config)
     RLTrainingConfig(actor_optimizer=make_optimizer(1e-5), ...)    # GRPO and others
 
-Save it under another name than `tunix.py`, which would shadow the package.
+tunix's command line knows it as `opt_type: ember` if this file starts the program:
+
+    python ember_tunix.py tunix.cli.peft_main CONFIG.yaml override_config_file=OWN.yaml
+
+    optimizer_config:
+      opt_type: ember
+      learning_rate: 1e-5
+
+`embed_learning_rate` and `head_learning_rate` are numbers there; without them the
+tables follow the body's schedule. Other fields, such as `weight_decay`, have no effect:
+edit them below. Save this file under another name than `tunix.py`, which would shadow
+the package.
 
 - Clipping: tunix does not clip, this optimizer does. With
   `gradient_accumulation_steps` it clips the mean gradient.
@@ -14,6 +25,8 @@ Save it under another name than `tunix.py`, which would shadow the package.
 - Models that are not loaded from weights are replicated: shard them yourself.
 """
 
+import runpy
+import sys
 from functools import partial
 
 import jax
@@ -55,3 +68,10 @@ def make_optimizer(
             on_missing="ignore",
         ),
     )
+
+
+if __name__ == "__main__":
+    # tunix looks for a function of Optax by its name.
+    optax.ember = make_optimizer  # pyright: ignore
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

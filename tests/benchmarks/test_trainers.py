@@ -41,6 +41,13 @@ def test_check_state_requires_every_table() -> None:
         checks.check_only_adamw(trained().opt_state)
 
 
+def test_names_with_dots_are_found() -> None:
+    params = {"model.embed_tokens.weight": jnp.ones((16, 4))}
+    found = trained(params)
+    assert checks.check_state(found, 16).keys() == params.keys()
+    checks.check_tables(found.opt_state, *params)
+
+
 def test_check_state_requires_replication() -> None:
     sharding = NamedSharding(jax.make_mesh((8,), ("x",)), P("x"))
 

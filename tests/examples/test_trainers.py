@@ -1,6 +1,8 @@
 """Plug-ins for trainers, as far as they can run without the trainer."""
 
 import ast
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+import ember_optax
 from examples import trainers
 from examples.trainers import tunix
 
@@ -58,3 +61,56 @@ def test_tunix_leaves_lora_to_adamw() -> None:
     updates, state = first_step(tunix.make_optimizer(1e-3), params)
     assert not state.ember.tables
     assert all(jnp.all(update < 0) for update in jax.tree.leaves(updates))
+
+
+def test_tunix_command_line_finds_ember(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "command_line.py").write_text("import sys; sys.started = sys.argv[1:]")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ember_tunix.py", "command_line", "config.yaml"])
+    monkeypatch.setattr(sys, "started", None, raising=False)
+    monkeypatch.setattr(optax, "ember", None, raising=False)
+    runpy.run_path(tunix.__file__, run_name="__main__")
+    assert sys.started == ["config.yaml"]  # pyright: ignore
+
+    # As tunix calls it.
+    make = optax.inject_hyperparams(optax.ember, hyperparam_dtype=jnp.float32)  # pyright: ignore
+    tx = make(learning_rate=optax.constant_schedule(1e-3), head_learning_rate=1e-2)
+    params = {"embed": jnp.ones((16, 4)), "lm_head": jnp.ones((4, 16))}
+    updates, _ = first_step(tx, params)
+    np.testing.assert_allclose(updates["embed"], -1e-3, rtol=1e-5)
+    np.testing.assert_allclose(updates["lm_head"], -1e-2, rtol=1e-5)
+
+
+def test_names_of_keras_and_torchax() -> None:
+    shapes = {
+        "token_embedding/embeddings": (16, 4),
+        "token_embedding/reverse_embeddings": (4, 16),
+        "decoder_block_0/attention/query/kernel": (2, 4, 2),
+        "decoder_block_0/attention/query/lora_kernel_a": (2, 4, 3),
+        "position_embedding/embeddings": (32, 4),
+    }
+    assert tables(shapes) == {
+        "token_embedding/embeddings": "embed",
+        "token_embedding/reverse_embeddings": "head",
+    }
+    layers = "model.layers.params."
+    shapes = {
+        "model.embed_tokens.weight": (16, 4),
+        "lm_head.weight": (16, 4),
+        f"{layers}self_attn___q_proj___weight": (2, 4, 4),
+        f"{layers}mlp___down_proj___weight": (2, 4, 8),
+        f"{layers}post_attention_layernorm___weight": (2, 4),
+    }
+    assert tables(shapes) == {
+        "model.embed_tokens.weight": "embed",
+        "lm_head.weight": "head",
+    }
+
+
+def tables(shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
+    """Returns the roles of the token tables by name."""
+    params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    labels = ember_optax.label_token_tables(params, embed="embed", head="head")
+    return {name: label for name, label in labels.items() if label != "body"}
