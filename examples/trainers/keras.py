@@ -82,7 +82,6 @@ class OptaxOptimizer(keras.optimizers.Optimizer):
     Args:
       make: function that returns the transformation. Keras saves its registered name.
       learning_rate: factor of all updates.
-      gradient_accumulation_steps: number of batches with one update, of their mean.
       name: prefix of the variables' names.
     """
 
@@ -90,19 +89,15 @@ class OptaxOptimizer(keras.optimizers.Optimizer):
         self,
         make: Callable[[], optax.GradientTransformation],
         learning_rate: Any = 1.0,
-        gradient_accumulation_steps: int | None = None,
         name: str = "optax",
     ):
-        super().__init__(
-            learning_rate,
-            gradient_accumulation_steps=gradient_accumulation_steps,
-            name=name,
-        )
+        super().__init__(learning_rate, name=name)
         self.make = make
         self.tx = optax.with_extra_args_support(make())
 
     def build(self, variables: list[Any]) -> None:
         super().build(variables)
+        self.trained = variables
         params = by_path(variables, [v.value for v in variables])
         init, is_sharded = self.tx.init, keras.distribution.distribution() is not None
         if is_sharded:
@@ -122,18 +117,17 @@ class OptaxOptimizer(keras.optimizers.Optimizer):
             variable.assign(leaf)
             self.leaves.append(variable)
 
-    # Keras calls this with all gradients, after it has accumulated them; `update_step`
-    # has only one of them, and clipping needs all.
-    def _backend_update_step(
-        self, grads: list[Any], trainable_variables: list[Any], learning_rate: Any
-    ) -> None:
-        params = by_path(trainable_variables, [v.value for v in trainable_variables])
-        updates: Any
+    # Keras's `update_step` has the gradient of one variable; clipping needs them all.
+    def apply(self, grads: list[Any], trainable_variables: Any = None) -> None:
+        if not self.built:
+            self.build(list(trainable_variables))
+        params = by_path(self.trained, [v.value for v in self.trained])
         updates, state = self.tx.update(
-            by_path(trainable_variables, grads), self.opt_state(), params
+            by_path(self.trained, grads), self.opt_state(), params
         )
-        for variable in trainable_variables:
-            variable.assign_add(learning_rate * updates[variable.path])
+        for variable in self.trained:
+            variable.assign_add(self.learning_rate * updates[variable.path])
+        self.iterations.assign_add(1)
         for variable, leaf in zip(self.leaves, jax.tree.leaves(state), strict=True):
             variable.assign(leaf)
 
@@ -143,7 +137,7 @@ class OptaxOptimizer(keras.optimizers.Optimizer):
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
-        names = ("learning_rate", "gradient_accumulation_steps", "name")
+        names = ("learning_rate", "name")
         make = keras.saving.serialize_keras_object(self.make)
         return {"make": make} | {name: config[name] for name in names}
 
