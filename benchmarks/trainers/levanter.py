@@ -1,5 +1,6 @@
 """Levanter's Trainer on real text, FSDP over four devices."""
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -173,7 +174,13 @@ def run(workdir: Path) -> dict[str, Any]:
     )
     result["switch"]["ember_fresh_rates"] = losses["ember"]
     check_parts(workdir)
-    also = ["AdamW to Ember", "LoRA alone: AdamW", "frozen embedding", "skipped steps"]
+    also = [
+        "AdamW to Ember",
+        "LoRA alone: AdamW",
+        "frozen embedding",
+        "skipped steps",
+        "names of Marin's models",
+    ]
     return result | {"also": also, "families": checks.check_families(build, MODELS)}
 
 
@@ -186,6 +193,13 @@ def check_parts(workdir: Path) -> None:
     frozen = train("ember", workdir / "frozen", trained=all_but_embedding)
     checks.check_falls("a frozen embedding", frozen.losses)
     checks.check_tables(frozen.opt_state, "lm_head/weight/0")
+
+    # As in the models of Marin.
+    names = {"token_embed": (512, 64), "output_proj": (64, 512), "mlp": (64, 128)}
+    params = {name: jnp.ones(shape) for name, shape in names.items()}
+    config = dataclasses.replace(OPTIMIZERS["ember"], vocab_size=512)
+    state = config.build(STEPS).init(params)
+    checks.check_tables(state, "token_embed", "output_proj")
 
     same = np.repeat(text.batches()[:1], STEPS, axis=0)
     skipped = train("ember_skip", workdir / "skip", batches=same).losses

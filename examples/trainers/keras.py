@@ -97,7 +97,8 @@ class OptaxOptimizer(keras.optimizers.Optimizer):
 
     def build(self, variables: list[Any]) -> None:
         super().build(variables)
-        self.trained = variables
+        # A function, because Keras would add a list of variables to the state.
+        self.trained = lambda: variables
         params = by_path(variables, [v.value for v in variables])
         init, is_sharded = self.tx.init, keras.distribution.distribution() is not None
         if is_sharded:
@@ -121,11 +122,13 @@ class OptaxOptimizer(keras.optimizers.Optimizer):
     def apply(self, grads: list[Any], trainable_variables: Any = None) -> None:
         if not self.built:
             self.build(list(trainable_variables))
-        params = by_path(self.trained, [v.value for v in self.trained])
+        variables = self.trained()
         updates, state = self.tx.update(
-            by_path(self.trained, grads), self.opt_state(), params
+            by_path(variables, grads),
+            self.opt_state(),
+            by_path(variables, [v.value for v in variables]),
         )
-        for variable in self.trained:
+        for variable in variables:
             variable.assign_add(self.learning_rate * updates[variable.path])
         self.iterations.assign_add(1)
         for variable, leaf in zip(self.leaves, jax.tree.leaves(state), strict=True):

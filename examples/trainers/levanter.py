@@ -15,6 +15,8 @@ Save it under another name than `levanter.py`, which would shadow the package.
   the labels do too.
 - Skipped steps: `skip_bad_steps` wraps the whole optimizer, so a skipped step changes
   neither body nor tables.
+- `vocab_size`: the number of tokens of your tokenizer. Marin's models need it, whose
+  head is called `output_proj`.
 - Frozen parameters and LoRA: Levanter gives the optimizer only what it trains. If that
   contains no table, Adam trains all of it.
 """
@@ -34,14 +36,6 @@ from levanter.optim.skipstep import SkipStepConfig
 
 import ember_optax
 
-labels = partial(
-    ember_optax.label_token_tables,
-    embed="embed",
-    head="head",
-    on_missing="ignore",
-    is_leaf=lambda node: isinstance(node, haliax.NamedArray),
-)
-
 
 @OptimizerConfig.register_subclass("ember")
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +44,19 @@ class EmberConfig(AdamConfig):
 
     embed_learning_rate: float = 0.2
     head_learning_rate: float = 0.004
+    vocab_size: int | None = None  # of the model, where names do not tell its tables
 
     def build(self, num_train_steps: int) -> optax.GradientTransformation:
         plain = dataclasses.replace(self, max_grad_norm=None, skip_bad_steps=False)
         body = AdamConfig.build(plain, num_train_steps)
+        labels = partial(
+            ember_optax.label_token_tables,
+            vocab_size=self.vocab_size,
+            embed="embed",
+            head="head",
+            on_missing="ignore",
+            is_leaf=lambda node: isinstance(node, haliax.NamedArray),
+        )
 
         def make(
             learning_rate: jax.Array,
