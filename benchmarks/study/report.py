@@ -80,12 +80,12 @@ def headline(study: Study) -> str:
         rates searched for it, Ember's validation loss minus the rival's is {listed}
         (figure). In an earlier plan, with a small initial embedding and no norm behind
         it, the loss is lower than tuned Adam's in {len(adam["better"])} of
-        {len(found["adam"])} settings, by {means[0]:.3f} to {means[-1]:.3f} nats, non-inferior in
-        {len(adam["non-inferior"])} (the 95% interval ends below +{MARGIN}) and
-        undecided in {len(adam["undecided"])} ({undecided}). With the paper's fixed b2
-        of 0.999 Ember is worse than with a growing one in {len(constant["better"])}
-        settings. All of this is small scale: up to 12 million parameters, most of it
-        256 steps."""
+        {len(found["adam"])} settings, by {means[0]:.3f} to {means[-1]:.3f} nats,
+        non-inferior in {len(adam["non-inferior"])} (the 95% interval ends below
+        +{MARGIN}) and undecided in {len(adam["undecided"])} ({undecided}). With the
+        paper's fixed b2 of 0.999 Ember is worse than with a growing one in
+        {len(constant["better"])} settings. All of this is small scale: up to 12 million
+        parameters, most of it 256 steps."""
     )
 
 
