@@ -42,8 +42,8 @@ def row_wise_adagrad(rate: float) -> TableStep:
 
 
 RULES: dict[str, tuple[Callable[[float], TableStep], tuple[float, ...]]] = {
-    "Ember": (ember, (3e-3, 1e-2, 3e-2)),
-    "Ember, rows only": (rows_only, (3e-3, 1e-2, 3e-2)),
+    "Ember": (ember, (0.01, 0.03, 0.1, 0.3, 1.0)),
+    "Ember, rows only": (rows_only, (0.01, 0.03, 0.1, 0.3, 1.0)),
     "row-wise Adagrad": (row_wise_adagrad, (0.03, 0.1, 0.3, 1.0)),
 }
 
