@@ -156,6 +156,8 @@ package: $(PACKAGE_READY)  ## Build wheel and sdist; try the wheel in an empty e
 	$(PACKAGE)/bin/twine check --strict dist/*
 	$(PYTHON) -m venv build/wheel
 	build/wheel/bin/python -m pip install --quiet dist/*.whl
+	cd build && wheel/bin/python -c 'import ember_optax'
+	build/wheel/bin/python -m pip install --quiet flax  # for README.md
 	build/wheel/bin/python tests/package/readme.py
 	cd tests/package && ../../$(PACKAGE)/bin/mypy --strict \
 	  --explicit-package-bases --python-executable ../../build/wheel/bin/python user_code.py

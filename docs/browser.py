@@ -3,21 +3,25 @@
     python docs/browser.py build/site build/screenshots
 
 Fails on errors in the console, images that do not load, formulas that are not drawn and
-pages that scroll sideways. It leaves a screenshot of each page, wide and narrow.
+pages that scroll sideways. It leaves screenshots of each page, wide and narrow, light
+and dark.
 """
 
 import functools
 import http.server
+import itertools
 import shutil
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import Browser, sync_playwright
 
 WIDTHS = (1280, 390)
+SCHEMES = ("light", "dark")
 
 # What scrolls or hides what does not fit inside itself may hold wide things.
 FIND_FAULTS = r"""() => {
@@ -68,8 +72,11 @@ def served(site: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def faults_of_page(browser: Browser, url: str, width: int, screenshot: Path) -> list:
-    page = browser.new_page(viewport={"width": width, "height": 900})
+def faults_of_page(
+    browser: Browser, url: str, width: int, scheme: Any, screenshot: Path
+) -> list:
+    size: Any = {"width": width, "height": 900}
+    page = browser.new_page(viewport=size, color_scheme=scheme)
     faults = []
     page.on("console", lambda m: m.type == "error" and faults.append(m.text))
     page.on("pageerror", lambda error: faults.append(str(error)))
@@ -96,15 +103,15 @@ def main() -> None:
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
         )
         for name in names:
-            for width in WIDTHS:
+            for width, scheme in itertools.product(WIDTHS, SCHEMES):
                 stem = name.removesuffix(".html").replace("/", "-")
-                screenshot = screenshots / f"{stem}-{width}.png"
+                screenshot = screenshots / f"{stem}-{width}-{scheme}.png"
                 url = f"{address}/{name}"
-                for fault in faults_of_page(browser, url, width, screenshot):
-                    print(f"{name} at {width} pixels: {fault}")
+                for fault in faults_of_page(browser, url, width, scheme, screenshot):
+                    print(f"{name} at {width} pixels, {scheme}: {fault}")
                     failed = True
         browser.close()
-    print(f"{len(names)} pages at {WIDTHS} pixels: screenshots in {screenshots}")
+    print(f"{len(names)} pages at {WIDTHS} pixels, {SCHEMES}: see {screenshots}")
     sys.exit(failed)
 
 

@@ -37,7 +37,7 @@ def untie(
     .. warning::
       Learning rates change with the roles. :func:`ember_optax.with_ember` trains a tied
       table with `head_learning_rate`; untied, the input table has
-      `embed_learning_rate`, often 20 times as large. To keep its steps as they were,
+      `embed_learning_rate`, which is far larger. To keep its steps as they were,
       give both the same rate.
 
     Args:

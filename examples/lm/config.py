@@ -17,7 +17,10 @@ _CHOICES = {
     "data.dtype": (None, "uint16", "uint32"),
 }
 _FRACTIONS = ("warmup_ratio", "final_lr_ratio")
-_MAY_BE_NOT_POSITIVE = ("seed", "mesh.", "weight_decay", "b1", "b2", *_FRACTIONS)
+_MAY_BE_NOT_POSITIVE = (
+    *("seed", "mesh.", "head_init", "weight_decay", "b1", "b2"),
+    *_FRACTIONS,
+)
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
