@@ -113,8 +113,8 @@ def as_in_practice(study: Study) -> Figure:
         draw_interval(axis, difference, i, "o", ADAM)
     label_rows(axis, list(found))
     axis.set_title(
-        "Validation loss minus that of the rival, each with a pair of rates of its own;"
-        "\npaired seeds, 95% intervals; hollow: the interval includes 0",
+        "Validation loss minus the rival's, each at its own best rates.\n"
+        "Paired seeds, 95% intervals; hollow: the interval includes 0",
         fontsize=9,
     )
     return figure
