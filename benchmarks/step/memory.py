@@ -49,8 +49,12 @@ def optimizers(vocab_size: int) -> dict[str, optax.GradientTransformation]:
     """Returns optimizers of a whole model; their rates do not matter here."""
 
     def ember(body: optax.GradientTransformation) -> optax.GradientTransformation:
-        rates = {"embed_learning_rate": 1.0, "head_learning_rate": 1.0}
-        return ember_optax.with_ember(body, vocab_size=vocab_size, **rates)
+        return ember_optax.with_ember(
+            body,
+            embed_learning_rate=1.0,
+            head_learning_rate=1.0,
+            vocab_size=vocab_size,
+        )
 
     def labels(params: Any) -> Any:
         return ember_optax.label_token_tables(params, vocab_size=vocab_size)

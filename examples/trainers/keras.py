@@ -123,6 +123,7 @@ class OptaxOptimizer(keras.optimizers.Optimizer):
         if not self.built:
             self.build(list(trainable_variables))
         variables = self.trained()
+        updates: Any
         updates, state = self.tx.update(
             by_path(variables, grads),
             self.opt_state(),
