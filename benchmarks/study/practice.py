@@ -70,14 +70,12 @@ CASES: dict[str, list[Case]] = {
     ],
 }
 
-
 SCALED = CASES["width"] + CASES["batch"]
 FITTED = (
     [case for case in CASES["width"] if case["width"] != 384],
     [case for case in CASES["batch"] if case["batch"] != 256],
 )
 """Where the powers of the width and of the tokens in a step are fitted."""
-
 
 SCALE = Settings(
     arm=EMBER,
@@ -187,13 +185,8 @@ def untuned(case: Case, losses: Losses) -> Settings:
     """Returns the settings of a case without rates of its tables."""
     run = Settings(lr=math.nan, body_lr=math.nan, practice=True, **case)
     # The usual rules for tokens in a step and for width.
-    scale = math.sqrt(
-        run.batch
-        * run.window
-        / (Settings.batch * Settings.window)
-        * (Settings.width / run.width)
-    )
-    body_lr = float(f"{best_body_rate(losses) * scale:.3g}")
+    width, tokens = scaling.relative_size(run)
+    body_lr = float(f"{best_body_rate(losses) * math.sqrt(tokens / width):.3g}")
     return dataclasses.replace(run, body_lr=body_lr)
 
 

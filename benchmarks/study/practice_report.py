@@ -110,19 +110,20 @@ def elsewhere(study: Study, stage: str) -> str:
 
 def rule_costs(study: Study) -> str:
     """Returns the cost of each rule where width or tokens in a step change."""
-    rules = {"theory": scaling.THEORY, "root": scaling.ROOT}
     cells = []
     for arm in practice.PAIR:
+        rules = [scaling.THEORY, scaling.ROOT]
         with contextlib.suppress(Unfinished):
-            rules["fitted"] = practice.fitted(arm, study.losses)
+            rules.append(practice.fitted(arm, study.losses))
         for case in practice.SCALED:
-            if case["arm"] == arm:
-                with contextlib.suppress(Unfinished):
+            with contextlib.suppress(Unfinished):
+                if case["arm"] == arm:
                     best = practice.tuned(case, study.losses)
-                    costs = [cost(study, best, rule) for rule in rules.values()]
+                    costs = [cost(study, best, rule) for rule in rules]
+                    costs += [""] * (3 - len(rules))  # not fitted yet
                     title = ARMS[arm].title
                     cells.append([where(best), title, *pair_of(best), *costs])
-    head = ["setting", *HEAD[:-1], *(f"cost of {name}" for name in rules)]
+    head = ["setting", *HEAD[:-1], "cost of theory", "of root", "of the fitted rule"]
     return markdown(head, cells, left=2) if cells else "Not measured yet."
 
 
@@ -156,21 +157,19 @@ def advice(study: Study) -> str:
 def situations(study: Study) -> list[tuple[Settings, Interval | None]]:
     """Returns Ember's best run in each situation, and Ember minus the better Adam."""
     found = []
-    for stage, cases in practice.CASES.items():
-        finished = [row for _, row in rows(study, stage)]
-        for case in cases:
+    for stage in practice.CASES:
+        finished = list(rows(study, stage))
+        for case, ember in finished:
             if case["arm"] != EMBER or "weight_decay" in case:
                 continue
-            with contextlib.suppress(Unfinished):
-                ember = study.row_of("", practice.seeded(case, study.losses))
-                adams = [
-                    row
-                    for row in finished
-                    if place(row) == place(ember) and row.settings.arm in (ADAM80, ADAM)
-                ]
-                adam = min(adams, key=lambda row: row.mean, default=None)
-                against_adam = difference(ember, adam) if adam else None
-                found.append((practice.tuned(case, study.losses), against_adam))
+            adams = [
+                row
+                for other, row in finished
+                if other["arm"] in (ADAM80, ADAM) and place(row) == place(ember)
+            ]
+            adam = min(adams, key=lambda row: row.mean, default=None)
+            against_adam = difference(ember, adam) if adam else None
+            found.append((practice.tuned(case, study.losses), against_adam))
     return found
 
 

@@ -8,9 +8,11 @@ import optax
 import pytest
 
 from benchmarks.common import text
-from benchmarks.study import practice, practice_report, rules, scaling
+from benchmarks.study import practice, practice_report, rules, scaling, settings
 from benchmarks.study import training as run
+from benchmarks.study.report import RESULTS
 from benchmarks.study.run import PRACTICE
+from configs import pretrain_small
 from tests.benchmarks.fakes import finish, study_of, tiny
 
 VOCAB = 64
@@ -88,6 +90,16 @@ def test_advice_compares_with_the_better_adam(losses):
     for line in lines:
         assert "-0.100" in line  # of the invented losses
     assert "| 0.000 |" in lines[0]
+
+
+def test_default_rates_are_those_of_the_results():
+    found = settings.losses_of(settings.read(RESULTS))
+    config = pretrain_small.get_config()
+    for name, arm in {"ember": "ember_adafactor", "adam": "adam80"}.items():
+        default = config.tables.defaults[name]
+        best = practice.tuned({"arm": arm}, found)
+        assert (default.embed, default.head) == (best.lr, best.head_lr)
+    assert config.body.defaults.adamw == practice.best_body_rate(found)
 
 
 def test_powers_are_fitted_to_quarters():
