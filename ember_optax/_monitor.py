@@ -103,39 +103,58 @@ def monitor(
     arrays = {k: by_path(tree) for k, tree in trees.items() if tree is not None}
     scalars = {}
     for state in states:
-        correction = state.bias_correction
         for key, moments in state.tables.items():
             path = path_from_key(key)
-            dtype = moments.row.dtype
-            found = _statistics(moments, correction)
+            found = _of_moments(moments, state.bias_correction)
             if b2 is not None:
-                gap = _decay.one_minus_b2(b2, state.count, correction.dtype)
-                next_correction = correction + gap * (1 - correction)
-                found["largest_step"] = jnp.sqrt(next_correction / gap)
-            squares = {}
-            for name, tree in arrays.items():
-                if path not in tree:
-                    raise ValueError(
-                        f"The state has the moments of {quoted(path)}, but {name} has"
-                        f" {listed(tree)}. Give the tree that the optimizer sees."
-                    )
-                table = tree[path]
-                axis = axis_of_state(path, table.shape, moments, vocab_axis)
-                columns = tuple(a for a in range(table.ndim) if a != axis)
-                square = jnp.mean(jnp.square(table.astype(dtype)), axis=columns)
-                squares[name] = replicate(square, None)
-                found |= _quantiles(name.removesuffix("s"), squares[name])
+                found["largest_step"] = _largest_step(state, b2)
+            squares = {
+                name: _row_mean_squares(path, moments, name, tree, vocab_axis)
+                for name, tree in arrays.items()
+            }
+            for name, square in squares.items():
+                found |= _quantiles(name.removesuffix("s"), square)
             if len(squares) == 2:
-                size = jnp.mean(squares["params"])
-                size = jnp.maximum(size, jnp.finfo(size.dtype).tiny)
-                ratio = jnp.mean(squares["updates"]) / size
-                found["relative_update"] = jnp.sqrt(ratio)
+                found["relative_update"] = _relative_size(**squares)
             prefix = f"{path}/" if path else ""
             scalars |= {f"{prefix}{name}": value for name, value in found.items()}
     return scalars
 
 
-def _statistics(moments: TableMoments, correction: jax.Array) -> dict[str, jax.Array]:
+def _largest_step(state: EmberState, b2: ScalarOrSchedule) -> jax.Array:
+    """Computes the next step of a row that has been silent for long."""
+    correction = state.bias_correction
+    gap = _decay.one_minus_b2(b2, state.count, correction.dtype)
+    return jnp.sqrt((correction + gap * (1 - correction)) / gap)
+
+
+def _row_mean_squares(
+    path: str,
+    moments: TableMoments,
+    name: str,
+    tree: dict[str, jax.Array],
+    vocab_axis: VocabAxis,
+) -> jax.Array:
+    """Computes the mean square of each row of a table of `tree`, called `name`."""
+    if path not in tree:
+        raise ValueError(
+            f"The state has the moments of {quoted(path)}, but {name} has"
+            f" {listed(tree)}. Give the tree that the optimizer sees."
+        )
+    table = tree[path]
+    axis = axis_of_state(path, table.shape, moments, vocab_axis)
+    columns = tuple(a for a in range(table.ndim) if a != axis)
+    square = jnp.square(table.astype(moments.row.dtype))
+    return replicate(jnp.mean(square, axis=columns), None)
+
+
+def _relative_size(updates: jax.Array, params: jax.Array) -> jax.Array:
+    """Divides the RMS of updates by that of parameters, given the squares of rows."""
+    tiny = jnp.finfo(params.dtype).tiny
+    return jnp.sqrt(jnp.mean(updates) / jnp.maximum(jnp.mean(params), tiny))
+
+
+def _of_moments(moments: TableMoments, correction: jax.Array) -> dict[str, jax.Array]:
     """Computes the scalars that need nothing but the state."""
     row, col = moments
     tiny = jnp.finfo(row.dtype).tiny

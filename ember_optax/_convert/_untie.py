@@ -108,29 +108,23 @@ def untie(
             if sources[path] == source
         ]
 
-    others = iter(
-        carry_over(
-            [
-                copy
-                for leaf in leaves
-                if not isinstance(leaf.value, EmberState)
-                for copy in copies(leaf)
-            ],
-            [leaf for leaf in new_leaves if not isinstance(leaf.value, EmberState)],
-            {path: moments.count for path, moments in old.items()},
-            keep_hyperparameters=True,
-        )
-    )
+    copied = [
+        copy
+        for leaf in leaves
+        if not isinstance(leaf.value, EmberState)
+        for copy in copies(leaf)
+    ]
+    others = [leaf for leaf in new_leaves if not isinstance(leaf.value, EmberState)]
+    counts = {path: moments.count for path, moments in old.items()}
+    values = iter(carry_over(copied, others, counts, keep_hyperparameters=True))
     moments = {path: old[source] for path, source in sources.items()}
-    return jax.tree.unflatten(
-        structure,
-        [
-            ember_state(leaf.value, moments, vocab_axis)
-            if isinstance(leaf.value, EmberState)
-            else next(others)
-            for leaf in new_leaves
-        ],
-    )
+    new_values = [
+        ember_state(leaf.value, moments, vocab_axis)
+        if isinstance(leaf.value, EmberState)
+        else next(values)
+        for leaf in new_leaves
+    ]
+    return jax.tree.unflatten(structure, new_values)
 
 
 def _check_paths(
