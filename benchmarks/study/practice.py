@@ -37,7 +37,8 @@ WIDTHS = (192, 384, 768)
 VOCABULARIES = (16_384, 50_304)
 BATCHES = (32, 64, 128, 256)  # sequences of 64 tokens; 256 only tests the rule
 STEPS = (1024, 4096, 16_384)
-LONG = (EMBER, "ember_uncapped", "ember", ADAM, ADAM80)
+UNCAPPED = "ember_uncapped"  # the same as EMBER before step 5,624
+LONG = (EMBER, "ember", ADAM, ADAM80)
 UP_TO_4096 = ("ember_cap99", "ember_9999")
 
 CASES: dict[str, list[Case]] = {
@@ -58,7 +59,7 @@ CASES: dict[str, list[Case]] = {
     "length": [
         {"arm": arm, "text": "both", "track": True, "tokens": steps * 1024}
         for steps in STEPS
-        for arm in (*LONG, *(UP_TO_4096 if steps <= 4096 else ()))
+        for arm in (*LONG, *(UP_TO_4096 if steps <= 4096 else (UNCAPPED,)))
     ],
     "vocabulary": [
         {"arm": arm, "width": 192, "text": "linux", "vocab": vocab}
@@ -106,7 +107,7 @@ def jobs(stage: str, losses: Losses) -> list[Callable[[], list[Settings]]]:
 def seeded(case: Case, losses: Losses) -> list[Settings]:
     """Returns the runs of a case at its best pair."""
     best = tuned(case, losses)
-    is_cheap = best.width < WIDTHS[1] and best.steps <= STEPS[0]
+    is_cheap = best.width < WIDTHS[1] and best.tokens <= STEPS[0] * 1024
     seeds = SEEDS if is_cheap else FEW_SEEDS
     return [dataclasses.replace(best, seed=seed) for seed in seeds]
 
@@ -114,6 +115,9 @@ def seeded(case: Case, losses: Losses) -> list[Settings]:
 def tuned(case: Case, losses: Losses) -> Settings:
     """Returns a case at its best pair, with the seed of the search."""
     base = untuned(case, losses)
+    if base.steps == STEPS[-1]:  # too long for a search
+        ((lr, head_lr),) = starts_of(case, losses)
+        return dataclasses.replace(base, lr=lr, head_lr=head_lr)
     if base.tied:
         head_lr = rates(tuned(main(case), losses))[1] * Settings.width / base.width
         return tuned_rate(base, QUARTERS.rate(QUARTERS.index(head_lr)), losses)
@@ -135,11 +139,13 @@ def searched(case: Case, losses: Losses) -> dict[Pair, float]:
 def starts_of(case: Case, losses: Losses) -> list[Pair]:
     """Returns the pairs where the search of a case begins.
 
-    A longer run has the best pair of a quarter of its length. A wider model and a
-    larger batch have the pairs of two rules.
+    A longer run has the best pair of a quarter of its length. Everything else has the
+    pairs of two rules.
     """
     if "track" in case and case["tokens"] > STEPS[0] * 1024:
-        return [rates(tuned(case | {"tokens": case["tokens"] // 4}, losses))]
+        arm = EMBER if case["arm"] == UNCAPPED else case["arm"]
+        quarter = case | {"arm": arm, "tokens": case["tokens"] // 4}
+        return [rates(tuned(quarter, losses))]
     best, run = rates(tuned(main(case), losses)), untuned(case, losses)
     starts = [rule.scale(best, run) for rule in (scaling.THEORY, scaling.ROOT)]
     return list(dict.fromkeys(starts))
