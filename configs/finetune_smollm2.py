@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     config.optimizer = optimizer(steps=40)
 
     config.checkpoint_every = 0  # steps, for --config.resume; 0: only the final model
+    config.tensorboard = False  # metrics in workdir/*/tensorboard; docs/monitoring.md
     config.workdir = "runs/finetune"
     config.resume = False  # continue from the last checkpoint in workdir
     config.overwrite = False  # delete the earlier run in workdir

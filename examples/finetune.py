@@ -18,6 +18,7 @@ The most important flags; configs/finetune_smollm2.py has all of them:
     --config.optimizer.head_learning_rate=None  by default, what is safe
     --config.plain_text=None          a file, to measure forgetting on
     --config.checkpoint_every=0       steps
+    --config.tensorboard=False        losses and scalars of the token tables
     --config.workdir=runs/finetune
     --config.resume=False             continue from the last checkpoints in workdir
     --config.overwrite=False          delete the run in workdir
@@ -102,6 +103,7 @@ def run(config: Config, compare: bool = False) -> dict[str, Result]:
             config.optimizer.steps,
             workdir / name / "checkpoints" if config.checkpoint_every else None,
             config.checkpoint_every,
+            workdir / name / "tensorboard" if config.tensorboard else None,
         )
         seconds[name] = f"{time.perf_counter() - start:.0f} s"
         directory = workdir / name / "model"

@@ -15,6 +15,7 @@ from examples.lm.errors import UserError
 # Rates of a table relative to its root mean square, by the measurements of
 # docs/post_training.md.
 ADVISED, DOUBTFUL, HARMFUL = 0.001, 0.002, 0.01
+EMBER_B2 = 0.999
 
 
 class Table(NamedTuple):
@@ -114,5 +115,5 @@ def make_optimizer(
         f"{role}_learning_rate": schedule(rate) for role, rate in rates.items()
     }
     return ember_optax.with_ember(
-        adamw, b2=0.999, max_norm=config.max_norm, **schedules
+        adamw, b2=EMBER_B2, max_norm=config.max_norm, **schedules
     )

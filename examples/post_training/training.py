@@ -18,14 +18,17 @@ import orbax.checkpoint as ocp
 from absl import flags
 from flax import nnx
 from ml_collections import config_flags
+from tensorboardX import SummaryWriter
 from tunix.generate.sampler import CacheConfig, Sampler
-from tunix.sft import peft_trainer
+from tunix.sft import hooks, peft_trainer
 
+import ember_optax
 from examples.lm import Config, command
 from examples.lm.config import flat
 from examples.lm.errors import UserError
 from examples.post_training import chats
 from examples.post_training.chats import Batch, ChatTokenizer, Example
+from examples.post_training.optimizer import EMBER_B2
 
 
 def start(run: Callable[[Config, bool], object], config: str) -> None:
@@ -114,10 +117,12 @@ def train(
     steps: int,
     checkpoints: Path | None = None,
     checkpoint_every: int = 0,
+    tensorboard: Path | None = None,
 ) -> list[float]:
     """Trains all parameters of a model in place; returns the loss of each step.
 
-    With a directory of checkpoints, it continues from the last one there.
+    With a directory of checkpoints, it continues from the last one there. With one for
+    TensorBoard, it writes losses and `ember_optax.monitor` there.
     """
     trainer = peft_trainer.PeftTrainer(
         model,
@@ -134,11 +139,53 @@ def train(
     )
     trainer.with_gen_model_input_fn(lambda batch: {"batch": batch})
     trainer.with_loss_fn(mean_loss)
+    board = tensorboard and SummaryWriter(
+        str(tensorboard), purge_step=trainer.train_steps
+    )
+    if board:
+        trainer.with_training_hooks(Board(board))
     trainer.train(data)
+    if board:
+        board.close()
     logger: Any = trainer.metrics_logger
     if not logger.metric_exists("", "loss", "train"):  # no step was left
         return []
     return logger.get_metric_history("", "loss", "train").tolist()
+
+
+class Board(hooks.TrainingHooks):
+    """Writes losses and `ember_optax.monitor` to TensorBoard, at every step.
+
+    With tunix's own logger, the directory of one run would also get the metrics of the
+    next: `jax.monitoring` never clears its listeners of scalars.
+    """
+
+    def __init__(self, writer: SummaryWriter):
+        self._writer = writer
+
+    def on_train_step_start(self, train_ctx: Any) -> None:
+        if isinstance(train_ctx.optimizer.opt_state, ember_optax.WithEmberState):
+            scalars = jax.device_get(_monitor(train_ctx.optimizer, train_ctx.model))
+            for name, value in scalars.items():
+                self._writer.add_scalar(name, value, train_ctx.train_steps)
+
+    on_train_end = on_train_step_start
+
+    def on_train_step_end(
+        self, train_ctx: Any, train_step: int, train_loss: float
+    ) -> None:
+        self._writer.add_scalar("loss", train_loss, train_step)
+
+    def _nothing(self, *_: Any) -> None:
+        """tunix calls all hooks."""
+
+    on_train_start = on_eval_step_start = on_eval_step_end = _nothing
+
+
+@nnx.jit
+def _monitor(optimizer: nnx.Optimizer, model: nnx.Module) -> dict[str, jax.Array]:
+    params = nnx.state(model, nnx.Param)
+    return ember_optax.monitor(optimizer.opt_state, params=params, b2=EMBER_B2)
 
 
 def evaluate(model: nnx.Module, data: Sequence[Batch]) -> float:

@@ -217,6 +217,7 @@ def test_packed_conversations_do_not_see_each_other(tiny):
 
 
 def test_finetuning_in_both_arms_and_the_saved_model(config, capsys):
+    config.tensorboard = True
     results = finetune.run(config, compare=True)
     assert set(results) == {"before", "ember", "adamw"}
     for name in ("ember", "adamw"):
@@ -226,6 +227,9 @@ def test_finetuning_in_both_arms_and_the_saved_model(config, capsys):
         # The same program reads what it has written.
         assert training.evaluate(saved.model, data.held_out) == results[name].held_out
         assert len(results[name].answers) == 2
+        (board,) = Path(config.workdir, name, "tensorboard").iterdir()
+        assert (b"/param_p50" in board.read_bytes()) == (name == "ember")
+        assert b"loss" in board.read_bytes()
     printed = capsys.readouterr().out
     assert "16 conversations" in printed
     assert "loss on answers" in printed
