@@ -11,12 +11,12 @@ from scipy.interpolate import griddata
 from benchmarks.common.figures import ADAM, EMBER, plt, save
 from benchmarks.common.intervals import Interval
 from benchmarks.common.search import Pair
-from benchmarks.study import practice_report, stages
+from benchmarks.study import long_runs, practice_report, stages
 from benchmarks.study.comparisons import ADAMS, CANDIDATE, Study, planned, setting
 
 
 def draw_all(study: Study, directory: Path) -> None:
-    for draw in (lr_grid, by_setting, as_in_practice):
+    for draw in (lr_grid, by_setting, as_in_practice, long_runs.long_runs):
         save(draw(study), directory / f"{draw.__name__}.png")
 
 

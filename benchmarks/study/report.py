@@ -6,7 +6,6 @@ prints them for your own runs, once all stages are finished.
 """
 
 import argparse
-import itertools
 import math
 from collections import Counter
 from pathlib import Path
@@ -16,7 +15,14 @@ import numpy as np
 from benchmarks.common.intervals import MARGIN
 from benchmarks.common.store import Run
 from benchmarks.common.tables import markdown, paragraphs
-from benchmarks.study import figures, practice, practice_report, settings, stages
+from benchmarks.study import (
+    figures,
+    long_runs,
+    practice,
+    practice_report,
+    settings,
+    stages,
+)
 from benchmarks.study.claims import VERDICTS, claims
 from benchmarks.study.comparisons import (
     ADAMS,
@@ -31,7 +37,7 @@ from benchmarks.study.comparisons import (
     planned,
     setting,
 )
-from benchmarks.study.training import EDGES
+from benchmarks.study.training import CLASSES
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 
@@ -57,6 +63,7 @@ def parts(results: Path = RESULTS) -> dict[str, str]:
         "study.rates": practice_report.advised_rates(study),
         "study.advice": practice_report.advice(study),
         "study.rule": practice_report.rule_costs(study),
+        "study.long": long_runs.rare_tokens(study),
     }
 
 
@@ -179,8 +186,7 @@ def rare_tokens(study: Study) -> str:
             errors.append([np.interp(loss, measured[:, 0], x) for x in columns])
         means = [f"{x:+.2f}" for x in np.nanmean(errors, axis=0)]
         cells.append([row.title, f"{row.mean:.3f}", *means])
-    between = [f"{low} to {high - 1}" for low, high in itertools.pairwise(EDGES)]
-    head = ["tables", "final loss", "0", *between, f"{EDGES[-1]} or more"]
+    head = ["tables", "final loss", *CLASSES]
     note = (
         f"Log(predicted / actual) at a validation loss of {loss:.3f}, by occurrences:"
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Hashable
@@ -34,6 +35,8 @@ TABLES = ("embed", "lm_head")
 VALIDATION_TOKENS = 32_768
 EDGES = (1, 4, 16, 64, 256, 1024)
 """Edges between classes of tokens, by their occurrences in the run so far."""
+_BETWEEN = (f"{low} to {high - 1}" for low, high in itertools.pairwise(EDGES))
+CLASSES = ["0", *_BETWEEN, f"{EDGES[-1]} or more"]
 MEASUREMENTS = 8  # of frequencies in a run
 TRACKED = 16  # measurements of tables in a run
 

@@ -8,7 +8,14 @@ import optax
 import pytest
 
 from benchmarks.common import text
-from benchmarks.study import practice, practice_report, rules, scaling, settings
+from benchmarks.study import (
+    long_runs,
+    practice,
+    practice_report,
+    rules,
+    scaling,
+    settings,
+)
 from benchmarks.study import training as run
 from benchmarks.study.report import RESULTS
 from benchmarks.study.run import PRACTICE
@@ -123,3 +130,25 @@ def test_tables_show_what_is_finished_and_name_the_rest(losses):
     assert practice_report.rule_costs(empty) == "Not measured yet."
     assert practice_report.advice(empty) == "Not measured yet."
     assert practice_report.tables(empty).startswith("Not measured yet: setting")
+
+
+def test_long_runs_show_rare_tokens_and_tables(losses):
+    study = study_of(losses)
+    *_, last = long_runs.rare_tokens(study).splitlines()
+    steps, title, unseen, *others = (x.strip() for x in last.strip("|").split("|"))
+    assert (steps, title) == ("16,384", "Ember, Adafactor decay without cap")
+    run = practice.seeded(practice.CASES["length"][-1], losses)
+    mean = sum(losses[x] for x in run) / len(run)
+    assert unseen == ""
+    assert [float(x) for x in others] == pytest.approx([mean] * 6, abs=1e-3)
+    axes = long_runs.long_runs(study).axes
+    assert [len(axis.lines) for axis in axes] == [4, 4, 4, 4]
+
+
+def test_the_longest_runs_have_the_pairs_of_a_quarter(losses):
+    for arm in ("adam80", practice.UNCAPPED):
+        case = {"arm": arm, "text": "both", "track": True}
+        longest = practice.tuned(case | {"tokens": 16_384 * 1024}, losses)
+        shorter = {"arm": practice.EMBER if arm == practice.UNCAPPED else arm}
+        quarter = practice.tuned(case | shorter | {"tokens": 4096 * 1024}, losses)
+        assert (longest.lr, longest.head_lr) == (quarter.lr, quarter.head_lr)

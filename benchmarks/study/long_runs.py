@@ -1,0 +1,66 @@
+"""What long runs of the second plan measured along the way: tables, rare tokens."""
+
+import dataclasses
+
+from matplotlib.figure import Figure
+
+from benchmarks.common.figures import plt
+from benchmarks.common.store import Run
+from benchmarks.common.tables import markdown
+from benchmarks.study import practice_report
+from benchmarks.study.comparisons import Row, Study
+from benchmarks.study.training import CLASSES
+
+COLORS = {
+    "ember_adafactor": "#d1495b",
+    "ember": "#edae49",
+    "adam80": "#1f77b4",
+    "adam": "#00798c",
+}
+
+
+def rare_tokens(study: Study) -> str:
+    """Returns the loss by the occurrences of the token in training."""
+    cells = []
+    for _, row in practice_report.rows(study, "length"):
+        by_seed = [run["losses_by_class"] for run in runs_of(study, row)]
+        means = [
+            "" if None in losses else f"{sum(losses) / len(losses):.3f}"
+            for losses in zip(*by_seed, strict=True)
+        ]
+        cells.append([f"{row.settings.steps:,}", row.title, *means])
+    return markdown(["steps", "tables", *CLASSES], cells, left=2)
+
+
+def long_runs(study: Study) -> Figure:
+    """RMS of both tables, and their largest step of a row, in the longest runs."""
+    found = [row for _, row in practice_report.rows(study, "length")]
+    longest = max((row.settings.steps for row in found), default=0)
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharex=True, layout="constrained")
+    for row in found:
+        arm = row.settings.arm
+        if row.settings.steps != longest or arm not in COLORS:
+            continue
+        tables = runs_of(study, row)[0]["tables"]
+        for j, table in enumerate(("embed", "lm_head")):
+            for i in range(2):
+                axes[i, j].plot(
+                    [step for step, _ in tables],
+                    [measured[table][i] for _, measured in tables],
+                    color=COLORS[arm],
+                    label=row.title,
+                )
+    for axis, title in zip(axes[0], ("embedding", "head"), strict=True):
+        axis.set(title=title, ylabel="RMS of the table", ylim=(0, None))
+    for axis in axes[1]:
+        axis.set(xlabel="step", ylabel="largest RMS of a row's update", ylim=(0, None))
+    if found:
+        axes[0, 0].legend(fontsize=8)
+    figure.suptitle(f"Tables in runs of {longest:,} steps, each at its best rates")
+    return figure
+
+
+def runs_of(study: Study, row: Row) -> list[Run]:
+    """Returns the records of a row's runs, one for each seed."""
+    runs = [dataclasses.replace(row.settings, seed=seed) for seed in row.losses]
+    return [study.runs[run] for run in runs]
