@@ -4,7 +4,7 @@
 
 Runs `examples.ngram_table` without its table and with it: trained by lazy Ember, by the
 same without columns, and by row-wise Adagrad, each at its best of some learning rates
-(shorter runs, another seed). Takes a quarter of an hour on two cores. Each run is a
+(shorter runs, another seed). Takes half an hour on one core. Each run is a
 line in benchmarks/lazy/ngram_table.jsonl and is not run again.
 """
 

@@ -25,11 +25,11 @@ RIVALS: tuple[Case, ...] = (
 
 def tables(study: Study) -> str:
     """Returns the tables of finished cases, and a list of the unfinished stages."""
-    shown = [
+    found = [
         setting_table(study) if stage == "setting" else elsewhere(study, stage)
         for stage in practice.CASES
     ]
-    return "\n\n".join(filter(None, [*shown, missing(study)]))
+    return "\n\n".join(filter(None, [*found, missing(study)]))
 
 
 def rows(study: Study, stage: str) -> Iterator[tuple[Case, Row]]:
@@ -56,8 +56,8 @@ def setting_table(study: Study) -> str:
             compared = difference(candidate, row, 2)
         else:
             compared = None
-        shown = (str(compared), compared.verdict) if compared else ("", "")
-        cells.append([title(row), *cells_of(row)[1:], *shown, f"`{row.name}`"])
+        verdict = (str(compared), compared.verdict) if compared else ("", "")
+        cells.append([title(row), *cells_of(row)[1:], *verdict, f"`{row.name}`"])
     return markdown([*HEAD, "Ember minus this", "verdict", "name"], cells, left=1)
 
 
@@ -119,7 +119,7 @@ def rule_costs(study: Study) -> str:
             with contextlib.suppress(Unfinished):
                 if case["arm"] == arm:
                     best = practice.tuned(case, study.losses)
-                    costs = [cost(study, best, rule) for rule in rules]
+                    costs = [shown(cost(study, best, rule)) for rule in rules]
                     costs += [""] * (3 - len(rules))  # not fitted yet
                     title = ARMS[arm].title
                     cells.append([where(best), title, *pair_of(best), *costs])
@@ -128,15 +128,27 @@ def rule_costs(study: Study) -> str:
 
 
 def advised_rates(study: Study) -> str:
-    """Returns the rates by the rule, as formulas in the width."""
+    """Returns the rates by the rule, as formulas in the width, and what they cost."""
     cells = []
     for arm in practice.PAIR:
         with contextlib.suppress(Unfinished):
             best = rates(practice.tuned({"arm": arm}, study.losses))
             body = practice.best_body_rate(study.losses)
             tuned = zip((*best, body), POWERS.values(), strict=True)
-            cells.append([ARMS[arm].title, *(formula(*pair) for pair in tuned)])
-    return markdown(["tables", "embedding", "head", "AdamW on the body"], cells)
+            formulas = [formula(*pair) for pair in tuned]
+            cells.append([ARMS[arm].title, *formulas, shown(largest_cost(study, arm))])
+    head = ["tables", "embedding", "head", "AdamW on the body"]
+    return markdown([*head, "largest cost at another width"], cells, left=4)
+
+
+def largest_cost(study: Study, arm: str) -> float | None:
+    """Returns the largest cost of the advised rule at the other widths."""
+    costs = []
+    for case in practice.CASES["width"]:
+        with contextlib.suppress(Unfinished):
+            if case["arm"] == arm:
+                costs.append(cost(study, practice.tuned(case, study.losses)))
+    return max((x for x in costs if x is not None), default=None)
 
 
 def formula(rate: float, power: float) -> str:
@@ -147,7 +159,7 @@ def formula(rate: float, power: float) -> str:
 def advice(study: Study) -> str:
     """Returns Ember's best pair in each situation and what the rule costs there."""
     cells = [
-        [where(best), *pair_of(best), cost(study, best), str(against_adam or "")]
+        [where(best), *pair_of(best), shown(cost(study, best)), str(against_adam or "")]
         for best, against_adam in situations(study)
     ]
     head = ["situation", "embedding", "head", "cost of the rule", "Ember minus Adam"]
@@ -180,13 +192,19 @@ def pair_of(run: Settings) -> tuple[str, str]:
     return f"{run.lr:g}", f"{run.head_lr:g}"
 
 
-def cost(study: Study, best: Settings, rule: scaling.Rule = scaling.ADVISED) -> str:
+def cost(
+    study: Study, best: Settings, rule: scaling.Rule = scaling.ADVISED
+) -> float | None:
     """Returns the cost of a rule's pair against the best pair, if it was tried."""
     main = rates(practice.tuned({"arm": best.arm}, study.losses))
     lr, head_lr = practice.snapped(rule.scale(main, best))
     by_rule = {"lr": head_lr} if best.tied else {"lr": lr, "head_lr": head_lr}
     loss = study.losses.get(dataclasses.replace(best, **by_rule))
-    return "" if loss is None else f"{loss - study.losses[best]:.3f}"
+    return None if loss is None else loss - study.losses[best]
+
+
+def shown(nats: float | None) -> str:
+    return "" if nats is None else f"{nats:.3f}"
 
 
 def place(row: Row) -> Settings:
