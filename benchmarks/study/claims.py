@@ -34,6 +34,7 @@ def claims(study: Study) -> list[list[str]]:
             "undecided",
         ],
         ["the same in a model as people build it", *practice_report.claim(study)],
+        ["the same in longer runs", *practice_report.claim_of_length(study)],
         state(study),
         scaling(found["adam"], "batch"),
         scaling(found["adam"], "width"),

@@ -81,6 +81,23 @@ def claim(study: Study) -> tuple[str, str]:
     return "; ".join(listed) or "not measured yet", "; ".join(verdicts)
 
 
+def claim_of_length(study: Study) -> tuple[str, str]:
+    """Returns finding and verdict against the better Adam in longer runs."""
+    found = {case["arm"]: {} for case in practice.CASES["length"]}
+    for case, row in rows(study, "length"):
+        found[case["arm"]][row.settings.steps] = row
+    findings, verdicts = [], {}
+    for steps, ember in found[EMBER].items():
+        adams = [found[arm][steps] for arm in (ADAM, ADAM80) if steps in found[arm]]
+        if adams:
+            adam = min(adams, key=lambda row: row.mean)
+            compared = difference(ember, adam, len(practice.STEPS))
+            findings.append(f"{steps:,} steps, minus {adam.title}: {compared}")
+            verdicts.setdefault(compared.verdict, []).append(f"{steps:,}")
+    words = [f"{verdict} at {', '.join(at)}" for verdict, at in verdicts.items()]
+    return "; ".join(findings) or "not measured yet", "; ".join(words)
+
+
 def title(row: Row) -> str:
     """Names the optimizer, its weight decay and QK-norm."""
     run = row.settings

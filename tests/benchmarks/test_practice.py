@@ -97,7 +97,7 @@ def test_rates_are_formulas_of_the_width(losses):
     ]
     # The invented best pair is the same at all widths. At 768 the rule divides the
     # head's rate by 8, on the grid of quarter decades by 10.
-    assert float(cost) == math.log10(10) ** 2
+    assert float(cost) == 1
 
 
 def test_advice_compares_with_the_better_adam(losses):
@@ -161,3 +161,10 @@ def test_the_longest_runs_have_the_pairs_of_a_quarter(losses):
         shorter = {"arm": practice.EMBER if arm == practice.UNCAPPED else arm}
         quarter = practice.tuned(case | shorter | {"tokens": 4096 * 1024}, losses)
         assert (longest.lr, longest.head_lr) == (quarter.lr, quarter.head_lr)
+
+
+def test_long_runs_are_claimed_against_the_better_adam(losses):
+    finding, verdict = practice_report.claim_of_length(study_of(losses))
+    assert finding.startswith("1,024 steps, minus Adam (0.9, 0.999): -0.100 [")
+    assert verdict == "better at 1,024, 4,096, 16,384"
+    assert practice_report.claim_of_length(study_of({})) == ("not measured yet", "")
