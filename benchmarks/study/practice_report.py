@@ -23,13 +23,15 @@ RIVALS: tuple[Case, ...] = (
 )
 
 
-def tables(study: Study) -> str:
-    """Returns the tables of finished cases, and a list of the unfinished stages."""
-    found = [
-        setting_table(study) if stage == "setting" else elsewhere(study, stage)
-        for stage in practice.CASES
-    ]
-    return "\n\n".join(filter(None, [*found, missing(study)]))
+def main_setting(study: Study) -> str:
+    """Returns the table of the main setting, and a list of the unfinished stages."""
+    return "\n\n".join(filter(None, [setting_table(study), missing(study)]))
+
+
+def other_settings(study: Study) -> str:
+    """Returns a table for each other stage that has finished cases."""
+    others = [stage for stage in practice.CASES if stage != "setting"]
+    return "\n\n".join(filter(None, [elsewhere(study, stage) for stage in others]))
 
 
 def rows(study: Study, stage: str) -> Iterator[tuple[Case, Row]]:

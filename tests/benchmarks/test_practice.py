@@ -127,18 +127,24 @@ def test_powers_are_fitted_to_quarters():
     assert rule.scale((1.0, 1.0), run) == pytest.approx((2, 4**-1 * 4**0.25))
 
 
+def shown(losses):
+    study = study_of(losses)
+    parts = practice_report.main_setting(study), practice_report.other_settings(study)
+    return "\n\n".join(filter(None, parts))
+
+
 def test_tables_show_what_is_finished_and_name_the_rest(losses):
-    text = practice_report.tables(study_of(losses))
+    text = shown(losses)
     assert "Not measured" not in text
     for stage, cases in practice.CASES.items():
         assert text.count(f"`practice_{stage}/") == len(cases)
     widest = {run: x for run, x in losses.items() if run.width == 768}
-    text = practice_report.tables(study_of(dict(losses.items() - widest.items())))
+    text = shown(dict(losses.items() - widest.items()))
     assert "width (2 of 6)" in text
     empty = study_of({})
     assert practice_report.rule_costs(empty) == "Not measured yet."
     assert practice_report.advice(empty) == "Not measured yet."
-    assert practice_report.tables(empty).startswith("Not measured yet: setting")
+    assert shown({}).startswith("Not measured yet: setting")
 
 
 def test_long_runs_show_rare_tokens_and_tables(losses):
