@@ -100,6 +100,27 @@ def claim_of_length(study: Study) -> tuple[str, str]:
     return "; ".join(findings) or "not measured yet", "; ".join(words)
 
 
+def unfinished_long_runs(study: Study) -> str:
+    """Returns the lowest losses in searches of long runs that are not finished."""
+    finished = [case for case, _ in rows(study, "length")]
+    found = {}
+    for case in practice.CASES["length"]:
+        with contextlib.suppress(Unfinished):
+            base = practice.untuned(case, study.losses)
+            tried = [
+                loss
+                for run, loss in study.losses.items()
+                if dataclasses.replace(run, lr=base.lr, head_lr=None) == base
+            ]
+            if tried and case not in finished:
+                loss = f"{min(tried):.3f} with {ARMS[base.arm].title}"
+                found.setdefault(base.steps, []).append(loss)
+    return "; ".join(
+        f"{steps:,} steps, searches not finished, one seed: {', '.join(words)}"
+        for steps, words in found.items()
+    )
+
+
 def title(row: Row) -> str:
     """Names the optimizer, its weight decay and QK-norm."""
     run = row.settings

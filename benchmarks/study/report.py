@@ -77,6 +77,8 @@ def headline(study: Study) -> str:
     rivals = practice_report.rivals(study)
     listed = ", ".join(f"{x.mean:+.3f} for {name}" for name, x in rivals.items())
     longer, _ = practice_report.claim_of_length(study)
+    if unfinished := practice_report.unfinished_long_runs(study):
+        longer += f"; {unfinished}"
     found = planned(study)
     adam, constant = (
         {v: [c for c in found[key] if c.difference.verdict == v] for v in VERDICTS}
