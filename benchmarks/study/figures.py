@@ -1,6 +1,5 @@
 """The figures of README.md, docs/evidence.md and docs/choosing.md."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ from scipy.interpolate import griddata
 
 from benchmarks.common.figures import ADAM, EMBER, plt, save
 from benchmarks.common.intervals import Interval
-from benchmarks.common.search import Pair
 from benchmarks.study import long_runs, practice_report, stages
 from benchmarks.study.comparisons import ADAMS, CANDIDATE, Study, planned, setting
 
@@ -20,20 +18,12 @@ def draw_all(study: Study, directory: Path) -> None:
         save(draw(study), directory / f"{draw.__name__}.png")
 
 
-def losses_by_pair(study: Study, arm: str) -> dict[Pair, float]:
-    """Returns all losses of an arm in the main setting with the seed of the search."""
-    base = stages.untuned({"arm": arm}, study.losses)
-    return {
-        stages.rates(run): loss
-        for run, loss in study.losses.items()
-        if run.head_lr is not None
-        and dataclasses.replace(base, lr=run.lr, head_lr=run.head_lr) == run
-    }
-
-
 def lr_grid(study: Study) -> Figure:
     """Loss by both learning rates, for Ember and for Adam."""
-    found = {arm: losses_by_pair(study, arm) for arm in (CANDIDATE, ADAMS[0])}
+    found = {
+        arm: stages.tried(stages.untuned({"arm": arm}, study.losses), study.losses)
+        for arm in (CANDIDATE, ADAMS[0])
+    }
     lowest = min(min(losses.values()) for losses in found.values())
     levels = [0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8]
     shades = plt.get_cmap("viridis_r")(np.linspace(0, 1, len(levels)))

@@ -4,7 +4,7 @@ import dataclasses
 
 from matplotlib.figure import Figure
 
-from benchmarks.common.figures import plt
+from benchmarks.common.figures import ADAM, EMBER, plt
 from benchmarks.common.store import Run
 from benchmarks.common.tables import markdown
 from benchmarks.study import practice_report
@@ -12,9 +12,9 @@ from benchmarks.study.comparisons import Row, Study
 from benchmarks.study.training import CLASSES
 
 COLORS = {
-    "ember_adafactor": "#d1495b",
+    "ember_adafactor": EMBER,
     "ember": "#edae49",
-    "adam80": "#1f77b4",
+    "adam80": ADAM,
     "adam": "#00798c",
 }
 

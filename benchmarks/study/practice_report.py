@@ -11,7 +11,7 @@ from benchmarks.study.arms import ARMS
 from benchmarks.study.comparisons import HEAD, Row, Study, cells_of, difference
 from benchmarks.study.practice import ADAM, ADAM80, EMBER, NANOCHAT
 from benchmarks.study.settings import Settings
-from benchmarks.study.stages import Case, Unfinished, name_of, rates
+from benchmarks.study.stages import Case, Unfinished, name_of, rates, tried
 from examples.lm.optimizer import POWERS
 
 MAIN = "width 96, 256 steps of 1,024 tokens"
@@ -107,13 +107,9 @@ def unfinished_long_runs(study: Study) -> str:
     for case in practice.CASES["length"]:
         with contextlib.suppress(Unfinished):
             base = practice.untuned(case, study.losses)
-            tried = [
-                loss
-                for run, loss in study.losses.items()
-                if dataclasses.replace(run, lr=base.lr, head_lr=None) == base
-            ]
-            if tried and case not in finished:
-                loss = f"{min(tried):.3f} with {ARMS[base.arm].title}"
+            losses = tried(base, study.losses).values()
+            if losses and case not in finished:
+                loss = f"{min(losses):.3f} with {ARMS[base.arm].title}"
                 found.setdefault(base.steps, []).append(loss)
     return "; ".join(
         f"{steps:,} steps, searches not finished, one seed: {', '.join(words)}"

@@ -199,6 +199,16 @@ def losses_by_pair(
     return losses_at
 
 
+def tried(base: Settings, losses: Losses) -> dict[Pair, float]:
+    """Returns all finished losses of `base`, by learning rates of its tables."""
+    return {
+        rates(run): loss
+        for run, loss in losses.items()
+        if run.head_lr is not None
+        and dataclasses.replace(base, lr=run.lr, head_lr=run.head_lr) == run
+    }
+
+
 def searched(case: Case, losses: Losses) -> dict[Pair, float]:
     """Returns the losses in the search of a case, by learning rates of its tables."""
     losses_at = losses_by_pair(untuned(case, losses), losses)
