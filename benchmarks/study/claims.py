@@ -7,7 +7,7 @@ from benchmarks.common import store
 from benchmarks.common.intervals import Interval
 from benchmarks.geometry import report as geometry
 from benchmarks.post_training import report as post_training
-from benchmarks.study import practice_report
+from benchmarks.study import practice, practice_report
 from benchmarks.study.comparisons import (
     CANDIDATE,
     Comparison,
@@ -42,6 +42,11 @@ def claims(study: Study) -> list[list[str]]:
         narrow(found["arms"]),
         ["ours: the same at eleven times the size", *counted(found["large"])],
         [decay, *counted(found["constant"])],
+        ["the same in longer runs", *practice_report.claim_of_length(study, ["ember"])],
+        [
+            "ours: a cap of 0.999 costs nothing in long runs",
+            *practice_report.claim_of_length(study, [practice.UNCAPPED]),
+        ],
         mixed(study),
     ]
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from benchmarks.common.intervals import Interval
 from benchmarks.common.tables import markdown, paragraphs
@@ -52,15 +52,22 @@ def setting_table(study: Study) -> str:
         return ""
     cells = []
     for case, row in sorted(found, key=lambda pair: pair[1].mean):
-        if case in RIVALS:
-            compared = difference(candidate, row, len(RIVALS))
-        elif "weight_decay" in case:
-            compared = difference(candidate, row, 2)
-        else:
-            compared = None
-        verdict = (str(compared), compared.verdict) if compared else ("", "")
+        verdict = "", ""
+        if case in RIVALS or "weight_decay" in case:
+            compared = difference(candidate, row, size_of_family("setting", case))
+            verdict = str(compared), compared.verdict
         cells.append([title(row), *cells_of(row)[1:], *verdict, f"`{row.name}`"])
     return markdown([*HEAD, "Ember minus this", "verdict", "name"], cells, left=1)
+
+
+def size_of_family(stage: str, case: Case) -> int:
+    """Returns the number of comparisons in the family of a rival, by the plan."""
+    if stage == "length" and case["arm"] not in (ADAM, ADAM80):
+        return 2  # decays
+    if stage == "setting":
+        return 2 if "weight_decay" in case else len(RIVALS)
+    places = sum(case["arm"] == EMBER for case in practice.CASES[stage])
+    return places + (stage == "width")  # and width 96
 
 
 def rivals(study: Study) -> dict[str, Interval]:
@@ -83,18 +90,21 @@ def claim(study: Study) -> tuple[str, str]:
     return "; ".join(listed) or "not measured yet", "; ".join(verdicts)
 
 
-def claim_of_length(study: Study) -> tuple[str, str]:
-    """Returns finding and verdict against the better Adam in longer runs."""
+def claim_of_length(
+    study: Study, arms: Sequence[str] = (ADAM, ADAM80)
+) -> tuple[str, str]:
+    """Returns finding and verdict against the best of some arms in longer runs."""
     found = {case["arm"]: {} for case in practice.CASES["length"]}
     for case, row in rows(study, "length"):
         found[case["arm"]][row.settings.steps] = row
     findings, verdicts = [], {}
+    size = size_of_family("length", {"arm": arms[0]})
     for steps, ember in found[EMBER].items():
-        adams = [found[arm][steps] for arm in (ADAM, ADAM80) if steps in found[arm]]
-        if adams:
-            adam = min(adams, key=lambda row: row.mean)
-            compared = difference(ember, adam, len(practice.STEPS))
-            findings.append(f"{steps:,} steps, minus {adam.title}: {compared}")
+        rivals = [found[arm][steps] for arm in arms if steps in found[arm]]
+        if rivals:
+            rival = min(rivals, key=lambda row: row.mean)
+            compared = difference(ember, rival, size)
+            findings.append(f"{steps:,} steps, minus {rival.title}: {compared}")
             verdicts.setdefault(compared.verdict, []).append(f"{steps:,}")
     words = [f"{verdict} at {', '.join(at)}" for verdict, at in verdicts.items()]
     return "; ".join(findings) or "not measured yet", "; ".join(words)
@@ -139,7 +149,7 @@ def elsewhere(study: Study, stage: str) -> str:
         ember = embers.get(place(row))
         compared = ""
         if ember is not None and case["arm"] != EMBER:
-            compared = str(difference(ember, row, len(embers)))
+            compared = str(difference(ember, row, size_of_family(stage, case)))
         cells.append([where(row.settings), *cells_of(row), compared, f"`{row.name}`"])
     return markdown(["setting", *HEAD, "Ember minus this", "name"], cells, left=2)
 
@@ -211,12 +221,11 @@ def situations(study: Study) -> list[tuple[Settings, Interval | None]]:
             if case["arm"] != EMBER or "weight_decay" in case:
                 continue
             adams = [
-                row
+                (row.mean, difference(ember, row, size_of_family(stage, other)))
                 for other, row in finished
                 if other["arm"] in (ADAM80, ADAM) and place(row) == place(ember)
             ]
-            adam = min(adams, key=lambda row: row.mean, default=None)
-            against_adam = difference(ember, adam) if adam else None
+            against_adam = min(adams)[1] if adams else None
             found.append((practice.tuned(case, study.losses), against_adam))
     return found
 
