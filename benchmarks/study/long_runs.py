@@ -1,6 +1,7 @@
-"""What long runs of the second plan measured along the way: tables, rare tokens."""
+"""What runs of the second plan measured besides their loss: tables, rare tokens."""
 
 import dataclasses
+from collections.abc import Iterable
 
 from matplotlib.figure import Figure
 
@@ -19,17 +20,29 @@ COLORS = {
 }
 
 
+ENOUGH = 1000
+"""Tokens of a class, over all seeds, for a mean loss that is worth showing."""
+
+
 def rare_tokens(study: Study) -> str:
-    """Returns the loss by the occurrences of the token in training."""
+    """Returns the loss on held-out tokens by their occurrences in training."""
     cells = []
-    for _, row in practice_report.rows(study, "length"):
-        by_seed = [run["losses_by_class"] for run in runs_of(study, row)]
-        means = [
-            "" if None in losses else f"{sum(losses) / len(losses):.3f}"
-            for losses in zip(*by_seed, strict=True)
-        ]
-        cells.append([f"{row.settings.steps:,}", row.title, *means])
-    return markdown(["steps", "tables", *CLASSES], cells, left=2)
+    for _, row in practice_report.rows(study, "vocabulary"):
+        by_seed = [run["held_out_by_class"] for run in runs_of(study, row)]
+        means = map(mean_loss, zip(*by_seed, strict=True))
+        cells.append([f"{row.settings.vocab:,}", row.title, *means])
+    if not cells:
+        return "Not measured yet."
+    return markdown(["vocabulary", "tables", *CLASSES], cells, left=2)
+
+
+def mean_loss(by_seed: Iterable[tuple[float | None, int]]) -> str:
+    """Returns the mean over all tokens of a class; nothing for a few tokens."""
+    found = [(loss, n) for loss, n in by_seed if loss is not None]
+    total = sum(n for _, n in found)
+    return (
+        f"{sum(loss * n for loss, n in found) / total:.3f}" if total >= ENOUGH else ""
+    )
 
 
 def long_runs(study: Study) -> Figure:

@@ -62,8 +62,8 @@ CASES: dict[str, list[Case]] = {
         for arm in (*LONG, *(UP_TO_4096 if steps <= 4096 else (UNCAPPED,)))
     ],
     "vocabulary": [
-        {"arm": arm, "width": 192, "text": "linux", "vocab": vocab}
-        for vocab, arm in itertools.product(VOCABULARIES, PAIR)
+        {"arm": arm, "width": 192, "text": "linux", "track": True, "vocab": vocab}
+        for vocab, arm in itertools.product(VOCABULARIES, ARMS)
     ],
     "tied": [
         {"arm": arm, "tied": True, "width": width}
@@ -142,7 +142,7 @@ def starts_of(case: Case, losses: Losses) -> list[Pair]:
     A longer run has the best pair of a quarter of its length. Everything else has the
     pairs of two rules.
     """
-    if "track" in case and case["tokens"] > STEPS[0] * 1024:
+    if case.get("tokens", 0) > STEPS[0] * 1024 and "track" in case:
         arm = EMBER if case["arm"] == UNCAPPED else case["arm"]
         quarter = case | {"arm": arm, "tokens": case["tokens"] // 4}
         return [rates(tuned(quarter, losses))]

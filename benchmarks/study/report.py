@@ -64,7 +64,7 @@ def parts(results: Path = RESULTS) -> dict[str, str]:
         "study.rates": practice_report.advised_rates(study),
         "study.advice": practice_report.advice(study),
         "study.rule": practice_report.rule_costs(study),
-        "study.long": long_runs.rare_tokens(study),
+        "study.rare_loss": long_runs.rare_tokens(study),
     }
 
 
@@ -187,11 +187,11 @@ def rare_tokens(study: Study) -> str:
         errors = []
         for run in stages.seeded(case, study.losses):
             measured = np.array(study.runs[run]["frequency_errors"], float)[::-1]
-            columns = measured[:, 1:].T
+            columns = measured[:, 2:].T  # validation has a dozen tokens of class 0
             errors.append([np.interp(loss, measured[:, 0], x) for x in columns])
         means = [f"{x:+.2f}" for x in np.nanmean(errors, axis=0)]
         cells.append([row.title, f"{row.mean:.3f}", *means])
-    head = ["tables", "final loss", *CLASSES]
+    head = ["tables", "final loss", *CLASSES[1:]]
     note = (
         f"Log(predicted / actual) at a validation loss of {loss:.3f}, by occurrences:"
     )

@@ -236,22 +236,28 @@ def execute(run: Settings, tokens: text.Tokens, vocab_size: int) -> dict[str, An
         "seconds": round(time.perf_counter() - start, 1),
     }
     if run.track:
-        by_class = losses_by_class(functions, state.params, validation, counts)
-        result |= {"tables": tracked, "losses_by_class": by_class}
+        # Rare tokens are rare in validation as well: take all text that is held out.
+        n_batches = len(tokens.validation) // (size * run.window)
+        held_out = text.validation_batches(
+            tokens.validation, run.window, size, n_batches
+        )
+        by_class = losses_by_class(functions, state.params, held_out, counts)
+        result |= {"tables": tracked, "held_out_by_class": by_class}
     return result | ({"frequency_errors": measured} if run.frequencies else {})
 
 
 def losses_by_class(
     functions: Functions, params: Any, batches: list[np.ndarray], counts: np.ndarray
-) -> list[float | None]:
-    """Returns the mean loss of the tokens in each class by `EDGES`."""
+) -> list[tuple[float | None, int]]:
+    """Returns mean loss and number of the tokens in each class by `EDGES`."""
     losses = np.concatenate(
         [np.asarray(functions.losses(params, batch)).ravel() for batch in batches]
     )
     targets = np.concatenate([batch[:, 1:].ravel() for batch in batches])
     classes = np.digitize(counts, EDGES)[targets]
     found = [losses[classes == i] for i in range(len(EDGES) + 1)]
-    return [round(float(x.mean()), 4) if x.size else None for x in found]
+    means = [round(float(x.mean()), 4) if x.size else None for x in found]
+    return list(zip(means, [x.size for x in found], strict=True))
 
 
 def frequency_error(

@@ -40,7 +40,7 @@ def record_of(run: Settings, loss: float) -> dict:
         "settings": dataclasses.asdict(run),
         "frequency_errors": measured if run.frequencies else None,
         "tables": [[8, {"embed": [1.0, 0.1], "lm_head": [0.5, 0.01]}]],
-        "losses_by_class": [None, *[loss] * 6],
+        "held_out_by_class": [(None, 0), (loss, 100), *[(loss, 1000)] * 5],
         "validation_loss": loss,
         "table_state_bytes": 1000,
         "seconds": 1.0,

@@ -44,8 +44,10 @@ def test_a_run_tracks_tables_steps_and_rare_tokens(monkeypatch):
     _, tables = result["tables"][0]
     assert tables["lm_head"] == [0, 0]
     assert tables["embed"][0] == pytest.approx(1, rel=0.1)
-    by_class = [x for x in result["losses_by_class"] if x is not None]
-    np.testing.assert_allclose(by_class, math.log(VOCAB), rtol=1e-4)
+    losses, sizes = zip(*result["held_out_by_class"], strict=True)
+    found = [x for x in losses if x is not None]
+    np.testing.assert_allclose(found, math.log(VOCAB), rtol=1e-4)
+    assert 1900 < sum(sizes) < 2000  # of 2,000 tokens, without the incomplete batch
 
 
 def test_a_run_for_an_accelerator(monkeypatch):
@@ -147,16 +149,18 @@ def test_tables_show_what_is_finished_and_name_the_rest(losses):
     assert shown({}).startswith("Not measured yet: setting")
 
 
-def test_long_runs_show_rare_tokens_and_tables(losses):
-    study = study_of(losses)
-    *_, last = long_runs.rare_tokens(study).splitlines()
-    steps, title, unseen, *others = (x.strip() for x in last.strip("|").split("|"))
-    assert (steps, title) == ("16,384", "Ember, Adafactor decay without cap")
-    run = practice.seeded(practice.CASES["length"][-1], losses)
+def test_large_vocabularies_show_rare_tokens(losses):
+    *_, last = long_runs.rare_tokens(study_of(losses)).splitlines()
+    vocab, title, *empty, a, b, c, d, e = (x.strip() for x in last[1:-1].split("|"))
+    assert (vocab, title) == ("50,304", "Adam (0.9, 0.999)")
+    run = practice.seeded(practice.CASES["vocabulary"][-1], losses)
     mean = sum(losses[x] for x in run) / len(run)
-    assert unseen == ""
-    assert [float(x) for x in others] == pytest.approx([mean] * 6, abs=1e-3)
-    axes = long_runs.long_runs(study).axes
+    assert empty == ["", ""]  # no token, and too few
+    assert [float(x) for x in (a, b, c, d, e)] == pytest.approx([mean] * 5, abs=1e-3)
+
+
+def test_long_runs_show_their_tables(losses):
+    axes = long_runs.long_runs(study_of(losses)).axes
     assert [len(axis.lines) for axis in axes] == [4, 4, 4, 4]
 
 
