@@ -52,9 +52,9 @@ def pages() -> dict[Path, str]:
         parts |= subject.parts()
     found: dict[Path, str] = {}
     used = set()
-    study_tables = ROOT / "benchmarks" / "study" / "TABLES.md"
+    tables = sorted((ROOT / "benchmarks").glob("*/TABLES.md"))
     docs = sorted((ROOT / "docs").glob("*.md"))
-    for path in (ROOT / "README.md", study_tables, *docs):
+    for path in (ROOT / "README.md", *tables, *docs):
         names = [match["name"] for match in PART.finditer(path.read_text())]
         used |= set(names)
         if names:
