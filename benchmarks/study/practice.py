@@ -61,6 +61,11 @@ CASES: dict[str, list[Case]] = {
         for steps in STEPS
         for arm in (*LONG, *(UP_TO_4096 if steps <= 4096 else (UNCAPPED,)))
     ],
+    # The longest run at the pair of the shortest: what the rule advises.
+    "advised": [
+        {"arm": EMBER, "text": "both", "track": True, "tokens": STEPS[-1] * 1024}
+        | {"lr": 1.0, "head_lr": 0.032}
+    ],
     "vocabulary": [
         {"arm": arm, "width": 192, "text": "linux", "track": True, "vocab": vocab}
         for vocab, arm in itertools.product(VOCABULARIES, ARMS)
@@ -115,6 +120,8 @@ def seeded(case: Case, losses: Losses) -> list[Settings]:
 def tuned(case: Case, losses: Losses) -> Settings:
     """Returns a case at its best pair, with the seed of the search."""
     base = untuned(case, losses)
+    if "lr" in case:
+        return base
     if base.steps == STEPS[-1]:  # too long for a search
         ((lr, head_lr),) = starts_of(case, losses)
         return dataclasses.replace(base, lr=lr, head_lr=head_lr)
@@ -188,8 +195,8 @@ def snapped(pair: Pair) -> Pair:
 
 
 def untuned(case: Case, losses: Losses) -> Settings:
-    """Returns the settings of a case without rates of its tables."""
-    run = Settings(lr=math.nan, body_lr=math.nan, practice=True, **case)
+    """Returns the settings of a case, whose tables have rates only if it names them."""
+    run = Settings(**{"lr": math.nan, "body_lr": math.nan, "practice": True} | case)
     # The usual rules for tokens in a step and for width.
     width, tokens = scaling.relative_size(run)
     body_lr = float(f"{best_body_rate(losses) * math.sqrt(tokens / width):.3g}")

@@ -218,7 +218,7 @@ def situations(study: Study) -> list[tuple[Settings, Interval | None]]:
     for stage in practice.CASES:
         finished = list(rows(study, stage))
         for case, ember in finished:
-            if case["arm"] != EMBER or "weight_decay" in case:
+            if case["arm"] != EMBER or case.keys() & {"weight_decay", "lr"}:
                 continue
             adams = [
                 (row.mean, difference(ember, row, size_of_family(stage, other)))
