@@ -92,10 +92,14 @@ def as_in_practice(study: Study) -> Figure:
     """The candidate minus its rivals in a model as people build it."""
     main, *others = practice_report.situations(study)
     found = {
-        f"{name}, {practice_report.where(main[0])}": x
+        f"{name}, {practice_report.where(main.best)}": x
         for name, x in practice_report.rivals(study).items()
     }
-    found |= {f"better Adam, {practice_report.where(run)}": x for run, x in others if x}
+    found |= {
+        f"better Adam, {practice_report.where(x.best)}": x.lead
+        for x in others
+        if x.lead
+    }
     figure, axis = plt.subplots(
         figsize=(8, 1.6 + 0.42 * len(found)), layout="constrained"
     )

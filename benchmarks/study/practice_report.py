@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from benchmarks.common.intervals import Interval
 from benchmarks.common.tables import markdown, paragraphs
@@ -11,7 +12,7 @@ from benchmarks.study.arms import ARMS
 from benchmarks.study.comparisons import HEAD, Row, Study, cells_of, difference
 from benchmarks.study.practice import ADAM, ADAM80, EMBER, NANOCHAT
 from benchmarks.study.settings import Settings
-from benchmarks.study.stages import Case, Unfinished, name_of, rates, tried
+from benchmarks.study.stages import Case, Unfinished, name_of, rates
 from examples.lm.optimizer import POWERS
 
 MAIN = "width 96, 256 steps of 1,024 tokens"
@@ -110,23 +111,6 @@ def claim_of_length(
     return "; ".join(findings) or "not measured yet", "; ".join(words)
 
 
-def unfinished_long_runs(study: Study) -> str:
-    """Returns the lowest losses in searches of long runs that are not finished."""
-    finished = [case for case, _ in rows(study, "length")]
-    found = {}
-    for case in practice.CASES["length"]:
-        with contextlib.suppress(Unfinished):
-            base = practice.untuned(case, study.losses)
-            losses = tried(base, study.losses).values()
-            if losses and case not in finished:
-                loss = f"{min(losses):.3f} with {ARMS[base.arm].title}"
-                found.setdefault(base.steps, []).append(loss)
-    return "; ".join(
-        f"{steps:,} steps, searches not finished, one seed: {', '.join(words)}"
-        for steps, words in found.items()
-    )
-
-
 def title(row: Row) -> str:
     """Names the optimizer, its weight decay and QK-norm."""
     run = row.settings
@@ -205,15 +189,24 @@ def formula(rate: float, power: float) -> str:
 def advice(study: Study) -> str:
     """Returns Ember's best pair in each situation and what the rule costs there."""
     cells = [
-        [where(best), *pair_of(best), shown(cost(study, best)), str(against_adam or "")]
-        for best, against_adam in situations(study)
+        [where(x.best), *pair_of(x.best), shown(x.cost), str(x.lead or "")]
+        for x in situations(study)
     ]
     head = ["situation", "embedding", "head", "cost of the rule", "Ember minus Adam"]
     return markdown(head, cells, left=1) if cells else "Not measured yet."
 
 
-def situations(study: Study) -> list[tuple[Settings, Interval | None]]:
-    """Returns Ember's best run in each situation, and Ember minus the better Adam."""
+class Situation(NamedTuple):
+    """Ember in one setting."""
+
+    best: Settings  # the run of the search
+    cost: float | None  # of the rule's pair against the best pair
+    lead: Interval | None  # Ember minus the better Adam
+
+
+def situations(study: Study) -> list[Situation]:
+    """Returns all settings in which Ember's runs are finished."""
+    advised = {place(row): row for _, row in rows(study, "advised")}
     found = []
     for stage in practice.CASES:
         finished = list(rows(study, stage))
@@ -225,8 +218,11 @@ def situations(study: Study) -> list[tuple[Settings, Interval | None]]:
                 for other, row in finished
                 if other["arm"] in (ADAM80, ADAM) and place(row) == place(ember)
             ]
-            against_adam = min(adams)[1] if adams else None
-            found.append((practice.tuned(case, study.losses), against_adam))
+            lead = min(adams)[1] if adams else None
+            best = practice.tuned(case, study.losses)
+            by_advice = advised.get(place(ember))
+            price = by_advice.mean - ember.mean if by_advice else cost(study, best)
+            found.append(Situation(best, price, lead))
     return found
 
 

@@ -76,9 +76,7 @@ def headline(study: Study) -> str:
     """Returns the results against Adam and against a constant b2, as a paragraph."""
     rivals = practice_report.rivals(study)
     listed = ", ".join(f"{x.mean:+.3f} for {name}" for name, x in rivals.items())
-    longer, _ = practice_report.claim_of_length(study)
-    if unfinished := practice_report.unfinished_long_runs(study):
-        longer += f"; {unfinished}"
+    longer, verdicts = practice_report.claim_of_length(study)
     found = planned(study)
     adam, constant = (
         {v: [c for c in found[key] if c.difference.verdict == v] for v in VERDICTS}
@@ -89,8 +87,8 @@ def headline(study: Study) -> str:
     return paragraphs(
         f"""**In a model as people build it**, each optimizer with a pair of learning
         rates searched for it, Ember's validation loss minus the rival's is {listed}
-        after 256 steps (figure). In longer runs the better Adam comes closer: {longer}.
-        In an earlier plan, with a small initial embedding and no norm behind
+        after 256 steps (figure). **In longer runs the lead shrinks**: {longer};
+        {verdicts}. In an earlier plan, with a small initial embedding and no norm behind
         it, the loss is lower than tuned Adam's in {len(adam["better"])} of
         {len(found["adam"])} settings, by {means[0]:.3f} to {means[-1]:.3f} nats,
         non-inferior in {len(adam["non-inferior"])} (the 95% interval ends below

@@ -178,14 +178,3 @@ def test_long_runs_are_claimed_against_the_better_adam(losses):
     assert finding.startswith("1,024 steps, minus Adam (0.9, 0.999): -0.100 [")
     assert verdict == "better at 1,024, 4,096, 16,384"
     assert practice_report.claim_of_length(study_of({})) == ("not measured yet", "")
-    assert practice_report.unfinished_long_runs(study_of(losses)) == ""
-
-
-def test_unfinished_searches_of_long_runs_are_named(losses):
-    runs = {run for run in losses if run.steps == 4096 and run.arm == "adam"}
-    left = {run: x for run, x in losses.items() if run not in runs or not run.seed}
-    best = min(losses[run] for run in runs if not run.seed)
-    assert practice_report.unfinished_long_runs(study_of(left)) == (
-        f"4,096 steps, searches not finished, one seed: {best:.3f} with"
-        " Adam (0.9, 0.999)"
-    )
