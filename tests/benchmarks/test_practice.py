@@ -177,4 +177,6 @@ def test_long_runs_are_claimed_against_the_better_adam(losses):
     finding, verdict = practice_report.claim_of_length(study_of(losses))
     assert finding.startswith("1,024 steps, minus Adam (0.9, 0.999): -0.100 [")
     assert verdict == "better at 1,024, 4,096, 16,384"
+    _, verdict = practice_report.claim_of_length(study_of(losses), ["ember"])
+    assert verdict == "non-inferior at 1,024, 4,096, 16,384"
     assert practice_report.claim_of_length(study_of({})) == ("not measured yet", "")
