@@ -1,4 +1,4 @@
-"""Tables of docs/post_training.md."""
+"""Tables of docs/post_training.md, and all tables next to the results."""
 
 import statistics
 from collections.abc import Callable, Iterable
