@@ -18,15 +18,13 @@ AxisName = str | tuple[str, ...] | None
 class AxisNames(NamedTuple):
     """Mesh axes that all tables are sharded over inside `jax.shard_map`."""
 
-    rows: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
 
     @classmethod
-    def from_partition_spec(
-        cls, names: tuple[AxisName, AxisName] | None
-    ) -> "AxisNames":
+    def from_partition_spec(cls, names: tuple[AxisName, AxisName]) -> "AxisNames":
         """Reads the two entries of a PartitionSpec."""
-        return cls(*_entries(P(*names), 2)) if names else cls()
+        return cls(*_entries(P(*names), 2))
 
     def sizes(self) -> tuple[int, int]:
         """Numbers of shards of the rows and of the columns."""

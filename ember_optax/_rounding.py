@@ -121,7 +121,7 @@ def _hash(shape: tuple[int, ...], key: jax.Array) -> jax.Array:
     for axis in range(len(shape)):
         position = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
         bits = _mix(bits ^ (position * jnp.uint32(0x9E3779B9)))
-    return jnp.broadcast_to(bits, shape)
+    return bits
 
 
 def _mix(x: jax.Array) -> jax.Array:

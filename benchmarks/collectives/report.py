@@ -42,11 +42,8 @@ def _cell(by_kind: dict[str, dict[str, int]]) -> str:
     if not by_kind:
         return "none"
     numbers = [f"{x['number']} {ABBREVIATIONS[op]}" for op, x in by_kind.items()]
-    return f"{' + '.join(numbers)}, {_megabytes(_total(by_kind))}"
-
-
-def _total(by_kind: dict[str, dict[str, int]]) -> int:
-    return sum(x["bytes"] for x in by_kind.values())
+    total = sum(x["bytes"] for x in by_kind.values())
+    return f"{' + '.join(numbers)}, {_megabytes(total)}"
 
 
 def _megabytes(n_bytes: int) -> str:

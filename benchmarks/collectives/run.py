@@ -10,7 +10,6 @@ minutes, is compiled for one mesh only. Writes benchmarks/collectives/results.js
 
 import argparse
 import itertools
-import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +25,7 @@ from tqdm import tqdm
 import ember_optax
 from benchmarks.collectives.report import RESULTS, SHOWN
 from benchmarks.common import store
+from examples.lm.cost import bytes_per_device
 from tests.compiling import compile_on_mesh, sharded_state, tpu_devices
 from tests.hlo import collectives
 
@@ -43,11 +43,6 @@ OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "Adam": lambda _: optax.adam(1e-3),
     "Muon": lambda _: contrib.muon(1e-2),
 }
-
-
-def devices_of(name: str) -> list[Any]:
-    """Returns the devices of a mesh in MESHES."""
-    return jax.devices("cpu")[:8] if name == "CPU" else tpu_devices(name)
 
 
 def measure(
@@ -79,16 +74,9 @@ def measure(
             op: {"number": n, "bytes": sum(c.bytes for c in found if c.op == op)}
             for op, n in sorted(numbers.items())
         },
-        "state_bytes": sum(
-            map(_shard_bytes, jax.tree.leaves(sharded_state(tx, params)))
-        ),
+        "state_bytes": bytes_per_device(sharded_state(tx, params)),
         "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
     }
-
-
-def _shard_bytes(x: jax.ShapeDtypeStruct) -> int:
-    assert x.sharding is not None
-    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
 def main() -> None:
@@ -108,9 +96,9 @@ def main() -> None:
     ]
     for name, optimizer, layout in (progress := tqdm(cases)):
         progress.set_description(f"{name}, {optimizer}, {layout}")
-        mesh = jax.make_mesh(
-            MESHES[name], ("x", "y"), (AxisType.Auto,) * 2, devices=devices_of(name)
-        )
+        devices = jax.devices("cpu")[:8] if name == "CPU" else tpu_devices(name)
+        auto = (AxisType.Auto,) * 2
+        mesh = jax.make_mesh(MESHES[name], ("x", "y"), auto, devices=devices)
         measured[name][optimizer][layout] = measure(mesh, layout, optimizer, shape)
     content = {"tables": [shape, shape[::-1]], "measured": measured}
     store.write_object(RESULTS, content, "libtpu")

@@ -21,14 +21,6 @@ plt.rcParams |= {
 }
 
 
-def color(optimizer: str) -> str:
-    """Returns the color of an optimizer, given its key or its title."""
-    name = optimizer.lower()
-    if name.startswith("ember"):
-        return EMBER
-    return ADAM if name.startswith("adam") else OTHER
-
-
 def save(figure: Figure, path: Path) -> None:
     """Writes and closes a figure."""
     figure.savefig(path)

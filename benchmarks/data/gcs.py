@@ -30,16 +30,8 @@ def serve() -> Iterator[str]:
     os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
     with tempfile.TemporaryDirectory() as root:
         Path(root, "bucket").mkdir()
-        command = [
-            binary,
-            "-scheme",
-            "http",
-            "-host",
-            "127.0.0.1",
-            "-external-url",
-            url,
-        ]
-        command += ["-port", str(port), "-filesystem-root", root, "-log-level", "error"]
+        command = [binary, *"-scheme http -host 127.0.0.1 -log-level error".split()]
+        command += ["-external-url", url, "-port", str(port), "-filesystem-root", root]
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
             try:
                 while True:

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.common import store
-from benchmarks.common.search import best_rate
 from benchmarks.common.store import Run
 from benchmarks.lazy.report import NGRAM_TABLE, SWEPT_SEED
 from ember_optax import lazy
@@ -62,7 +61,7 @@ def main() -> None:
         return train(args.rows, args.sweep_steps, SWEPT_SEED, rule, rate)
 
     best = {
-        rule: best_rate({rate: loss_at(rule, rate) for rate in rates})
+        rule: min(rates, key=partial(loss_at, rule))
         for rule, (_, rates) in RULES.items()
     }
     for rule, rate in (best | {"no table": None}).items():
@@ -81,9 +80,7 @@ def train(rows: int, steps: int, seed: int, rule: str, rate: float | None) -> fl
         else:
             table_step = RULES[rule][0](rate)
             result = ngram_table.train(rows, steps, seed, table_step=table_step)
-        del result[
-            "seconds_per_step"
-        ]  # not timed in turns; benchmarks/lazy/run.py does
+        del result["seconds_per_step"]  # benchmarks/lazy/run.py times in turns
         return result
 
     return store.run_once(NGRAM_TABLE, settings, execute)["validation_loss"]

@@ -10,6 +10,7 @@ benchmarks/lazy/results.json.
 """
 
 import argparse
+import functools
 import os
 import statistics
 import time
@@ -30,14 +31,6 @@ SIZES = (10**5, 10**6, 10**7, 10**8)
 LARGEST_DENSE = 10**7  # with its gradient and update three tables
 
 
-def lazy_step(table: Any, state: Any, ids: Any, row_grads: Any) -> Any:
-    return lazy.update(table, state, ids, row_grads, learning_rate=1e-2)
-
-
-def row_wise_step(table: Any, state: Any, ids: Any, row_grads: Any) -> Any:
-    return lazy.update(table, state, ids, row_grads, learning_rate=1e-2, factored=False)
-
-
 TX = ember_optax.ember(1e-2, vocab_axis=0)
 
 
@@ -47,9 +40,10 @@ def dense_step(table: Any, state: Any, ids: Any, row_grads: Any) -> Any:
     return optax.apply_updates(table, updates), state
 
 
+lazy_step = functools.partial(lazy.update, learning_rate=1e-2)
 RULES = {
     "lazy": (lazy.init, lazy_step),
-    "lazy, rows only": (lazy.init, row_wise_step),
+    "lazy, rows only": (lazy.init, functools.partial(lazy_step, factored=False)),
     "dense": (TX.init, dense_step),
 }
 

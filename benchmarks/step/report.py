@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import store
-from benchmarks.common.figures import color, plt, save
+from benchmarks.common.figures import ADAM, EMBER, OTHER, plt, save
 from benchmarks.common.tables import markdown
 from benchmarks.step.compiling import DTYPES
 
@@ -164,10 +164,11 @@ def draw() -> None:
     figure, panels = plt.subplots(
         1, len(on_one), figsize=(10, 2.2), sharex=True, sharey=True, layout="tight"
     )
+    colors = {"ember": EMBER, "adam": ADAM}
     for axes, (name, by_optimizer) in zip(panels, on_one.items(), strict=True):
         for y, (optimizer, m) in enumerate(by_optimizer.items()):
             more = (m["peak_bytes"] - by_optimizer["sgd"]["peak_bytes"]) / 1e6
-            axes.barh(y, more, color=color(optimizer))
+            axes.barh(y, more, color=colors.get(optimizer, OTHER))
             axes.text(max(more, 0), y, f" {more:,.1f} MB", va="center", fontsize=7)
         axes.set_yticks(range(len(NAMES)), NAMES.values())
         axes.set_title(name.partition(":")[0])

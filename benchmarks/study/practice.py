@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable
 
-from benchmarks.common.search import QUARTERS, Pair, best_pair, search_pair
+from benchmarks.common.search import Pair, best_pair, index_of, rate_at, search_pair
 from benchmarks.study import scaling
 from benchmarks.study.settings import Losses, Settings
 from benchmarks.study.stages import (
@@ -127,7 +127,7 @@ def tuned(case: Case, losses: Losses) -> Settings:
         return dataclasses.replace(base, lr=lr, head_lr=head_lr)
     if base.tied:
         head_lr = rates(tuned(main(case), losses))[1] * Settings.width / base.width
-        return tuned_rate(base, QUARTERS.rate(QUARTERS.index(head_lr)), losses)
+        return tuned_rate(base, rate_at(index_of(head_lr)), losses)
     lr, head_lr = best_pair(searched(case, losses))
     return dataclasses.replace(base, lr=lr, head_lr=head_lr)
 
@@ -137,10 +137,10 @@ def searched(case: Case, losses: Losses) -> dict[Pair, float]:
     losses_at = losses_by_pair(untuned(case, losses), losses)
     if case == main(case):
         start = START.get(case["arm"], FIRST_PAIR)
-        return search_pair(losses_at, snapped(start), QUARTERS, strides=(2, 1))
+        return search_pair(losses_at, snapped(start), strides=(2, 1))
     starts = [snapped(pair) for pair in starts_of(case, losses)]
     found = dict(zip(starts, losses_at(starts), strict=True))
-    return found | search_pair(losses_at, best_pair(found), QUARTERS, strides=(1,))
+    return found | search_pair(losses_at, best_pair(found), strides=(1,))
 
 
 def starts_of(case: Case, losses: Losses) -> list[Pair]:
@@ -190,7 +190,7 @@ def at_scale(losses: Losses) -> list[Settings]:
 
 
 def snapped(pair: Pair) -> Pair:
-    lr, head_lr = (QUARTERS.rate(QUARTERS.index(rate)) for rate in pair)
+    lr, head_lr = (rate_at(index_of(rate)) for rate in pair)
     return lr, head_lr
 
 

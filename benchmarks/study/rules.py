@@ -65,28 +65,25 @@ def adam_with_schedule(
     return optax.GradientTransformation(init, update)
 
 
-def balanced_momentum(
-    decay: float, rounds: int = 11, masked_below: float = 1e-3
-) -> optax.GradientTransformation:
+ROUNDS = 11
+MASKED_BELOW = 1e-3  # of the table's root mean square
+
+
+def balanced_momentum(decay: float) -> optax.GradientTransformation:
     """Nesterov momentum whose rows and columns are scaled to unit root mean square.
 
     DeepSeek-V4.1-Flash describes it for its token tables: rows with very small momentum
     are left out, then rows and columns are scaled in turn, as in Sinkhorn's algorithm.
-
-    Args:
-      decay: decay of the momentum; 0 keeps no state.
-      rounds: number of times that rows, then columns, are scaled.
-      masked_below: rows whose root mean square is below this fraction of the table's
-        are not moved.
+    A decay of 0 keeps no state.
     """
 
     def balance(x: jax.Array) -> jax.Array:
         tokens = vocab_axis(x)
         size = rms(x, 1 - tokens)
-        live = size > masked_below * rms(x, (0, 1))
+        live = size > MASKED_BELOW * rms(x, (0, 1))
         x = jnp.where(live, x, 0)
         share_of_live = jnp.sqrt(jnp.mean(live))
-        for _ in range(rounds):
+        for _ in range(ROUNDS):
             x = x / jnp.where(live, rms(x, 1 - tokens), 1)
             column = rms(x, tokens) / share_of_live
             x = x / jnp.where(column > 0, column, 1)

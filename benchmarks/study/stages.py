@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from benchmarks.common.search import (
-    QUARTERS,
     Pair,
     best_pair,
-    best_rate,
+    index_of,
+    rate_at,
     search,
     search_pair,
 )
@@ -181,10 +181,9 @@ def tuned_rate(base: Settings, center: float, losses: Losses) -> Settings:
     def losses_at(rates: Sequence[float]) -> list[float]:
         return require([dataclasses.replace(base, lr=rate) for rate in rates], losses)
 
-    k = QUARTERS.index(center)
-    start = [QUARTERS.rate(i) for i in (k - 2, k, k + 2)]
-    best = best_rate(search(losses_at, start, QUARTERS, stride=2))
-    return dataclasses.replace(base, lr=best)
+    k = index_of(center)
+    start = [rate_at(i) for i in (k - 2, k, k + 2)]
+    return dataclasses.replace(base, lr=search(losses_at, start))
 
 
 def losses_by_pair(
@@ -215,9 +214,9 @@ def searched(case: Case, losses: Losses) -> dict[Pair, float]:
     if case == main(case):
         head_arm = case.get("head_arm", case["arm"])
         start = ARMS[case["arm"]].start[0], ARMS[head_arm].start[1]
-        return search_pair(losses_at, start, QUARTERS, strides=(2, 1))
+        return search_pair(losses_at, start, strides=(2, 1))
     start = rates(tuned(main(case), losses))
-    return search_pair(losses_at, start, QUARTERS, strides=(1,))
+    return search_pair(losses_at, start, strides=(1,))
 
 
 def untuned(case: Case, losses: Losses) -> Settings:
@@ -253,7 +252,7 @@ def body_runs(body: str) -> list[Settings]:
 
 def lr_grid(arm: str, losses: Losses) -> list[Settings]:
     """Returns the runs of a coarse grid of pairs."""
-    pairs = itertools.product(*([QUARTERS.rate(k) for k in ks] for ks in GRID))
+    pairs = itertools.product(*([rate_at(k) for k in ks] for ks in GRID))
     base = untuned({"arm": arm}, losses)
     return [dataclasses.replace(base, lr=lr, head_lr=head) for lr, head in pairs]
 

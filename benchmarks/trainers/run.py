@@ -12,24 +12,10 @@ import platform
 import sys
 import tempfile
 import time
-import warnings
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).with_name("results.jsonl")
-TRAINERS = (
-    "nnx_loop",
-    "linen_loop",
-    "maxtext",
-    "levanter",
-    "tunix",
-    "easydel",
-    "kauldron",
-    "big_vision",
-    "keras",
-    "torchax",
-)
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "ember-optax")
 DEVICES = 4
 
@@ -43,13 +29,13 @@ def main(name: str, only_labels: bool = False) -> None:
         "WANDB_MODE": "disabled",
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
-    from benchmarks.trainers import checks
+    from benchmarks.trainers import checks, report
 
     trainer = importlib.import_module(f"benchmarks.trainers.{name}")
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
         if only_labels:
-            result = checks.read(RESULTS)[name] | {
+            result = checks.read(report.RESULTS)[name] | {
                 "families": checks.check_families(trainer.build, trainer.MODELS)
             }
         else:
@@ -61,22 +47,13 @@ def main(name: str, only_labels: bool = False) -> None:
     record["devices"] = DEVICES
     if not only_labels:
         record["seconds"] = round(time.monotonic() - start)
-    record["versions"] = {"python": platform.python_version()} | _versions()
-    checks.write(RESULTS, record, TRAINERS)
+    versions = {package: version(package) for package in PACKAGES}
+    record["versions"] = {"python": platform.python_version()} | versions
+    checks.write(report.RESULTS, record, report.TITLES)
     for key, value in record.items():
         print(f"{key}: {value}")
     if (models := record.get("families")) and (models["wrong"] or not models["right"]):
         raise SystemExit(f"Wrong labels, or no model was built: {models}")
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            warnings.warn(f"{package} is not installed here.", stacklevel=2)
-    return found
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import qwix
 from flax import nnx
 from tunix.cli.utils import model as cli_model
 from tunix.examples.data import translation_dataset
+from tunix.models.qwen3.model import ModelConfig, Qwen3
 from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
 from tunix.rl.rl_cluster import ClusterConfig, RLCluster, RLTrainingConfig, Role
 from tunix.rl.rollout.base_rollout import RolloutConfig
@@ -33,7 +34,6 @@ from tunix.sft.utils import build_positions_from_mask, make_causal_attn_mask
 import ember_optax
 from benchmarks.trainers import checks, sorting, text
 from benchmarks.trainers.checks import STEPS
-from benchmarks.trainers.tunix_model import make_model
 from examples.trainers import tunix as plug_in
 
 PACKAGE = "google-tunix"
@@ -50,9 +50,22 @@ TINY = {
 FEW = 3  # steps of DPO and GRPO
 
 
+def make_model(vocab_size: int) -> Qwen3:
+    """Makes a small Qwen3 with random parameters."""
+    rngs = nnx.Rngs(0)
+    made = Qwen3(ModelConfig(vocab_size=vocab_size, **TINY), rngs=rngs)
+    # tunix expects weights to be loaded: its MLPs are all zeros, which no gradient
+    # ever moves.
+    init = jax.nn.initializers.lecun_normal()
+    for _, module in nnx.iter_graph(made):
+        if isinstance(module, nnx.Linear):
+            module.kernel[...] = init(rngs.params(), module.kernel.shape)
+    return made
+
+
 def model(vocab_size: int = text.VOCAB_SIZE) -> nnx.Module:
     """Makes a model, sharded as tunix expects if there is a mesh."""
-    made = make_model(TINY, vocab_size, seed=0)
+    made = make_model(vocab_size)
     mesh = jax.sharding.get_mesh()
     if not mesh.empty:
         state = nnx.state(made)
@@ -145,7 +158,7 @@ def prefer() -> None:
 def reinforce() -> None:
     """Runs GRPO, whose rollouts need a mesh of one device here."""
     tokenizer = sorting.Tokenizer(100)
-    base = make_model(TINY, len(tokenizer), seed=0)
+    base = make_model(len(tokenizer))
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
     roles = dict.fromkeys((Role.ACTOR, Role.REFERENCE, Role.ROLLOUT), mesh)
     cluster = RLCluster(
@@ -251,14 +264,7 @@ def run(workdir: Path) -> dict[str, Any]:
     return result | {"also": also, "families": checks.check_families(build, MODELS)}
 
 
-FAMILIES = {
-    "gemma": "Gemma",
-    "gemma3": "Gemma3",
-    "gemma4": "Gemma4",
-    "llama3": "Llama3",
-    "qwen2": "Qwen2",
-    "qwen3": "Qwen3",
-}
+FAMILIES = ("gemma", "gemma3", "gemma4", "llama3", "qwen2", "qwen3")
 
 
 def restart_of_two_adamw(workdir: Path) -> str:
@@ -295,7 +301,7 @@ def build(name: str) -> tuple[Any, int]:
     config = getattr(module.ModelConfig, config_name)()
     size = getattr(config, "vocab_size", None) or config.num_embed
     config = dataclasses.replace(config, num_layers=2)
-    model_class = getattr(module, FAMILIES[module_name])
+    model_class = getattr(module, module_name.capitalize())
     made = nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0)))
     return nnx.as_pure(nnx.state(made, nnx.Param)), size
 

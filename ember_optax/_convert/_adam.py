@@ -89,8 +89,7 @@ def from_adam(
       >>> print(state.ember.tables["embed"].row)
       [0.001 0.001 0.001 0.001]
     """
-    kinds = (optax.ScaleByAdamState, EmberState)
-    return _convert(adam_state, tx, params, kinds, adam_b2, vocab_axis)
+    return _convert(adam_state, tx, params, MOMENT_STATES, adam_b2, vocab_axis)
 
 
 def to_adam(

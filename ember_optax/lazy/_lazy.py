@@ -23,9 +23,7 @@ from ember_optax._mesh import Layout, constrain, find_layout
 from ember_optax._paths import by_path
 from ember_optax._rule import init_moments
 from ember_optax.lazy import _step
-from ember_optax.lazy._step import LazyState as LazyState
-from ember_optax.lazy._step import Rates
-from ember_optax.lazy._step import RowDecay as RowDecay
+from ember_optax.lazy._step import LazyState, Rates, RowDecay
 
 
 def init(

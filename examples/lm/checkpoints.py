@@ -42,7 +42,7 @@ def identity(config: Config, text: dict[str, Any]) -> dict[str, Any]:
     """
     kept = {
         name: value
-        for name, value in flat(config.to_dict()).items()
+        for name, value in flat(config).items()
         if not f"{name}.".startswith(tuple(f"{may}." for may in _MAY_CHANGE))
     }
     # JSON has no tuples.

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any, get_args
 
+from flax import traverse_util
+
 from examples.lm import Config, tokenizer
 from examples.lm.attention import Implementation
 from examples.lm.errors import UserError
@@ -23,13 +25,9 @@ _MAY_BE_NOT_POSITIVE = (
 )
 
 
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns the values of nested dicts by dotted name."""
-    values = {}
-    for key, value in config.items():
-        nested = isinstance(value, dict)
-        values |= flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return values
+def flat(config: Config) -> dict[str, Any]:
+    """Returns the values of a config by dotted name."""
+    return traverse_util.flatten_dict(config.to_dict(), sep=".")
 
 
 def resolve(config: Config) -> None:
@@ -51,7 +49,7 @@ def resolve(config: Config) -> None:
 
 
 def _mistakes(config: Config) -> Iterator[str]:
-    values, model = flat(config.to_dict()), config.model
+    values, model = flat(config), config.model
     for name, options in _CHOICES.items():
         if values[name] not in options:
             listed = ", ".join(map(str, options))

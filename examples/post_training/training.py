@@ -50,7 +50,7 @@ def start(run: Callable[[Config, bool], object], config: str) -> None:
 
 def check_numbers(config: Config) -> None:
     """Raises UserError if a number in the config is negative or NaN."""
-    for name, value in flat(config.to_dict()).items():
+    for name, value in flat(config).items():
         if isinstance(value, (int, float)) and not value >= 0:
             raise UserError(f"--config.{name} is {value}, but must not be negative.")
 
