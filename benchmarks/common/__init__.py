@@ -1,1 +1,1 @@
-"""Shared code: search, store, intervals, tables, figures, provenance, HLO."""
+"""Shared code: search, store, text, intervals, tables, figures, provenance."""

@@ -8,8 +8,8 @@ from benchmarks.common import store
 from benchmarks.common.store import Run
 from benchmarks.study.arms import ARMS
 
-# Globs of each text; None is the source of Python's standard library.
 VOCAB_SIZE = 4096
+# Globs of each text; None is the source of Python's standard library.
 LINUX = ".cache/linux-doc/usr/share/doc/**/*.rst.gz"
 TEXTS = {"python": (None,), "linux": (LINUX,), "both": (None, LINUX)}
 

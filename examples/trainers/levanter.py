@@ -15,6 +15,8 @@ Save it under another name than `levanter.py`, which would shadow the package.
   the labels do too.
 - Skipped steps: `skip_bad_steps` wraps the whole optimizer, so a skipped step changes
   neither body nor tables.
+- Learning rates: these are peaks to begin a search with. docs/choosing.md has a rule
+  for embeddings with a norm behind them, which these models lack.
 - `vocab_size`: the number of tokens of your tokenizer. Marin's models need it, whose
   head is called `output_proj`.
 - Frozen parameters and LoRA: Levanter gives the optimizer only what it trains. If that

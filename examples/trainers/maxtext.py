@@ -28,7 +28,8 @@ from maxtext.trainers.pre_train import train  # pyright: ignore[reportMissingImp
 
 import ember_optax
 
-# Peaks for width 768, see docs/choosing.md.
+# Peaks to begin a search with. docs/choosing.md has a rule for embeddings with a norm
+# behind them, which these models lack.
 EMBED_LEARNING_RATE, HEAD_LEARNING_RATE = 0.2, 0.004
 
 get_builtin = optimizers.get_optimizer
