@@ -42,6 +42,14 @@ def cheap_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture
+def no_cache() -> Iterator[None]:
+    """For tests that compile with libtpu, which cannot load that without TPUs."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+
+
 @pytest.fixture(autouse=True)
 def users_settings(request: pytest.FixtureRequest) -> Iterator[None]:
     """Runs doctests as a user runs them, under JAX's own settings."""

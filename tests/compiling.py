@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 
 import ember_optax
 
@@ -28,6 +29,7 @@ _TPU_ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # otherwise a second process is refused
 }
+SCHEDULE = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 10, 100)
 _H100 = Path(__file__).parent / "compiled" / "h100.txtpb"
 
 
@@ -57,6 +59,10 @@ def h100() -> SingleDeviceSharding:
         "h100", platform="cuda", target_config=_H100.read_text(), topology="1x1x1"
     )
     return SingleDeviceSharding(topology.devices[0])
+
+
+def clip(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    return optax.chain(optax.clip_by_global_norm(1.0), tx)
 
 
 def bytes_of(tree: Any) -> int:
@@ -104,6 +110,31 @@ def compile_on_mesh(tx: optax.GradientTransformation, params: Any) -> Any:
     with jax.set_mesh(jax.tree.leaves(params)[0].sharding.mesh):
         step = make_step(tx, out_shardings=out_shardings)
         return step.lower(params, state, params).compile()
+
+
+def sharded_tables(
+    shapes: Sequence[tuple[int, int]], sharding: NamedSharding
+) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        f"table_{i}": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+        for i, shape in enumerate(shapes)
+    }
+
+
+def compile_clipped_on_mesh(
+    shapes: Sequence[tuple[int, int]], sharding: NamedSharding
+) -> Any:
+    """Compiles a clipped step of several tables, which all have one sharding."""
+    params = sharded_tables(shapes, sharding)
+    is_auto = AxisType.Auto in sharding.mesh.axis_types
+    tx = ember_optax.with_ember(
+        optax.adamw(1e-3),
+        head_learning_rate=1e-2,
+        max_norm=1.0,
+        labels=dict.fromkeys(params, "head"),
+        param_shardings=dict.fromkeys(params, sharding) if is_auto else None,
+    )
+    return compile_on_mesh(tx, params)
 
 
 def compile_training_step(

@@ -1,9 +1,5 @@
 """Counts of a step with loops on TPUs, against the operations of its products."""
 
-import importlib.util
-from collections.abc import Iterator
-
-import jax
 import pytest
 
 from benchmarks.step.loops import compile_repeated, count
@@ -12,20 +8,10 @@ from examples.lm import cost
 from examples.lm.mesh import use_mesh
 from examples.lm.program import make_program
 from tests.compiling import tpu_devices
+from tests.marks import needs_libtpu
 
 
-@pytest.fixture
-def no_cache() -> Iterator[None]:
-    """libtpu cannot load what it has compiled without TPUs."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is not installed: pip install 'jax[tpu]'",
-)
+@needs_libtpu
 @pytest.mark.nightly
 @pytest.mark.usefixtures("no_cache", "standard_promotion")
 def test_loops_are_counted_as_often_as_they_run() -> None:

@@ -11,8 +11,16 @@ import optax
 import pytest
 
 import ember_optax
-from tests.compiling import bytes_of, compile_step, h100, has_gpu_compiler
+from tests.compiling import (
+    SCHEDULE,
+    bytes_of,
+    clip,
+    compile_step,
+    h100,
+    has_gpu_compiler,
+)
 from tests.hlo import bytes_accessed
+from tests.marks import both_dtypes
 
 if not has_gpu_compiler():
     pytest.skip("the GPU compiler is not installed", allow_module_level=True)
@@ -21,17 +29,12 @@ if not has_gpu_compiler():
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 SHAPE = (131072, 4096)
-SCHEDULE = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 10, 100)
 
 
 def with_ember(max_norm: float | None, **options: Any) -> Any:
     return ember_optax.with_ember(
         optax.adamw(1e-3), head_learning_rate=SCHEDULE, max_norm=max_norm, **options
     )
-
-
-def clip(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    return optax.chain(optax.clip_by_global_norm(1.0), tx)
 
 
 EMBERS = {
@@ -41,7 +44,6 @@ EMBERS = {
     "decayed": with_ember(1.0, weight_decay=0.1),
     "rounded": optax.chain(with_ember(1.0), ember_optax.stochastic_rounding(0)),
 }
-both_dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 
 
 def make_table(dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,6 +1,5 @@
 """The splash kernel against XLA's attention, and the choice between them."""
 
-import importlib.util
 from typing import Any
 
 import jax
@@ -14,16 +13,12 @@ from jax.sharding import PartitionSpec as P
 from examples.lm import attention
 from examples.lm.attention import attend
 from tests.compiling import tpu_devices
+from tests.marks import needs_libtpu
 
 RULES = (("batch", ("fsdp",)), ("heads", ("tensor",)))
 KERNEL = "tpu_custom_call"
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is not installed: pip install 'jax[tpu]'",
-)
 
 
 def make_mesh(devices: Any, tensor: int = 2) -> Mesh:
@@ -60,8 +55,7 @@ def lower(devices: Any, implementation: Any, time: int = 256, **sizes: Any) -> A
         )
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize(("packed", "sharded"), [(False, False), (True, True)])
 def test_splash_has_the_values_and_gradients_of_plain(
     packed: bool, sharded: bool
 ) -> None:

@@ -1,7 +1,6 @@
 """Tests for examples/lm/cost.py, with the TPU compiler where it is installed."""
 
 import importlib.util
-from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -13,19 +12,9 @@ from configs import pretrain_small
 from examples.lm import Config, cost
 from examples.lm.mesh import use_mesh
 from examples.lm.program import make_program
+from tests.marks import needs_libtpu
 
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is not installed: pip install 'jax[tpu]'",
-)
-
-
-@pytest.fixture(autouse=True)
-def no_cache() -> Iterator[None]:
-    """libtpu cannot load what it has compiled without TPUs."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
+pytestmark = pytest.mark.usefixtures("no_cache")
 
 
 @pytest.fixture

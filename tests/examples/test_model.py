@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import ember_optax
 from examples.lm.model import Decoder, rotate
 from examples.lm.program import loss_fn
 
@@ -107,12 +106,6 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(standard_pro
     np.testing.assert_allclose(logits, forward(make(), tokens), atol=0.05)
     grads = nnx.jit(nnx.grad(loss_fn))(model, tokens)
     assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
-
-
-def test_labels_find_the_tables_and_nothing_else():
-    params = nnx.state(make(), nnx.Param)
-    tables = [table.path for table in ember_optax.summarize(params).tables]
-    assert tables == ["embed/embedding", "lm_head/kernel"]
 
 
 def test_loss_in_chunks_is_the_same():

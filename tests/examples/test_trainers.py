@@ -12,7 +12,6 @@ import numpy as np
 import optax
 import pytest
 
-import ember_optax
 from examples import trainers
 from examples.trainers import tunix
 
@@ -81,36 +80,3 @@ def test_tunix_command_line_finds_ember(
     updates, _ = first_step(tx, params)
     np.testing.assert_allclose(updates["embed"], -1e-3, rtol=1e-5)
     np.testing.assert_allclose(updates["lm_head"], -1e-2, rtol=1e-5)
-
-
-def test_names_of_keras_and_torchax() -> None:
-    shapes = {
-        "token_embedding/embeddings": (16, 4),
-        "token_embedding/reverse_embeddings": (4, 16),
-        "decoder_block_0/attention/query/kernel": (2, 4, 2),
-        "decoder_block_0/attention/query/lora_kernel_a": (2, 4, 3),
-        "position_embedding/embeddings": (32, 4),
-    }
-    assert tables(shapes) == {
-        "token_embedding/embeddings": "embed",
-        "token_embedding/reverse_embeddings": "head",
-    }
-    layers = "model.layers.params."
-    shapes = {
-        "model.embed_tokens.weight": (16, 4),
-        "lm_head.weight": (16, 4),
-        f"{layers}self_attn___q_proj___weight": (2, 4, 4),
-        f"{layers}mlp___down_proj___weight": (2, 4, 8),
-        f"{layers}post_attention_layernorm___weight": (2, 4),
-    }
-    assert tables(shapes) == {
-        "model.embed_tokens.weight": "embed",
-        "lm_head.weight": "head",
-    }
-
-
-def tables(shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
-    """Returns the roles of the token tables by name."""
-    params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
-    labels = ember_optax.label_token_tables(params, embed="embed", head="head")
-    return {name: label for name, label in labels.items() if label != "body"}

@@ -1,16 +1,19 @@
 """Collectives and temporaries of a step on sharded tables, read from the HLO."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import ember_optax
-from tests.compiling import bytes_of, compile_on_mesh, sharded_state
+from tests.compiling import (
+    bytes_of,
+    compile_clipped_on_mesh,
+    compile_on_mesh,
+    sharded_state,
+    sharded_tables,
+)
 from tests.hlo import Collective, collectives
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -25,80 +28,52 @@ LAYOUTS = {
 }
 
 
-def compile_step(
-    mode: AxisType,
-    layout: str,
-    shapes: list[tuple[int, int]],
-    *,
-    shardings_given: bool = True,
-    alone: bool = False,
-) -> Any:
-    """Compiles a clipped step of several tables, or of Ember alone."""
+def make_sharding(mode: AxisType, layout: str) -> NamedSharding:
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(mode, mode))
-    sharding = NamedSharding(mesh, LAYOUTS[layout])
-    params = {
-        f"table_{i}": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
-        for i, shape in enumerate(shapes)
-    }
-    is_given = mode == AxisType.Auto and shardings_given
-    given = dict.fromkeys(params, sharding) if is_given else None
-    if alone:
-        tx = ember_optax.ember(1e-2, param_shardings=given)
-    else:
-        tx = ember_optax.with_ember(
-            optax.adamw(1e-3),
-            head_learning_rate=1e-2,
-            max_norm=1.0,
-            labels=dict.fromkeys(params, "head"),
-            param_shardings=given,
-        )
-    return compile_on_mesh(tx, params)
+    return NamedSharding(mesh, LAYOUTS[layout])
+
+
+def all_reduce_of(shapes: list[tuple[int, int]]) -> Collective:
+    """One for the statistics of all tables, and, with clipping, for the norm."""
+    floats = sum(map(sum, shapes))
+    return Collective("all-reduce", floats, 4 * floats)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(
-    ("mode", "n_tables", "alone"),
-    [
-        (AxisType.Auto, 4, False),
-        (AxisType.Explicit, 2, False),
-        (AxisType.Auto, 2, True),
-    ],
-    ids=str,
-)
-def test_one_all_reduce_for_all_tables(
-    mode: AxisType, layout: str, n_tables: int, alone: bool
-) -> None:
-    """It serves the statistics and, with clipping, the norm."""
-    shapes = SHAPES[:n_tables]
-    compiled = compile_step(mode, layout, shapes, alone=alone)
-    floats = sum(map(sum, shapes))
-    all_reduce = Collective("all-reduce", floats, 4 * floats)
-    assert collectives(compiled.as_text()) == [all_reduce]
+def test_one_all_reduce_for_all_tables(layout: str) -> None:
+    compiled = compile_clipped_on_mesh(SHAPES, make_sharding(AxisType.Auto, layout))
+    assert collectives(compiled.as_text()) == [all_reduce_of(SHAPES)]
 
 
 @pytest.mark.parametrize("layout", ["columns", "both"])
 def test_without_shardings_xla_needs_several_collectives(layout: str) -> None:
     # The number above is not what XLA would do by itself.
-    compiled = compile_step(
-        AxisType.Auto, layout, SHAPES[:2], shardings_given=False, alone=True
+    shapes, sharding = SHAPES[:2], make_sharding(AxisType.Auto, layout)
+    params = sharded_tables(shapes, sharding)
+    with_shardings, without = (
+        collectives(compile_on_mesh(tx, params).as_text())
+        for tx in (
+            ember_optax.ember(1e-2, param_shardings=dict.fromkeys(params, sharding)),
+            ember_optax.ember(1e-2),
+        )
     )
-    found = collectives(compiled.as_text())
-    assert len(found) >= 3
+    assert with_shardings == [all_reduce_of(shapes)]
+    assert len(without) >= 3
     # Each replicated vector is gathered once.
-    assert sum(c.bytes for c in found) < 1.5 * 4 * sum(map(sum, SHAPES[:2]))
+    assert sum(c.bytes for c in without) < 1.5 * all_reduce_of(shapes).bytes
 
 
-@pytest.mark.skipif(
-    jax.__version_info__ < (0, 10, 2),
-    reason="XLA:CPU stores the squares of every gradient before jax 0.10.2",
-)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_no_temporary_of_the_size_of_a_shard(layout: str) -> None:
+def test_one_all_reduce_and_no_temporary_of_the_size_of_a_shard(layout: str) -> None:
     shapes = [(50304, 768)] * 2
-    compiled = compile_step(AxisType.Explicit, layout, shapes)
-    state_bytes = 4 * sum(map(sum, shapes))
-    temporaries = compiled.memory_analysis().temp_size_in_bytes
-    assert temporaries < state_bytes + 1e6
+    sharding = make_sharding(AxisType.Explicit, layout)
+    compiled = compile_clipped_on_mesh(shapes, sharding)
+    all_reduce = all_reduce_of(shapes)
+    assert collectives(compiled.as_text()) == [all_reduce]
+    # Before jax 0.10.2 XLA:CPU stores the squares of every gradient.
+    if jax.__version_info__ >= (0, 10, 2):
+        temporaries = compiled.memory_analysis().temp_size_in_bytes
+        assert temporaries < all_reduce.bytes + 1e6
 
 
 @pytest.mark.parametrize("mode", [AxisType.Auto, AxisType.Explicit], ids=str)

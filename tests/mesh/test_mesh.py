@@ -37,11 +37,14 @@ every_mode = pytest.mark.parametrize("mode", MODES, ids=str)
 
 
 @pytest.mark.parametrize(
-    ("mode", "shardings_given"),
-    [(AxisType.Auto, False), (AxisType.Auto, True), (AxisType.Explicit, False)],
-    ids=["auto", "auto, shardings given", "explicit"],
+    ("mode", "shardings_given", "shape", "spec"),
+    [
+        *((AxisType.Auto, True, *layout) for layout in LAYOUTS),
+        *((AxisType.Explicit, False, *layout) for layout in LAYOUTS),
+        (AxisType.Auto, False, *LAYOUTS[-1]),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize(("shape", "spec"), LAYOUTS, ids=str)
 def test_values_of_one_device(
     mode: AxisType, shardings_given: bool, shape: tuple[int, ...], spec: P
 ) -> None:
@@ -63,8 +66,9 @@ def test_values_of_one_device(
         chex.assert_trees_all_equal(result[name][absent], np.asarray(table)[absent])
 
 
-@pytest.mark.parametrize("shardings_given", [False, True])
-@pytest.mark.parametrize("spec", [P("x", "y"), P(("x", "y"), None)])
+@pytest.mark.parametrize(
+    ("spec", "shardings_given"), [(P("x", "y"), False), (P(("x", "y"), None), True)]
+)
 def test_mesh_with_both_kinds_of_axes(spec: P, shardings_given: bool) -> None:
     mesh = jax.make_mesh((4, 2), ("x", "y"), tuple(MODES[::-1]))
     sharding = NamedSharding(mesh, spec)
