@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import chex
-import equinox as eqx
 import flax.serialization
 import jax
 import jax.numpy as jnp
@@ -93,24 +92,6 @@ def test_orbax(tmp_path: Path, name: str) -> None:
     (tables,) = optax.tree.get_all_with_path(restore(tmp_path), "tables")
     assert list(tables[1]) == ["decoder:embed:embedding"]
     chex.assert_shape(tables[1]["decoder:embed:embedding"]["row"], (16,))
-
-
-@every_optimizer
-def test_msgpack(name: str) -> None:
-    state = make_state(name)
-    data = flax.serialization.to_bytes(state)
-    empty = jax.tree.map(jnp.zeros_like, state)
-    restored = flax.serialization.from_bytes(empty, data)
-    chex.assert_trees_all_equal(restored, state)
-
-
-@every_optimizer
-def test_equinox(tmp_path: Path, name: str) -> None:
-    state = make_state(name)
-    eqx.tree_serialise_leaves(tmp_path / "state.eqx", state)
-    empty = jax.tree.map(jnp.zeros_like, state)
-    restored = eqx.tree_deserialise_leaves(tmp_path / "state.eqx", empty)
-    chex.assert_trees_all_equal(restored, state)
 
 
 def write_golden() -> None:

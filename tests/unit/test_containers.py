@@ -1,6 +1,5 @@
 """One model in every container that users keep parameters in, with equal steps."""
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -24,13 +23,6 @@ NAMES = ("one", "vocab")
 
 
 class Layers(NamedTuple):
-    embedding: Any
-    kernel: Any
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class Model:
     embedding: Any
     kernel: Any
 
@@ -63,10 +55,8 @@ CONTAINERS = {
     "dict": nested,
     "frozen dict": lambda t, m: freeze(nested(t, m)),
     "linen partitioned": lambda t, m: nested(nn.Partitioned(t, NAMES), m),
-    "linen logical": lambda t, m: nested(nn.LogicallyPartitioned(t, NAMES), m),
     "tuple": lambda t, m: ({"embed": t}, [m]),
     "named tuple": Layers,
-    "dataclass": Model,
     "equinox": equinox,
     "haiku": lambda t, m: {"lm/~/embed": {"embeddings": t}, "lm/~/mid": {"w": m}},
 }

@@ -95,20 +95,10 @@ def test_invalid_decay_raises(options: Any, message: str) -> None:
 
 
 @pytest.mark.usefixtures("standard_promotion")  # the schedule divides by an integer
-@pytest.mark.parametrize(
-    "b2",
-    [
-        optax.linear_schedule(0.9, 1.0, 10),
-        optax.linear_schedule(0.9, 2.0, 10),
-        optax.inject_hyperparams,  # stands for an injected schedule to 1
-    ],
-    ids=["to 1", "above 1", "injected"],
-)
-def test_schedule_that_reaches_1_keeps_moving_the_statistics(b2: Any) -> None:
-    if b2 is optax.inject_hyperparams:
-        tx = b2(scale_by_ember)(optax.linear_schedule(0.9, 1.0, 10))
-    else:
-        tx = scale_by_ember(b2)
+@pytest.mark.parametrize("injected", [False, True])
+def test_schedule_that_reaches_1_keeps_moving_the_statistics(injected: bool) -> None:
+    make = optax.inject_hyperparams(scale_by_ember) if injected else scale_by_ember
+    tx = make(optax.linear_schedule(0.9, 1.0, 10))
     grads = jnp.concatenate([jnp.ones((20, 4, 2)), 1e3 * jnp.ones((20, 4, 2))])
     row, _ = moments(run(tx, np.zeros((4, 2), np.float32), grads)[2])
     # At the clamp of 1 - 1e-6, each of these squares of 1e6 adds about 1 to the mean.
@@ -122,10 +112,8 @@ def test_schedule_below_0_is_clamped() -> None:
 
 
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize(
-    "b2", [adafactor_decay(), optax.linear_schedule(0.0, 0.999, 40)]
-)
-def test_injected_schedule(b2: Any) -> None:
+def test_injected_schedule() -> None:
+    b2 = adafactor_decay()
     _, updates, states = run(optax.inject_hyperparams(scale_by_ember)(b2), THETA, GRADS)
     decays = states.hyperparams["b2"]
     assert decays.dtype == jnp.float32
@@ -162,7 +150,7 @@ def test_run_that_continues_with_another_b2() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [0.9, 0, np.float64(0.9), np.float32(0.9), jnp.float32(0.9), jnp.int32(0)],
+    [0, np.float64(0.9), jnp.int32(0)],
     ids=lambda x: f"{type(x).__name__} {x}",
 )
 def test_schedule_may_return_any_number(value: Any) -> None:

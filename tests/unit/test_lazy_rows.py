@@ -1,4 +1,4 @@
-"""Lazy rows: lookup, decay of the batch, row-wise rules, memory and errors."""
+"""Lazy rows: decay of the batch, row-wise rules, memory and errors."""
 
 import functools
 from typing import Any
@@ -6,14 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-import ember_optax
 from ember_optax import lazy
 from tests.unit.test_lazy import (
     LEARNING_RATE,
-    dense,
     error_of_rows,
     every_decay,
     jitted,
@@ -78,28 +75,6 @@ def test_without_columns_and_forgetting_it_is_row_wise_adagrad() -> None:
     for batch in zip(ids, grads, strict=True):
         table, state = step(table, state, *batch)
     assert error_of_rows(table, row_wise(table_of(), ids, grads, direction)) < 2e-6
-
-
-def test_lookup_applies_the_decay_that_rows_have_missed() -> None:
-    table, (ids, grads) = jnp.asarray(table_of()), zipf(20)
-    options = {"learning_rate": 1.0, "weight_decay": 0.1}
-    step = jitted(**options)
-    tx = ember_optax.ember(**options)
-    state, theta = lazy.init(table, weight_decay=True), table
-    dense_state, update_fn, lookup = (
-        tx.init(table),
-        jax.jit(tx.update),
-        jax.jit(lazy.lookup),
-    )
-    for batch in zip(ids, grads, strict=True):
-        now = np.abs(batch[0]).reshape(6, 8)
-        np.testing.assert_allclose(
-            lookup(theta, state, now), table[now], rtol=1e-5, atol=1e-6
-        )
-        theta, state = step(theta, state, *batch)
-        updates, dense_state = update_fn(dense(*batch, table), dense_state, table)
-        table = optax.apply_updates(table, updates)
-    assert np.max(np.abs(theta - table)) > 0.1  # which `lookup` adds
 
 
 def compile_training(rows: int, n: int, width: int, weight_decay: float) -> Any:

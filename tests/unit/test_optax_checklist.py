@@ -1,5 +1,6 @@
 """The checks that Optax makes of every optimizer (optax/contrib/_common_test.py).
 
+Those of `optax.inject_hyperparams` and `optax.MultiSteps` are in test_composition.py.
 Parameters of one axis are the body, which SGD trains.
 """
 
@@ -24,10 +25,8 @@ OPTIMIZERS = {
     ),
 }
 LABELS = {"bowl": "table", "valley": "table", "bias": "body"}
-DTYPES = [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64]
 
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
-every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
 def make_tx(name: str) -> Any:
@@ -106,65 +105,25 @@ def test_map_params_changes_no_statistics(name: str) -> None:
     chex.assert_trees_all_equal(mapped, state)
 
 
-@pytest.mark.parametrize(
-    ("factory", "options"),
-    [
-        (ember_optax.ember, {"learning_rate": 1e-2, "weight_decay": 0.1}),
-        (ember_optax.scale_by_ember, {}),
-    ],
-)
-def test_injected_hyperparameters_change_nothing(factory: Any, options: Any) -> None:
-    plain = factory(**options)
-    injected = optax.inject_hyperparams(factory)(**options)
-    params = [-jnp.ones((2, 3)), jnp.ones((2, 5, 2))]
-    grads = [jnp.ones((2, 3)), -jnp.ones((2, 5, 2))]
-    state = jax.jit(plain.init)(params)
-    injected_state = jax.jit(injected.init)(params)
-    for _ in range(2):
-        updates, state = jax.jit(plain.update)(grads, state, params)
-        injected_updates, injected_state = jax.jit(injected.update)(
-            grads, injected_state, params
-        )
-        # 1 - float32(0.999) differs from 0.001 by 1.3e-5 of it.
-        chex.assert_trees_all_close(injected_updates, updates, rtol=1e-5)
-        chex.assert_trees_all_close(injected_state.inner_state, state, rtol=2e-5)
-
-
 @every_optimizer
-@every_dtype
-def test_updates_have_the_dtype_of_the_parameters(name: str, dtype: Any) -> None:
-    with jax.enable_x64(dtype == jnp.float64):
-        tx, params = make_tx(name), make_params(dtype)
-        grads = jax.jit(jax.grad(loss))(params)
-        updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
-        chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
-
-
-@pytest.mark.usefixtures("standard_promotion")  # MultiSteps divides by an integer
-@every_optimizer
-@every_dtype
-def test_gradient_accumulation(name: str, dtype: Any) -> None:
-    with jax.enable_x64(dtype == jnp.float64):
-        tx, params = optax.MultiSteps(make_tx(name), 4), make_params(dtype)
-        grads = jax.jit(jax.grad(loss))(params)
-        updates, _ = jax.jit(tx.update)(grads, jax.jit(tx.init)(params), params)
-        chex.assert_trees_all_equal(updates, jax.tree.map(jnp.zeros_like, params))
-
-
-@every_optimizer
-@every_dtype
-def test_state_keeps_shapes_and_dtypes_through_cond(name: str, dtype: Any) -> None:
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
+def test_updates_and_state_keep_shapes_and_dtypes_through_cond(
+    name: str, dtype: Any
+) -> None:
     with jax.enable_x64(dtype == jnp.float64):
         tx, params = make_tx(name), make_params(dtype)
 
         @jax.jit
         def jitted(params: Any, state: Any, skip: jax.Array) -> tuple[Any, Any]:
+            # It refuses branches that differ in a dtype.
             return jax.lax.cond(
-                skip, lambda: (params, state), lambda: step(tx, params, state)
+                skip,
+                lambda: (params, state),
+                lambda: tx.update(jax.grad(loss)(params), state, params),
             )
 
         state = tx.init(params)
         for skip in (True, False):
-            new_params, new_state = jitted(params, state, jnp.array(skip))
-            chex.assert_trees_all_equal_shapes_and_dtypes(new_params, params)
+            updates, new_state = jitted(params, state, jnp.array(skip))
+            chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
             chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)

@@ -120,23 +120,6 @@ def test_every_mesh_rounds_alike(spec: P) -> None:
         np.testing.assert_array_equal(found["t"], expected["t"])
 
 
-def test_resumed_run_equals_an_uninterrupted_one() -> None:
-    tx = optax.chain(ember_optax.ember(1e-3), make(3))
-    start = {"embed": jnp.ones((6, 4), jnp.bfloat16)}
-    grads = {"embed": jnp.linspace(-1, 1, 24, dtype=jnp.bfloat16).reshape(6, 4)}
-
-    def run(params: Any, state: Any, steps: int) -> tuple[Any, Any]:
-        for _ in range(steps):
-            updates, state = jax.jit(tx.update)(grads, state, params)
-            params = optax.apply_updates(params, updates)
-        return params, state
-
-    straight, _ = run(start, tx.init(start), 6)
-    halfway = run(start, tx.init(start), 3)
-    resumed, _ = run(*jax.tree.map(jnp.asarray, jax.device_get(halfway)), 3)
-    np.testing.assert_array_equal(resumed["embed"], straight["embed"])
-
-
 def test_small_updates_of_ember_are_not_lost() -> None:
     """Rounded to the nearest, a bfloat16 table of ones does not move at this rate."""
     grads = {"embed": jnp.ones((64, 8), jnp.bfloat16)}

@@ -46,14 +46,6 @@ def test_shapes_are_enough() -> None:
     assert from_shapes == ember_optax.summarize(params)
 
 
-def test_labels_as_a_tree_and_under_another_name() -> None:
-    params = {"wte": jnp.ones((10, 4)), "wpe": jnp.ones((7, 4))}
-    tree = {"wte": "body", "wpe": "table"}
-    assert ember_optax.summarize(params, tree).tables[0].path == "wpe"
-    labels = functools.partial(ember_optax.label_token_tables, table="tok")
-    assert ember_optax.summarize(params, labels, table="tok").tables[0].path == "wte"
-
-
 ROLES = functools.partial(ember_optax.label_token_tables, embed="embed", head="head")
 
 
