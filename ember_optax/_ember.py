@@ -103,38 +103,24 @@ class TableRule(NamedTuple):
         dtype = state.bias_correction.dtype
         gap = _decay.one_minus_b2(self.b2, state.count, dtype)
         correction = state.bias_correction + gap * (1 - state.bias_correction)
-        # Constrain before and after: inside lax.scan, XLA could otherwise give the
-        # statistics that are carried the sharding of the gradients.
-        before = {path: state.tables[state_key(path)] for path in grads}
-        before = self._pinned(before, layout)
-        moments = {
-            path: _rule.update_moments(before[path], squares[path], gap)
-            for path in grads
-        }
-        moments = self._pinned(moments, layout)
         column_axes = self.names.columns if self.names else ()
-        factors = {
-            path: _rule.denominators(
-                moments[path], squares[path], correction, column_axes
+        updates, tables = {}, {}
+        for path, grad in grads.items():
+            square = squares[path]
+            # Constrain before and after: inside lax.scan, XLA could otherwise give the
+            # statistics that are carried the sharding of the gradients.
+            before = self._pinned(state.tables[state_key(path)], layout)
+            moments = _rule.update_moments(before, square, gap)
+            moments = self._pinned(moments, layout)
+            factors = _rule.denominators(moments, square, correction, column_axes)
+            factors = self._pinned(factors, layout)
+            grad = cpu_fusion_barrier(grad, factors)
+            updates[path] = _rule.precondition(
+                grad, factors, axes[path], self.eps, scale
             )
-            for path in grads
-        }
-        factors = self._pinned(factors, layout)
-        updates = {
-            path: _rule.precondition(
-                cpu_fusion_barrier(grad, factors[path]),
-                factors[path],
-                axes[path],
-                self.eps,
-                scale,
-            )
-            for path, grad in grads.items()
-        }
-        return updates, EmberState(
-            cast(jax.Array, optax.safe_increment(state.count)),
-            {state_key(path): moments[path] for path in grads},
-            correction,
-        )
+            tables[state_key(path)] = moments
+        count = cast(jax.Array, optax.safe_increment(state.count))
+        return updates, EmberState(count, tables, correction)
 
     def _pinned(self, tree: Any, layout: Layout | None) -> Any:
         return tree if self.names is not None else replicate(tree, layout)
