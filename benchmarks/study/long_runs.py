@@ -67,9 +67,10 @@ def long_runs(study: Study) -> Figure:
         axis.set(title=title, ylabel="RMS of the table", ylim=(0, None))
     for axis in axes[1]:
         axis.set(xlabel="step", ylabel="largest RMS of a row's update", ylim=(0, None))
+        axis.locator_params(axis="x", nbins=5)
     if found:
         axes[0, 0].legend(fontsize=8)
-    figure.suptitle(f"Tables in runs of {longest:,} steps, each at its best rates")
+    figure.suptitle(f"Tables in runs of {longest:,} steps")
     return figure
 
 
