@@ -8,7 +8,6 @@ timed, so the numbers are exact. Muon, whose products of matrices take the compi
 minutes, is compiled for one mesh only. Writes benchmarks/collectives/results.json.
 """
 
-import argparse
 import itertools
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from tqdm import tqdm
 import ember_optax
 from benchmarks.collectives.report import RESULTS, SHOWN
 from benchmarks.common import store
+from benchmarks.common.command import make_parser
 from examples.lm.cost import bytes_per_device
 from tests.compiling import compile_on_mesh, sharded_state, tpu_devices
 from tests.hlo import collectives
@@ -80,9 +80,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--rows", type=int, default=131072, help="tokens in a table")
     parser.add_argument("--columns", type=int, default=4096, help="width of a table")
     args = parser.parse_args()

@@ -1,1 +1,1 @@
-"""Shared code: search, store, text, intervals, tables, figures, provenance."""
+"""Shared code: command, search, store, text, intervals, tables, figures, provenance."""

@@ -24,6 +24,7 @@ import numpy as np
 from etils import epath
 
 from benchmarks.common import store
+from benchmarks.common.command import make_parser
 from benchmarks.data import gcs
 from benchmarks.data.run import write_shards
 from configs import pretrain_small
@@ -185,9 +186,7 @@ def compare(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     flag = parser.add_argument
     flag("--gigabytes", type=float, default=2.0, help="of token files (%(default)s)")
     flag("--kills", type=int, default=5, help="of a run (%(default)s)")

@@ -7,7 +7,6 @@ loader.json in the same folder. Makes random tokens first, in 16 shards of three
 formats.
 """
 
-import argparse
 import os
 import tempfile
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import store
+from benchmarks.common.command import make_parser
 from examples.lm import data
 
 RESULT = Path(__file__).with_name("loader.json")
@@ -72,9 +72,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     flag = parser.add_argument
     flag("--gigabytes", type=float, default=2.0, help="of token files (%(default)s)")
     flag("--directory", default=tempfile.gettempdir(), help="for them (%(default)s)")

@@ -9,7 +9,6 @@ three minutes on one core. Each run is a line in benchmarks/geometry/results.jso
 is not run again.
 """
 
-import argparse
 import functools
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from benchmarks.common import store, text
+from benchmarks.common.command import make_parser
 from benchmarks.common.store import Run, Settings
 from benchmarks.geometry import statistics
 from benchmarks.geometry.report import RESULTS, SHARES
@@ -251,9 +251,7 @@ def numbers(x: Any) -> Any:
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    make_parser(__doc__).parse_args()
     tokens = text.load()
     for seed in (0, 1):
         for optimizer, rate in LEARNING_RATES.items():

@@ -8,7 +8,6 @@ same without columns, and by row-wise Adagrad, each at its best of some learning
 line in benchmarks/lazy/ngram_table.jsonl and is not run again.
 """
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.common import store
+from benchmarks.common.command import make_parser
 from benchmarks.common.store import Run
 from benchmarks.lazy.report import NGRAM_TABLE, SWEPT_SEED
 from ember_optax import lazy
@@ -48,9 +48,7 @@ RULES: dict[str, tuple[Callable[[float], TableStep], tuple[float, ...]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--rows", type=int, default=10**7, help="rows of the table")
     parser.add_argument("--steps", type=int, default=1000, help="of 1024 tokens each")
     parser.add_argument("--sweep-steps", type=int, default=400, help="for the rates")

@@ -9,7 +9,6 @@ out. Takes about a minute on two cores. Writes
 benchmarks/lazy/results.json.
 """
 
-import argparse
 import functools
 import os
 import statistics
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 import ember_optax
 from benchmarks.common import store
+from benchmarks.common.command import make_parser
 from benchmarks.lazy.report import RESULTS
 from ember_optax import lazy
 
@@ -128,9 +128,7 @@ def free_memory() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--batch", type=int, default=8192, help="rows of a step")
     parser.add_argument("--columns", type=int, default=32, help="width of the table")
     parser.add_argument("--repeats", type=int, default=200, help="timed lazy steps")

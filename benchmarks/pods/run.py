@@ -6,17 +6,15 @@ Compiles the step of `examples.pretrain` for docs/pods.md and writes what it pri
 benchmarks/pods/1b_v5p.txt. Takes about five minutes.
 """
 
-import argparse
 import subprocess
 import sys
 
+from benchmarks.common.command import make_parser
 from benchmarks.pods.report import ARGUMENTS, OUTPUT
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    make_parser(__doc__).parse_args()
     command = [sys.executable, "-m", *ARGUMENTS]
     OUTPUT.write_text(subprocess.check_output(command, text=True))
     print(f"Wrote {OUTPUT}")

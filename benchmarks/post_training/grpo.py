@@ -6,18 +6,16 @@
 Reads runs/grpo/*/metrics.json and writes benchmarks/post_training/grpo.json.
 """
 
-import argparse
 import json
 from pathlib import Path
 
 from benchmarks.common import store
+from benchmarks.common.command import make_parser
 from benchmarks.post_training.report import GRPO
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    make_parser(__doc__).parse_args()
     files = sorted(Path("runs/grpo").glob("*/metrics.json"))
     measured = {file.parent.name: json.loads(file.read_text()) for file in files}
     store.write_object(GRPO, {"measured": measured}, "google-tunix")

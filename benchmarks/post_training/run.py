@@ -7,19 +7,17 @@ results.jsonl in the same folder and are not run again. A run takes about two mi
 on one core.
 """
 
-import argparse
 import functools
 from collections.abc import Callable
 
 from benchmarks.common import store
+from benchmarks.common.command import make_parser
 from benchmarks.post_training import finetuning, new_tokens
 from benchmarks.post_training.plan import RESULTS, plan
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    make_parser(__doc__).parse_args()
     for settings in plan():
         if store.find(RESULTS, settings):
             continue

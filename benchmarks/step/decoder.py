@@ -9,7 +9,6 @@ Nothing is run. Writes benchmarks/step/decoder.json. `make bench-gpu-compiler` d
 same for one H100 and writes benchmarks/step/decoder_gpu.json.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.common import store
+from benchmarks.common.command import make_parser
 from benchmarks.step import parts as parts_of
 from benchmarks.step.loops import compile_repeated, count
 from benchmarks.step.report import DECODER, DECODER_GPU
@@ -87,9 +87,7 @@ def write(path: Path, slices: dict[str, list[Any]], *packages: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--gpu", action="store_true", help="for an H100 instead")
     if parser.parse_args().gpu:
         device = list(h100().device_set)

@@ -10,7 +10,6 @@ of Ember behind `optax.clip_by_global_norm`, and the random bits of
 after each part, with the name of the device.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import optax
 
 import ember_optax
 from benchmarks.common import store
+from benchmarks.common.command import make_parser
 from benchmarks.step import decoder
 from benchmarks.step.compiling import DTYPES, OPTIMIZERS, clipped, sizes
 from benchmarks.step.parts import with_overrides
@@ -130,9 +130,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny; writes nothing")
     quick = parser.parse_args().quick
     config = decoder.make_config(decoder.ON_ONE)

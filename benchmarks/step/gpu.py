@@ -7,9 +7,8 @@ sizes of operands and results of the kernels, read from the HLO. Writes
 benchmarks/step/gpu.json.
 """
 
-import argparse
-
 from benchmarks.common import store
+from benchmarks.common.command import make_parser
 from benchmarks.step.aot import measure_tables
 from benchmarks.step.report import GPU
 from tests.compiling import h100
@@ -18,9 +17,7 @@ TABLES = [(50304, 768), (131072, 4096)]
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    make_parser(__doc__).parse_args()
     measured = measure_tables(TABLES, h100())
     store.write_object(GPU, {"measured": measured}, "jax-cuda12-plugin")
     print(f"Wrote {GPU}")

@@ -9,7 +9,6 @@ minimum for a step with clipping: a reduction over the gradient, then
 `p - lr * scale * g`. Writes benchmarks/step/results.json.
 """
 
-import argparse
 import statistics
 import time
 from typing import Any
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from benchmarks.common import store
+from benchmarks.common.command import make_parser
 from benchmarks.step.compiling import (
     DTYPES,
     OPTIMIZERS,
@@ -88,9 +88,7 @@ def time_in_turns(
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    make_parser(__doc__).parse_args()
     measured: dict[str, Any] = {f"{v}x{d}": {} for v, d in TABLES}
     cases = [(shape, dtype) for shape in TABLES for dtype in DTYPES]
     for (v, d), dtype in (progress := tqdm(cases)):

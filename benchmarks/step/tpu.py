@@ -8,11 +8,10 @@ Every step is compiled with clipping by the global norm, and alone. Writes
 benchmarks/step/tpu.json.
 """
 
-import argparse
-
 from tqdm import tqdm
 
 from benchmarks.common import store
+from benchmarks.common.command import make_parser
 from benchmarks.step.aot import measure_tables
 from benchmarks.step.report import TPU
 from tests.compiling import CHIPS, chip
@@ -21,9 +20,7 @@ TABLES = [(50304, 768), (256128, 2048)]
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    make_parser(__doc__).parse_args()
     measured = {}
     for family in (progress := tqdm(CHIPS)):
         progress.set_description(family)

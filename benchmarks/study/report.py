@@ -5,13 +5,13 @@
 prints them for your own runs, once all stages are finished.
 """
 
-import argparse
 import math
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.common.command import make_parser
 from benchmarks.common.intervals import MARGIN
 from benchmarks.common.store import Run
 from benchmarks.common.tables import markdown, paragraphs
@@ -267,9 +267,7 @@ def shown(c: Comparison) -> tuple[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--results", type=Path, required=True, help="file of the runs")
     try:
         for name, text in parts(parser.parse_args().results).items():

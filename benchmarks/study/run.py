@@ -45,7 +45,6 @@ For an accelerator, and not among the stages that run by default:
     practice_scale       169 million parameters at the rates of the rule
 """
 
-import argparse
 import dataclasses
 import functools
 import os
@@ -56,6 +55,7 @@ from pathlib import Path
 import jax
 
 from benchmarks.common import store, text
+from benchmarks.common.command import make_parser
 from benchmarks.common.provenance import provenance
 from benchmarks.common.store import Run
 from benchmarks.study import practice, settings, stages
@@ -131,9 +131,7 @@ def runs_of_row(row: str, losses: Losses) -> list[Settings]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("stages", nargs="*", metavar="STAGE", help="all by default")
     parser.add_argument(
         "--results", type=Path, default=RESULTS, help="file of the runs"
