@@ -65,16 +65,15 @@ def adam_with_schedule(
     return optax.GradientTransformation(init, update)
 
 
-ROUNDS = 11
 MASKED_BELOW = 1e-3  # of the table's root mean square
 
 
-def balanced_momentum(decay: float) -> optax.GradientTransformation:
+def balanced_momentum(decay: float, rounds: int = 11) -> optax.GradientTransformation:
     """Nesterov momentum whose rows and columns are scaled to unit root mean square.
 
     DeepSeek-V4.1-Flash describes it for its token tables: rows with very small momentum
     are left out, then rows and columns are scaled in turn, as in Sinkhorn's algorithm.
-    A decay of 0 keeps no state.
+    A decay of 0 keeps no state. docs/notebooks/zipf.ipynb has three rounds.
     """
 
     def balance(x: jax.Array) -> jax.Array:
@@ -83,7 +82,7 @@ def balanced_momentum(decay: float) -> optax.GradientTransformation:
         live = size > MASKED_BELOW * rms(x, (0, 1))
         x = jnp.where(live, x, 0)
         share_of_live = jnp.sqrt(jnp.mean(live))
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             x = x / jnp.where(live, rms(x, 1 - tokens), 1)
             column = rms(x, tokens) / share_of_live
             x = x / jnp.where(column > 0, column, 1)
