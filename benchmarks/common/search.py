@@ -26,8 +26,8 @@ def search(
 
     Args:
       losses_at: returns the losses at a list of learning rates.
-      rates: initial learning rates, each second one of the grid. The search goes on in
-        such steps while the best rate is at an edge.
+      rates: initial learning rates, two steps of the grid apart. While the best is the
+        lowest or the highest, the search continues two steps further.
 
     Returns:
       The learning rate with the lowest loss, the smallest of equals.

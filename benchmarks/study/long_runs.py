@@ -40,9 +40,9 @@ def mean_loss(by_seed: Iterable[tuple[float | None, int]]) -> str:
     """Returns the mean over all tokens of a class; nothing for a few tokens."""
     found = [(loss, n) for loss, n in by_seed if loss is not None]
     total = sum(n for _, n in found)
-    return (
-        f"{sum(loss * n for loss, n in found) / total:.3f}" if total >= ENOUGH else ""
-    )
+    if total < ENOUGH:
+        return ""
+    return f"{sum(loss * n for loss, n in found) / total:.3f}"
 
 
 def long_runs(study: Study) -> Figure:

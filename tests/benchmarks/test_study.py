@@ -19,10 +19,10 @@ from examples.lm.program import loss_fn
 from tests.benchmarks.fakes import record_of, tiny
 
 VOCAB = 64
-# One arm of each rule; the others have other constants.
+# One arm for each path through the rules; the others have other constants.
 RULES = (
     "ember_adafactor ember_centered row_only adam80 adam_adafactor amsgrad"
-    " factored_rms adafactor sm3 muon balanced95"
+    " factored_rms adafactor sm3 muon balanced95 balanced0"
 ).split()
 
 pytestmark = pytest.mark.usefixtures("standard_promotion", "cheap_compilation")

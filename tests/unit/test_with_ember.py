@@ -450,6 +450,8 @@ BUILD_ERRORS = {
     "negative": ({"head_learning_rate": -0.1}, "head_learning_rate must not be neg"),
     "decay": ({"weight_decay": -1.0}, "weight_decay must not be negative"),
     "vocab_size": ({"vocab_size": 8, "labels": labels}, "only serves the default"),
+    "array": ({"vocab_size": jnp.asarray(8)}, "static_args"),
+    "axis": ({"vocab_axis": 0.5}, "vocab_axis"),
 }
 
 
@@ -468,6 +470,16 @@ def test_mistakes_found_in_update() -> None:
         tx.update(params, state)
     with pytest.raises(ValueError, match="WithEmberState is needed"):
         tx.update(params, state.ember, params)
+
+
+def test_model_without_a_table() -> None:
+    params = {"mlp": {"kernel": jnp.ones((4, 4))}}
+    with pytest.raises(ValueError, match="labels="):
+        with_ember(optax.sgd(1.0)).init(params)
+    tx = with_ember(
+        optax.sgd(1.0), labels=lambda tree: jax.tree.map(lambda _: "body", tree)
+    )
+    assert tx.init(params).ember.tables == {}
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
