@@ -1,11 +1,13 @@
 """Rows of the evidence from finished runs, and the comparisons that PLAN.md lists."""
 
+import dataclasses
 import statistics
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from benchmarks.common.intervals import Interval
 from benchmarks.common.intervals import difference as paired_difference
+from benchmarks.common.store import Run
 from benchmarks.study import stages
 from benchmarks.study.arms import ARMS
 from benchmarks.study.settings import Runs, Settings, losses_of
@@ -69,6 +71,11 @@ class Study:
             {run.seed: loss for run, loss in zip(runs, losses, strict=True)},
             self.runs[runs[0]]["table_state_bytes"],
         )
+
+    def runs_of(self, row: Row) -> list[Run]:
+        """Returns the records of a row's runs, one for each seed."""
+        runs = [dataclasses.replace(row.settings, seed=seed) for seed in row.losses]
+        return [self.runs[run] for run in runs]
 
     def rows(self, stage: str) -> list[Row]:
         return [self.row(stage, case) for case in stages.CASES[stage]]

@@ -17,9 +17,9 @@ from benchmarks.common.store import Run
 from benchmarks.common.tables import markdown, paragraphs
 from benchmarks.study import (
     figures,
-    long_runs,
     practice,
     practice_report,
+    rare_tokens,
     settings,
     stages,
 )
@@ -54,7 +54,7 @@ def parts(results: Path = RESULTS) -> dict[str, str]:
         "study.large": large(study),
         "study.arms": arms(study),
         "study.elsewhere": elsewhere(study),
-        "study.rare": rare_tokens(study),
+        "study.rare": frequencies(study),
         "study.decay": decay(study),
         "study.rounding": rounding(study),
         "study.pretrain": pretrain(study),
@@ -64,7 +64,7 @@ def parts(results: Path = RESULTS) -> dict[str, str]:
         "study.rates": practice_report.advised_rates(study),
         "study.advice": practice_report.advice(study),
         "study.rule": practice_report.rule_costs(study),
-        "study.rare_loss": long_runs.rare_tokens(study),
+        "study.rare_loss": rare_tokens.by_class(study),
     }
 
 
@@ -172,7 +172,7 @@ def elsewhere(study: Study) -> str:
     return markdown(["setting", *HEAD, "name"], cells, left=2)
 
 
-def rare_tokens(study: Study) -> str:
+def frequencies(study: Study) -> str:
     """Returns predicted against actual frequencies, at the same loss for all arms.
 
     The loss is the final loss of the worst arm. Errors, log(predicted / actual), are

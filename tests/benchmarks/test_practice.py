@@ -12,6 +12,7 @@ from benchmarks.study import (
     long_runs,
     practice,
     practice_report,
+    rare_tokens,
     rules,
     scaling,
     settings,
@@ -150,7 +151,7 @@ def test_tables_show_what_is_finished_and_name_the_rest(losses):
 
 
 def test_large_vocabularies_show_rare_tokens(losses):
-    *_, last = long_runs.rare_tokens(study_of(losses)).splitlines()
+    *_, last = rare_tokens.by_class(study_of(losses)).splitlines()
     vocab, title, *empty, a, b, c, d, e = (x.strip() for x in last[1:-1].split("|"))
     assert (vocab, title) == ("50,304", "Adam (0.9, 0.999)")
     run = practice.seeded(practice.CASES["vocabulary"][-1], losses)

@@ -92,7 +92,7 @@ def test_frequencies_are_compared_at_the_same_loss():
     study = study_of(losses())
     rows = study.rows("rare")
     loss = max(row.mean for row in rows)
-    lines = report.rare_tokens(study).splitlines()[-len(rows) :]
+    lines = report.frequencies(study).splitlines()[-len(rows) :]
     for row, line in zip(rows, lines, strict=True):
         # Measured one nat above and below the final loss.
         expected = np.mean([(loss - x) / 2 for x in row.losses.values()])
