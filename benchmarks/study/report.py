@@ -87,7 +87,7 @@ def headline(study: Study) -> str:
     return paragraphs(
         f"""**In a model as people build it**, each optimizer with a pair of learning
         rates searched for it, Ember's validation loss minus the rival's is {listed}
-        after 256 steps (figure). **In longer runs the lead is lost**: {longer};
+        after 256 steps (figure). **In longer runs**: {longer};
         {verdicts}. In an earlier plan, with a small initial embedding and no norm
         behind it, the loss is lower than tuned Adam's in {len(adam["better"])} of
         {len(found["adam"])} settings, by {means[0]:.3f} to {means[-1]:.3f} nats,
