@@ -166,15 +166,17 @@ def advised_rates(study: Study) -> str:
             body = practice.best_body_rate(study.losses)
             tuned = zip((*best, body), POWERS.values(), strict=True)
             formulas = [formula(*pair) for pair in tuned]
-            cells.append([ARMS[arm].title, *formulas, shown(largest_cost(study, arm))])
+            costs = [shown(largest_cost(study, arm, x)) for x in ("width", "batch")]
+            cells.append([ARMS[arm].title, *formulas, *costs])
     head = ["tables", "embedding", "head", "AdamW on the body"]
-    return markdown([*head, "largest cost at another width"], cells, left=4)
+    costs = ["largest cost: other width", "other tokens in a step"]
+    return markdown([*head, *costs], cells, left=4)
 
 
-def largest_cost(study: Study, arm: str) -> float | None:
-    """Returns the largest cost of the advised rule at the other widths."""
+def largest_cost(study: Study, arm: str, stage: str) -> float | None:
+    """Returns the largest cost of the advised rule in a stage."""
     costs = []
-    for case in practice.CASES["width"]:
+    for case in practice.CASES[stage]:
         with contextlib.suppress(Unfinished):
             if case["arm"] == arm:
                 costs.append(cost(study, practice.tuned(case, study.losses)))
@@ -182,8 +184,12 @@ def largest_cost(study: Study, arm: str) -> float | None:
 
 
 def formula(rate: float, power: float) -> str:
-    scale = {0.0: "", -0.5: " sqrt(96 / w)", -1.0: " (96 / w)"}
-    return f"{rate:g}{scale[power]}"
+    """Writes a rate that is scaled by a power of the relative width."""
+    if power == 0:
+        return f"{rate:g}"
+    if power == -0.5:
+        return f"{rate:g} sqrt(96 / w)"
+    return f"{rate:g} (96 / w)^{-power:g}"
 
 
 def advice(study: Study) -> str:

@@ -94,7 +94,7 @@ def headline(study: Study) -> str:
         non-inferior in {len(adam["non-inferior"])} (the 95% interval ends below
         +{MARGIN}) and undecided in {len(adam["undecided"])} ({undecided}). With the
         paper's fixed b2 of 0.999 Ember is worse than with a growing one in
-        {len(constant["better"])} settings. All of this is small scale: up to 12 million
+        {len(constant["better"])} settings. All of this is small scale: up to 22 million
         parameters, most of it 256 steps."""
     )
 
