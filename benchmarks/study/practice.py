@@ -74,6 +74,11 @@ CASES: dict[str, list[Case]] = {
         {"arm": arm, "tied": True, "width": width}
         for width, arm in itertools.product((96, 192), PAIR)
     ],
+    # Half and a quarter of the body's rate by the rule, at the best pair of the width.
+    "body": [
+        {"arm": arm, "width": 768, "lr": 1.0, "head_lr": 0.0056, "body_lr": rate}
+        for arm, rate in ((EMBER, 0.00071), (EMBER, 0.00035), (ADAM80, 0.00071))
+    ],
 }
 
 SCALED = CASES["width"] + CASES["batch"]
@@ -197,6 +202,8 @@ def snapped(pair: Pair) -> Pair:
 def untuned(case: Case, losses: Losses) -> Settings:
     """Returns the settings of a case, whose tables have rates only if it names them."""
     run = Settings(**{"lr": math.nan, "body_lr": math.nan, "practice": True} | case)
+    if "body_lr" in case:
+        return run
     # The usual rules for tokens in a step and for width.
     width, tokens = scaling.relative_size(run)
     body_lr = float(f"{best_body_rate(losses) * math.sqrt(tokens / width):.3g}")

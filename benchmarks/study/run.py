@@ -37,6 +37,7 @@ Stages of the second plan, a model as in practice (benchmarks/study/practice.py)
     practice_length      1,024 to 16,384 steps
     practice_vocabulary  16,384 and 50,304 tokens
     practice_tied        one table for input and output
+    practice_body        lower rates of the body at width 768
     practice_advised     16,384 steps at the rates of the main setting
     practice_rule        all widths and batches at the rates of the fitted rule
 
