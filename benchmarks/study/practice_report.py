@@ -31,8 +31,9 @@ def main_setting(study: Study) -> str:
 
 def other_settings(study: Study) -> str:
     """Returns a table for each other stage that has finished cases."""
-    others = [stage for stage in practice.CASES if stage != "setting"]
-    return "\n\n".join(filter(None, [elsewhere(study, stage) for stage in others]))
+    others = [stage for stage in practice.CASES if stage not in ("setting", "body")]
+    tables = [elsewhere(study, stage) for stage in others]
+    return "\n\n".join(filter(None, [*tables, body_rates(study)]))
 
 
 def rows(study: Study, stage: str) -> Iterator[tuple[Case, Row]]:
@@ -136,6 +137,20 @@ def elsewhere(study: Study, stage: str) -> str:
             compared = str(difference(ember, row, size_of_family(stage, case)))
         cells.append([where(row.settings), *cells_of(row), compared, f"`{row.name}`"])
     return markdown(["setting", *HEAD, "Ember minus this", "name"], cells, left=2)
+
+
+def body_rates(study: Study) -> str:
+    """Returns the losses with lower rates of the body, next to the rule's rate."""
+    by_rule = {(c["arm"], c["width"]): row for c, row in rows(study, "width")}
+    cells = []
+    for case, row in rows(study, "body"):
+        rule = by_rule[case["arm"], case["width"]]
+        compared = difference(row, rule, len(practice.CASES["body"]))
+        loss, name = cells_of(row)[-1], f"`{row.name}`"
+        place, rate = where(row.settings), f"{case['body_lr']:g}"
+        cells.append([place, row.title, rate, loss, str(compared), name])
+    head = ["setting", "tables", "rate of the body", "loss", "minus the rule's", "name"]
+    return markdown(head, cells, left=2) if cells else ""
 
 
 def rule_costs(study: Study) -> str:
