@@ -40,6 +40,13 @@ STEPS = (1024, 4096, 16_384)
 UNCAPPED = "ember_uncapped"  # the same as EMBER before step 5,624
 LONG = (EMBER, "ember", ADAM, ADAM80)
 UP_TO_4096 = ("ember_cap99", "ember_9999")
+EQUAL_TOKENS: list[Case] = [
+    {"arm": arm, "batch": batch, "tokens": Settings.tokens}
+    for batch, arm in itertools.product(BATCHES, PAIR)
+]
+EQUAL_STEPS: list[Case] = [
+    case | {"tokens": case["batch"] * Settings.window * 256} for case in EQUAL_TOKENS
+]
 
 CASES: dict[str, list[Case]] = {
     "setting": [
@@ -50,12 +57,7 @@ CASES: dict[str, list[Case]] = {
         *({"arm": arm, "qk_norm": True} for arm in ARMS),
     ],
     "width": [{"arm": a, "width": w} for w, a in itertools.product(WIDTHS, PAIR)],
-    # At equal tokens, then at equal steps.
-    "batch": [
-        {"arm": arm, "batch": batch, "tokens": tokens}
-        for batch, arm in itertools.product(BATCHES, PAIR)
-        for tokens in (Settings.tokens, batch * Settings.window * 256)
-    ],
+    "batch": [*EQUAL_TOKENS, *EQUAL_STEPS],
     "length": [
         {"arm": arm, "text": "both", "track": True, "tokens": steps * 1024}
         for steps in STEPS
@@ -110,15 +112,16 @@ def jobs(stage: str, losses: Losses) -> list[Callable[[], list[Settings]]]:
     if stage == "scale":
         return [lambda: at_scale(losses)]
     if stage == "rule":
-        return [lambda case=case: [by_rule(case, losses)] for case in SCALED]
+        return [lambda case=case: by_rules(case, losses) for case in SCALED]
     return [lambda case=case: seeded(case, losses) for case in CASES[stage]]
 
 
 def seeded(case: Case, losses: Losses) -> list[Settings]:
     """Returns the runs of a case at its best pair."""
     best = tuned(case, losses)
-    is_cheap = best.width < WIDTHS[1] and best.tokens <= STEPS[0] * 1024
-    seeds = SEEDS if is_cheap else FEW_SEEDS
+    is_large = best.width > WIDTHS[0] or best.vocab == VOCABULARIES[-1]
+    is_expensive = is_large or best.tokens > STEPS[0] * 1024
+    seeds = FEW_SEEDS if is_expensive else SEEDS
     return [dataclasses.replace(best, seed=seed) for seed in seeds]
 
 
@@ -174,11 +177,12 @@ def fitted(arm: str, losses: Losses) -> scaling.Rule:
     return scaling.Rule(*powers)
 
 
-def by_rule(case: Case, losses: Losses) -> Settings:
-    """Returns a case at the pair that the fitted rule gives."""
+def by_rules(case: Case, losses: Losses) -> list[Settings]:
+    """Returns a case at the pairs of the fitted and of the advised rule."""
     run, best = untuned(case, losses), rates(tuned(main(case), losses))
-    lr, head_lr = snapped(fitted(case["arm"], losses).scale(best, run))
-    return dataclasses.replace(run, lr=lr, head_lr=head_lr)
+    rules = fitted(case["arm"], losses), scaling.ADVISED
+    pairs = [snapped(rule.scale(best, run)) for rule in rules]
+    return [dataclasses.replace(run, lr=lr, head_lr=head) for lr, head in pairs]
 
 
 def at_scale(losses: Losses) -> list[Settings]:

@@ -23,6 +23,12 @@ RIVALS: tuple[Case, ...] = (
     {"arm": "factored_rms"},
 )
 
+COSTS = {
+    "largest cost: other width": practice.CASES["width"],
+    "more tokens in a step": practice.EQUAL_STEPS,
+    "the same in 16 to 128 steps": practice.EQUAL_TOKENS,
+}
+
 
 def main_setting(study: Study) -> str:
     """Returns the table of the main setting, and a list of the unfinished stages."""
@@ -181,30 +187,26 @@ def advised_rates(study: Study) -> str:
             body = practice.best_body_rate(study.losses)
             tuned = zip((*best, body), POWERS.values(), strict=True)
             formulas = [formula(*pair) for pair in tuned]
-            costs = [shown(largest_cost(study, arm, x)) for x in ("width", "batch")]
-            cells.append([ARMS[arm].title, *formulas, *costs])
+            costs = [largest_cost(study, arm, x) for x in COSTS.values()]
+            cells.append([ARMS[arm].title, *formulas, *map(shown, costs)])
     head = ["tables", "embedding", "head", "AdamW on the body"]
-    costs = ["largest cost: other width", "other tokens in a step"]
-    return markdown([*head, *costs], cells, left=4)
+    return markdown([*head, *COSTS], cells, left=4)
 
 
-def largest_cost(study: Study, arm: str, stage: str) -> float | None:
-    """Returns the largest cost of the advised rule in a stage."""
-    costs = []
-    for case in practice.CASES[stage]:
-        with contextlib.suppress(Unfinished):
-            if case["arm"] == arm:
-                costs.append(cost(study, practice.tuned(case, study.losses)))
-    return max((x for x in costs if x is not None), default=None)
+def largest_cost(study: Study, arm: str, cases: Sequence[Case]) -> float | None:
+    """Returns the largest cost of the advised rule for an arm, if all are known."""
+    cases = [case for case in cases if case["arm"] == arm]
+    try:
+        costs = [cost(study, practice.tuned(case, study.losses)) for case in cases]
+    except Unfinished:
+        return None
+    known = [x for x in costs if x is not None]
+    return max(known) if len(known) == len(costs) else None
 
 
 def formula(rate: float, power: float) -> str:
     """Writes a rate that is scaled by a power of the relative width."""
-    if power == 0:
-        return f"{rate:g}"
-    if power == -0.5:
-        return f"{rate:g} sqrt(96 / w)"
-    return f"{rate:g} (96 / w)^{-power:g}"
+    return f"{rate:g} (96 / w)^{-power:g}" if power else f"{rate:g}"
 
 
 def advice(study: Study) -> str:

@@ -39,7 +39,7 @@ Stages of the second plan, a model as in practice (benchmarks/study/practice.py)
     practice_tied        one table for input and output
     practice_body        lower rates of the body at width 768
     practice_advised     16,384 steps at the rates of the main setting
-    practice_rule        all widths and batches at the rates of the fitted rule
+    practice_rule        all widths and batches at the rates of the rules
 
 For an accelerator, and not among the stages that run by default:
 
