@@ -16,6 +16,7 @@ from collections.abc import Iterator  # noqa: E402
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 # A forgotten axis or a silent cast is an error: statistics have one axis less than
 # tables, and the state is wider than parameters in bfloat16.
@@ -25,6 +26,21 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # The same examples on every machine; the first one compiles and breaks any deadline.
 hypothesis.settings.register_profile("ember", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ember")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Compiles each program once, in all workers and the programs that they start."""
+    directory = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        directory = directory.parent
+    settings = {
+        "jax_compilation_cache_dir": str(directory / "jax"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture
@@ -46,8 +62,10 @@ def cheap_compilation() -> Iterator[None]:
 def no_cache() -> Iterator[None]:
     """For tests that compile with libtpu, which cannot load that without TPUs."""
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX remembers that it is in use
     yield
     jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ if not has_gpu_compiler():
     pytest.skip("the GPU compiler is not installed", allow_module_level=True)
 
 # Optax divides floats by integers, in Adam and in its schedules.
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = pytest.mark.usefixtures("no_cache", "standard_promotion")
 
 SHAPE = (131072, 4096)
 

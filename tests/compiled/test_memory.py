@@ -112,7 +112,6 @@ def memory_of_training(tx: optax.GradientTransformation, **case: Any) -> int:
     ("tied", "dtype", "stored"),
     [
         (False, jnp.float32, 0),
-        (True, jnp.float32, 0),
         # XLA:CPU multiplies in float32 and may store the rounded product, which Ember
         # reads again, next to the other; SGD does not read it again. Up to jax 0.10
         # that concerns the head's product, later the sum of a tied table's gradients.

@@ -29,7 +29,7 @@ from tests.compiling import (
 from tests.hlo import Collective, bytes_accessed, collectives
 
 pytest.importorskip("libtpu", reason="libtpu is not installed: pip install 'jax[tpu]'")
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = pytest.mark.usefixtures("no_cache", "standard_promotion")
 
 SHAPES = [(131072, 4096), (4096, 131072), (131072, 2048), (65536, 4096)]
 LAYOUTS = {"rows": P("x", None), "columns": P(None, "x"), "both": P("x", "y")}
@@ -114,8 +114,9 @@ VARIANTS = {
 @pytest.mark.parametrize(
     ("variant", "family", "shape", "dtype"),
     [
-        *((variant, "v5p", (50304, 768), jnp.float32) for variant in VARIANTS),
-        *((variant, "v5p", (50304, 768), jnp.bfloat16) for variant in VARIANTS),
+        ("alone", "v5p", (50304, 768), jnp.float32),
+        ("rounded", "v5p", (50304, 768), jnp.bfloat16),
+        ("with_ember", "v5p", (50304, 768), jnp.bfloat16),
         ("with_ember", "v5e", (256128, 2048), jnp.bfloat16),
         ("with_ember", "v6e", (256128, 2048), jnp.float32),
         ("with_ember", "tpu7x", (256128, 2048), jnp.bfloat16),

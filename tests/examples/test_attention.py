@@ -117,6 +117,7 @@ def test_kernels_of_other_devices_are_an_error(implementation: Any) -> None:
 
 
 @needs_libtpu
+@pytest.mark.usefixtures("no_cache")
 def test_splash_compiles_for_a_pod() -> None:
     """Forward and backward; each chip attends for its own sequences and heads."""
     mesh = make_mesh(tpu_devices("v5p:2x2x1"))

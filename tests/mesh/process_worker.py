@@ -18,12 +18,10 @@ from tests.mesh.training import (
     train,
 )
 
-LAYOUTS = {
-    "rows": P(("x", "y"), None),
-    "columns": P(None, ("x", "y")),
-    "both": P("x", "y"),
+CASES = {
+    "both": (AxisType.Explicit, P("x", "y")),
+    "rows": (AxisType.Auto, P(("x", "y"), None)),
 }
-MODES = {"explicit": AxisType.Explicit, "auto": AxisType.Auto}
 
 
 def train_on(mesh: jax.sharding.Mesh, spec: P) -> Any:
@@ -44,12 +42,11 @@ def train_on(mesh: jax.sharding.Mesh, spec: P) -> Any:
 
 
 def main(address: str, processes: str, index: str, path: str) -> None:
-    """Writes the tables of each layout in each mode."""
+    """Writes the tables of each case."""
     jax.distributed.initialize(address, int(processes), int(index))
     results = {
-        f"{mode}/{layout}/{name}": table
-        for mode, axis_type in MODES.items()
-        for layout, spec in LAYOUTS.items()
+        f"{case}/{name}": table
+        for case, (axis_type, spec) in CASES.items()
         for name, table in train_on(make_mesh(axis_type), spec).items()
     }
     first = {f"first/{name}": table for name, table in make_tables().items()}

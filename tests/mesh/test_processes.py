@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.mesh.process_worker import LAYOUTS, MODES
+from tests.mesh.process_worker import CASES
 from tests.mesh.training import one_device, present
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -45,10 +45,8 @@ def test_two_processes_equal_one_device(tmp_path: Path) -> None:
             # jax.random may round the last bit differently in another process.
             first = tables[f"first/{name}"]
             absent = np.asarray(present(first) == 0)
-            for case in (
-                f"{mode}/{layout}/{name}" for mode in MODES for layout in LAYOUTS
-            ):
-                result = tables[case]
+            for case in CASES:
+                result = tables[f"{case}/{name}"]
                 np.testing.assert_allclose(
                     result, expected, rtol=1e-6, atol=1e-6, err_msg=case
                 )
