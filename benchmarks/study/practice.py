@@ -76,10 +76,18 @@ CASES: dict[str, list[Case]] = {
         {"arm": arm, "tied": True, "width": width}
         for width, arm in itertools.product((96, 192), PAIR)
     ],
-    # Half and a quarter of the body's rate by the rule, at the best pair of the width.
+    # Half and a quarter of the body's rate by the root rule, at the best pairs.
     "body": [
-        {"arm": arm, "width": 768, "lr": 1.0, "head_lr": 0.0056, "body_lr": rate}
-        for arm, rate in ((EMBER, 0.00071), (EMBER, 0.00035), (ADAM80, 0.00071))
+        {"arm": arm, "width": width, "lr": lr, "head_lr": head_lr, "body_lr": body_lr}
+        for arm, width, lr, head_lr, body_lr in (
+            (EMBER, 768, 1.0, 0.0056, 0.00071),
+            (EMBER, 768, 1.0, 0.0056, 0.00035),
+            (ADAM80, 768, 1.0, 0.0056, 0.00071),
+            (EMBER, 384, 1.0, 0.01, 0.001),
+            (EMBER, 384, 1.0, 0.01, 0.0005),
+            (EMBER, 192, 0.32, 0.018, 0.00141),
+            (EMBER, 192, 0.32, 0.018, 0.00071),
+        )
     ],
 }
 
