@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
+from statistics import fmean
 
 from benchmarks.common.search import Pair, best_pair, index_of, rate_at, search_pair
 from benchmarks.study import scaling
@@ -21,6 +22,7 @@ from benchmarks.study.stages import (
     losses_by_pair,
     main,
     rates,
+    require,
     tuned_rate,
 )
 
@@ -183,6 +185,20 @@ def fitted(arm: str, losses: Losses) -> scaling.Rule:
         sizes = [scaling.relative_size(run)[i] for run in (main_run, *runs)]
         powers.append(scaling.fit(sizes, [rates(run) for run in (main_run, *runs)]))
     return scaling.Rule(*powers)
+
+
+def fitted_body(losses: Losses) -> float:
+    """Returns the power of the width that fits the best rates of Ember's body."""
+    sizes, body_rates = [1.0], [best_body_rate(losses)]
+    for width in WIDTHS:
+        by_root: Case = {"arm": EMBER, "width": width}
+        lower = [x for x in CASES["body"] if by_root.items() <= x.items()]
+        tried = [seeded(case, losses) for case in (by_root, *lower)]
+        best, *_ = min(tried, key=lambda runs: fmean(require(runs, losses)))
+        sizes.append(scaling.relative_size(best)[0])
+        body_rates.append(best.body_lr)
+    power, _ = scaling.fit(sizes, [(rate, rate) for rate in body_rates])
+    return power
 
 
 def by_rules(case: Case, losses: Losses) -> list[Settings]:
