@@ -9,7 +9,7 @@ from scipy.interpolate import griddata
 
 from benchmarks.common.figures import ADAM, EMBER, plt, save
 from benchmarks.common.intervals import Interval
-from benchmarks.study import long_runs, practice_report, stages
+from benchmarks.study import advice, long_runs, practice_report, stages
 from benchmarks.study.comparisons import ADAMS, CANDIDATE, Study, planned, setting
 
 
@@ -90,7 +90,7 @@ def by_setting(study: Study) -> Figure:
 
 def as_in_practice(study: Study) -> Figure:
     """The candidate minus its rivals in a model as people build it."""
-    main, *others = practice_report.situations(study)
+    main, *others = advice.situations(study)
     found = {
         f"{name}, {practice_report.where(main.best)}": x
         for name, x in practice_report.rivals(study).items()

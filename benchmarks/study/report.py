@@ -16,6 +16,7 @@ from benchmarks.common.intervals import MARGIN
 from benchmarks.common.store import Run
 from benchmarks.common.tables import markdown, paragraphs
 from benchmarks.study import (
+    advice,
     figures,
     practice,
     practice_report,
@@ -61,9 +62,10 @@ def parts(results: Path = RESULTS) -> dict[str, str]:
         "study.mistuned": mistuned(study),
         "study.practice": practice_report.main_setting(study),
         "study.practice_elsewhere": practice_report.other_settings(study),
-        "study.rates": practice_report.advised_rates(study),
-        "study.advice": practice_report.advice(study),
-        "study.rule": practice_report.rule_costs(study),
+        "study.rates": advice.by_rule(study),
+        "study.advice": advice.by_situation(study),
+        "study.rule": advice.rule_costs(study),
+        "study.body": advice.body_rates(study),
         "study.rare_loss": rare_tokens.by_class(study),
     }
 

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.common import text
 from benchmarks.study import (
+    advice,
     long_runs,
     practice,
     practice_report,
@@ -81,7 +82,7 @@ def test_cautious_decay_never_opposes_the_update():
 def test_a_rule_is_fitted_and_its_cost_is_known(losses):
     """The invented best pair is the same in every setting."""
     assert practice.fitted("adam80", losses) == ((0, 0), (0, 0))
-    lines = practice_report.rule_costs(study_of(losses)).splitlines()[2:]
+    lines = advice.rule_costs(study_of(losses)).splitlines()[2:]
     assert len(lines) == len(practice.SCALED)
     for line in lines:
         *_, theory, root, fitted = (x.strip() for x in line.strip("|").split("|"))
@@ -91,7 +92,7 @@ def test_a_rule_is_fitted_and_its_cost_is_known(losses):
 
 
 def test_rates_are_formulas_of_the_width(losses):
-    *_, last = practice_report.advised_rates(study_of(losses)).splitlines()
+    *_, last = advice.by_rule(study_of(losses)).splitlines()
     *formulas, cost, _, _ = (x.strip() for x in last.strip("|").split("|"))
     assert formulas == [
         "Adam (0.8, 0.95)",
@@ -105,7 +106,7 @@ def test_rates_are_formulas_of_the_width(losses):
 
 
 def test_advice_compares_with_the_better_adam(losses):
-    lines = practice_report.advice(study_of(losses)).splitlines()[2:]
+    lines = advice.by_situation(study_of(losses)).splitlines()[2:]
     assert [x for x in lines if "16,384 tokens a step" in x]
     for line in lines:
         assert "-0.100" in line  # of the invented losses
@@ -128,7 +129,7 @@ def test_the_advised_rule_fits_the_results_and_costs_little():
     assert rule.width == scaling.ADVISED.width
     at_least_32_steps = practice.EQUAL_TOKENS[:-2]  # without 16 steps
     for cases in practice.CASES["width"], practice.EQUAL_STEPS, at_least_32_steps:
-        assert practice_report.largest_cost(study, practice.EMBER, cases) < 0.03
+        assert advice.largest_cost(study, practice.EMBER, cases) < 0.03
 
 
 def test_powers_are_fitted_to_quarters():
@@ -142,8 +143,8 @@ def test_powers_are_fitted_to_quarters():
 
 def shown(losses):
     study = study_of(losses)
-    parts = practice_report.main_setting(study), practice_report.other_settings(study)
-    return "\n\n".join(filter(None, parts))
+    tables = practice_report.main_setting, practice_report.other_settings
+    return "\n\n".join(table(study) for table in (*tables, advice.body_rates))
 
 
 def test_tables_show_what_is_finished_and_name_the_rest(losses):
@@ -155,8 +156,8 @@ def test_tables_show_what_is_finished_and_name_the_rest(losses):
     text = shown(dict(losses.items() - widest.items()))
     assert "width (2 of 6)" in text
     empty = study_of({})
-    assert practice_report.rule_costs(empty) == "Not measured yet."
-    assert practice_report.advice(empty) == "Not measured yet."
+    assert advice.rule_costs(empty) == "Not measured yet."
+    assert advice.by_situation(empty) == "Not measured yet."
     assert shown({}).startswith("Not measured yet: setting")
 
 
