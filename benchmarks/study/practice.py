@@ -78,18 +78,22 @@ CASES: dict[str, list[Case]] = {
         {"arm": arm, "tied": True, "width": width}
         for width, arm in itertools.product((96, 192), PAIR)
     ],
-    # Half and a quarter of the body's rate by the root rule, at the best pairs.
+    # Half and a quarter of the body's rate by the root rule, at the best pairs. Then
+    # the fitted rate, with a search.
     "body": [
-        {"arm": arm, "width": width, "lr": lr, "head_lr": head_lr, "body_lr": body_lr}
-        for arm, width, lr, head_lr, body_lr in (
-            (EMBER, 768, 1.0, 0.0056, 0.00071),
-            (EMBER, 768, 1.0, 0.0056, 0.00035),
-            (ADAM80, 768, 1.0, 0.0056, 0.00071),
-            (EMBER, 384, 1.0, 0.01, 0.001),
-            (EMBER, 384, 1.0, 0.01, 0.0005),
-            (EMBER, 192, 0.32, 0.018, 0.00141),
-            (EMBER, 192, 0.32, 0.018, 0.00071),
-        )
+        *(
+            {"arm": arm, "width": width, "lr": lr, "head_lr": head_lr, "body_lr": rate}
+            for arm, width, lr, head_lr, rate in (
+                (EMBER, 768, 1.0, 0.0056, 0.00071),
+                (EMBER, 768, 1.0, 0.0056, 0.00035),
+                (ADAM80, 768, 1.0, 0.0056, 0.00071),
+                (EMBER, 384, 1.0, 0.01, 0.001),
+                (EMBER, 384, 1.0, 0.01, 0.0005),
+                (EMBER, 192, 0.32, 0.018, 0.00141),
+                (EMBER, 192, 0.32, 0.018, 0.00071),
+            )
+        ),
+        {"arm": EMBER, "width": 768, "body_lr": 0.0005},
     ],
 }
 
@@ -164,13 +168,15 @@ def searched(case: Case, losses: Losses) -> dict[Pair, float]:
 def starts_of(case: Case, losses: Losses) -> list[Pair]:
     """Returns the pairs where the search of a case begins.
 
-    A longer run has the best pair of a quarter of its length. Everything else has the
-    pairs of two rules.
+    A longer run has the best pair of a quarter of its length, another rate of the body
+    that of its width. Everything else has the pairs of two rules.
     """
     if case.get("tokens", 0) > STEPS[0] * 1024 and "track" in case:
         arm = EMBER if case["arm"] == UNCAPPED else case["arm"]
         quarter = case | {"arm": arm, "tokens": case["tokens"] // 4}
         return [rates(tuned(quarter, losses))]
+    if "body_lr" in case:
+        return [rates(tuned({"arm": case["arm"], "width": case["width"]}, losses))]
     best, run = rates(tuned(main(case), losses)), untuned(case, losses)
     starts = [rule.scale(best, run) for rule in (scaling.THEORY, scaling.ROOT)]
     return list(dict.fromkeys(starts))
