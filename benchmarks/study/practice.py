@@ -198,7 +198,7 @@ def fitted_body(losses: Losses) -> float:
     sizes, body_rates = [1.0], [best_body_rate(losses)]
     for width in WIDTHS:
         by_root: Case = {"arm": EMBER, "width": width}
-        lower = [x for x in CASES["body"] if by_root.items() <= x.items()]
+        lower = [x for x in CASES["body"] if by_root.items() <= x.items() and "lr" in x]
         tried = [seeded(case, losses) for case in (by_root, *lower)]
         best, *_ = min(tried, key=lambda runs: fmean(require(runs, losses)))
         sizes.append(scaling.relative_size(best)[0])
