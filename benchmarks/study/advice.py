@@ -51,7 +51,8 @@ def largest_cost(study: Study, arm: str, cases: Sequence[Case]) -> float | None:
 
 def formula(rate: float, power: float) -> str:
     """Writes a rate that is scaled by a power of the relative width."""
-    return f"{rate:g} (96 / w)^{-power:g}" if power else f"{rate:g}"
+    factor = f" (96 / w)^{-power:g}".removesuffix("^1") if power else ""
+    return f"{rate:g}{factor}"
 
 
 def rule_costs(study: Study) -> str:

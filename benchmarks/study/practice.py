@@ -25,6 +25,7 @@ from benchmarks.study.stages import (
     require,
     tuned_rate,
 )
+from examples.lm.optimizer import POWERS
 
 EMBER, ADAM80, ADAM = ARMS = "ember_adafactor", "adam80", "adam"
 PAIR = EMBER, ADAM80
@@ -217,7 +218,8 @@ def by_rules(case: Case, losses: Losses) -> list[Settings]:
 
 def at_scale(losses: Losses) -> list[Settings]:
     """Returns runs at the pairs of the rule, and Ember's at half and twice its pair."""
-    body_lr = best_body_rate(losses) * math.sqrt(Settings.width / SCALE.width)
+    relative_width, _ = scaling.relative_size(SCALE)
+    body_lr = best_body_rate(losses) * relative_width ** POWERS["body"]
     runs = []
     for arm, factor in (*((arm, 1.0) for arm in ARMS), (EMBER, 0.5), (EMBER, 2.0)):
         best = rates(tuned({"arm": arm}, losses))
@@ -238,7 +240,7 @@ def untuned(case: Case, losses: Losses) -> Settings:
     run = Settings(**{"lr": math.nan, "body_lr": math.nan, "practice": True} | case)
     if "body_lr" in case:
         return run
-    # The usual rules for tokens in a step and for width.
+    # The usual rules for tokens in a step and for width; "body" tries lower rates.
     width, tokens = scaling.relative_size(run)
     body_lr = float(f"{best_body_rate(losses) * math.sqrt(tokens / width):.3g}")
     return dataclasses.replace(run, body_lr=body_lr)

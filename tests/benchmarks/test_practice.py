@@ -23,6 +23,7 @@ from benchmarks.study.comparisons import Study
 from benchmarks.study.report import RESULTS
 from benchmarks.study.run import PRACTICE
 from configs import pretrain_small
+from examples.lm.optimizer import POWERS
 from tests.benchmarks.fakes import finish, study_of, tiny
 
 VOCAB = 64
@@ -98,7 +99,7 @@ def test_rates_are_formulas_of_the_width(losses):
         "Adam (0.8, 0.95)",
         "0.1",
         "0.0056 (96 / w)^0.75",
-        "0.001 (96 / w)^0.5",
+        "0.001 (96 / w)",
     ]
     # The invented best pair is the same at all widths. At 768 the rule divides the
     # head's rate by 8^0.75, on the grid to 0.001.
@@ -127,6 +128,7 @@ def test_the_advised_rule_fits_the_results_and_costs_little():
     study = Study(settings.read(RESULTS))
     rule = practice.fitted(practice.EMBER, study.losses)
     assert rule.width == scaling.ADVISED.width
+    assert practice.fitted_body(study.losses) == POWERS["body"]
     at_least_32_steps = practice.EQUAL_TOKENS[:-2]  # without 16 steps
     for cases in practice.CASES["width"], practice.EQUAL_STEPS, at_least_32_steps:
         assert advice.largest_cost(study, practice.EMBER, cases) < 0.03
