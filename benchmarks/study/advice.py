@@ -56,13 +56,13 @@ def formula(rate: float, power: float) -> str:
 
 
 def rule_costs(study: Study) -> str:
-    """Returns the cost of each rule where width or tokens in a step change."""
+    """Returns the cost of each rule where width, tokens or vocabulary change."""
     cells = []
     for arm in practice.PAIR:
         rules = [scaling.THEORY, scaling.ROOT]
         with contextlib.suppress(Unfinished):
             rules.append(practice.fitted(arm, study.losses))
-        for case in practice.SCALED:
+        for case in practice.SCALED + practice.CASES["vocabulary"]:
             with contextlib.suppress(Unfinished):
                 if case["arm"] == arm:
                     best = practice.tuned(case, study.losses)
@@ -115,7 +115,7 @@ def situations(study: Study) -> list[Situation]:
     for stage in practice.CASES:
         finished = list(rows(study, stage))
         for case, ember in finished:
-            if case["arm"] != EMBER or case.keys() & {"weight_decay", "lr"}:
+            if case["arm"] != EMBER or case.keys() & {"weight_decay", "lr", "body_lr"}:
                 continue
             adams = [
                 (row.mean, difference(ember, row, size_of_family(stage, other)))

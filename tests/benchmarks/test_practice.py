@@ -84,7 +84,7 @@ def test_a_rule_is_fitted_and_its_cost_is_known(losses):
     """The invented best pair is the same in every setting."""
     assert practice.fitted("adam80", losses) == ((0, 0), (0, 0))
     lines = advice.rule_costs(study_of(losses)).splitlines()[2:]
-    assert len(lines) == len(practice.SCALED)
+    assert len(lines) == len(practice.SCALED) + len(practice.PAIR) * 2
     for line in lines:
         *_, theory, root, fitted = (x.strip() for x in line.strip("|").split("|"))
         assert float(fitted) == 0
