@@ -127,7 +127,7 @@ def with_ember(
       >>> tx = ember_optax.with_ember(
       ...     optax.adamw(peak(1e-3), b2=0.95),
       ...     embed_learning_rate=peak(1.0),
-      ...     head_learning_rate=peak(0.007),
+      ...     head_learning_rate=peak(0.004),
       ...     vocab_size=512,
       ...     max_norm=1.0)
       >>> params = {"embed": jnp.ones((512, 8)), "mlp": jnp.ones((8, 8)),
@@ -145,7 +145,7 @@ def with_ember(
       ...     static_args=("body", "vocab_size", "labels", "vocab_axis"),
       ...     hyperparam_dtype=jnp.float32,
       ... )(optax.adamw(peak(1e-3)), embed_learning_rate=peak(1.0),
-      ...   head_learning_rate=peak(0.007), vocab_size=512)
+      ...   head_learning_rate=peak(0.004), vocab_size=512)
       >>> float(tx.init(params).hyperparams["head_learning_rate"])
       0.0
 

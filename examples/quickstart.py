@@ -66,7 +66,7 @@ def make_optimizer(steps: int) -> optax.GradientTransformation:
     return ember_optax.with_ember(
         optax.adamw(schedule(5e-3)),
         embed_learning_rate=schedule(1.0),
-        head_learning_rate=schedule(0.032 * (96 / WIDTH) ** 0.75),
+        head_learning_rate=schedule(0.032 * 96 / WIDTH),
         vocab_size=VOCAB_SIZE,
         max_norm=1.0,
     )

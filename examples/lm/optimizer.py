@@ -11,7 +11,7 @@ import ember_optax
 from examples.lm import Config
 
 TUNED_WIDTH = 96
-POWERS = {"embed": 0.0, "head": -0.75, "body": -1.0}
+POWERS = {"embed": 0.0, "head": -1.0, "body": -1.0}
 """The rule of docs/choosing.md: how default learning rates change with the width."""
 
 
