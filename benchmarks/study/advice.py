@@ -81,12 +81,13 @@ def body_rates(study: Study) -> str:
     embers = {place(row): row for case, row in lower if case["arm"] == EMBER}
     cells = []
     for case, row in lower:
+        # Half and a quarter of the rate are a family of two at each width.
         change = difference(row, by_root[case["arm"], case["width"]], 2)
         lead = "" if case["arm"] == EMBER else str(difference(embers[place(row)], row))
-        rate, loss = f"{row.settings.body_lr:g}", cells_of(row)[-1]
-        found = [where(row.settings), row.title, rate, loss, str(change), lead]
-        cells.append([*found, f"`{row.name}`"])
-    head = ["setting", "tables", "rate of the body", "loss", "minus the root rule's"]
+        *pair, loss = cells_of(row)
+        found = [where(row.settings), *pair, f"{row.settings.body_lr:g}", loss]
+        cells.append([*found, str(change), lead, f"`{row.name}`"])
+    head = ["setting", *HEAD[:-1], "of the body", HEAD[-1], "minus the root rule's"]
     return markdown([*head, "Ember minus this", "name"], cells, left=2)
 
 
