@@ -58,18 +58,23 @@ def formula(rate: float, power: float) -> str:
 def rule_costs(study: Study) -> str:
     """Returns the cost of each rule where width, tokens or vocabulary change."""
     cells = []
+    searched = [case for case in practice.CASES["body"] if "lr" not in case]
+    cases = practice.SCALED + practice.CASES["vocabulary"] + searched
     for arm in practice.PAIR:
         rules = [scaling.THEORY, scaling.ROOT]
         with contextlib.suppress(Unfinished):
             rules.append(practice.fitted(arm, study.losses))
-        for case in practice.SCALED + practice.CASES["vocabulary"]:
+        for case in cases:
             with contextlib.suppress(Unfinished):
                 if case["arm"] == arm:
                     best = practice.tuned(case, study.losses)
                     costs = [shown(cost(study, best, rule)) for rule in rules]
                     costs += [""] * (3 - len(rules))  # not fitted yet
                     title = ARMS[arm].title
-                    cells.append([where(best), title, *pair_of(best), *costs])
+                    setting = where(best)
+                    if "body_lr" in case:
+                        setting += f", body {best.body_lr:g}"
+                    cells.append([setting, title, *pair_of(best), *costs])
     head = ["setting", *HEAD[:-1], "cost of theory", "of root", "of the fitted rule"]
     return markdown(head, cells, left=2) if cells else "Not measured yet."
 
