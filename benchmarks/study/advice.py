@@ -96,6 +96,20 @@ def body_rates(study: Study) -> str:
     return markdown([*head, "Ember minus this", "name"], cells, left=2)
 
 
+def wide_search(study: Study) -> str:
+    """Returns the losses of the search with the rule's rate of the body."""
+    (case,) = (case for case in practice.CASES["body"] if "lr" not in case)
+    pair = {"lr": 0.0, "head_lr": 0.0}
+    base = dataclasses.replace(practice.untuned(case, study.losses), **pair)
+    found = [
+        (loss, *pair_of(run))
+        for run, loss in study.losses.items()
+        if not run.tied and dataclasses.replace(run, **pair) == base
+    ]
+    cells = [[embed, head, f"{loss:.3f}"] for loss, embed, head in sorted(found)]
+    return markdown(["rate of the embedding", "of the head", "loss"], cells, left=0)
+
+
 def by_situation(study: Study) -> str:
     """Returns Ember's best pair in each situation and what the rule costs there."""
     cells = [

@@ -66,6 +66,7 @@ def parts(results: Path = RESULTS) -> dict[str, str]:
         "study.advice": advice.by_situation(study),
         "study.rule": advice.rule_costs(study),
         "study.body": advice.body_rates(study),
+        "study.wide": advice.wide_search(study),
         "study.rare_loss": rare_tokens.by_class(study),
     }
 

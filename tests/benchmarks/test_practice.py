@@ -109,6 +109,8 @@ def test_rates_are_formulas_of_the_width(losses):
 def test_advice_compares_with_the_better_adam(losses):
     lines = advice.by_situation(study_of(losses)).splitlines()[2:]
     assert [x for x in lines if "16,384 tokens a step" in x]
+    _, _, best, *_ = advice.wide_search(study_of(losses)).splitlines()
+    assert best.startswith("| 0.1 | 0.0056 | 3.9")
     for line in lines:
         assert "-0.100" in line  # of the invented losses
     assert "| 0.000 |" in lines[0]
@@ -127,9 +129,8 @@ def test_default_rates_are_those_of_the_results():
 def test_the_advised_rule_costs_little():
     study = Study(settings.read(RESULTS))
     assert practice.fitted_body(study.losses) == POWERS["body"]
-    widths, fitted_body = practice.CASES["width"], practice.CASES["body"][-1:]
     at_least_32_steps = practice.EQUAL_TOKENS[:-2]  # without 16 steps
-    for cases in widths, fitted_body, practice.EQUAL_STEPS, at_least_32_steps:
+    for cases in practice.CASES["width"], practice.EQUAL_STEPS, at_least_32_steps:
         assert advice.largest_cost(study, practice.EMBER, cases) < 0.03
 
 
