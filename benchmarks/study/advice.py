@@ -13,7 +13,7 @@ from benchmarks.study.comparisons import HEAD, Study, cells_of, difference
 from benchmarks.study.practice import ADAM, ADAM80, EMBER
 from benchmarks.study.practice_report import place, rows, size_of_family, where
 from benchmarks.study.settings import Settings
-from benchmarks.study.stages import Case, Unfinished, rates
+from benchmarks.study.stages import Case, Unfinished, rates, tried
 from examples.lm.optimizer import POWERS
 
 COSTS = {
@@ -58,23 +58,18 @@ def formula(rate: float, power: float) -> str:
 def rule_costs(study: Study) -> str:
     """Returns the cost of each rule where width, tokens or vocabulary change."""
     cells = []
-    searched = [case for case in practice.CASES["body"] if "lr" not in case]
-    cases = practice.SCALED + practice.CASES["vocabulary"] + searched
     for arm in practice.PAIR:
         rules = [scaling.THEORY, scaling.ROOT]
         with contextlib.suppress(Unfinished):
             rules.append(practice.fitted(arm, study.losses))
-        for case in cases:
+        for case in practice.SCALED + practice.CASES["vocabulary"]:
             with contextlib.suppress(Unfinished):
                 if case["arm"] == arm:
                     best = practice.tuned(case, study.losses)
                     costs = [shown(cost(study, best, rule)) for rule in rules]
                     costs += [""] * (3 - len(rules))  # not fitted yet
                     title = ARMS[arm].title
-                    setting = where(best)
-                    if "body_lr" in case:
-                        setting += f", body {best.body_lr:g}"
-                    cells.append([setting, title, *pair_of(best), *costs])
+                    cells.append([where(best), title, *pair_of(best), *costs])
     head = ["setting", *HEAD[:-1], "cost of theory", "of root", "of the fitted rule"]
     return markdown(head, cells, left=2) if cells else "Not measured yet."
 
@@ -99,14 +94,11 @@ def body_rates(study: Study) -> str:
 def wide_search(study: Study) -> str:
     """Returns the losses of the search with the rule's rate of the body."""
     (case,) = (case for case in practice.CASES["body"] if "lr" not in case)
-    pair = {"lr": 0.0, "head_lr": 0.0}
-    base = dataclasses.replace(practice.untuned(case, study.losses), **pair)
-    found = [
-        (loss, *pair_of(run))
-        for run, loss in study.losses.items()
-        if not run.tied and dataclasses.replace(run, **pair) == base
+    found = tried(practice.untuned(case, study.losses), study.losses)
+    cells = [
+        [f"{embed:g}", f"{head:g}", f"{found[embed, head]:.3f}"]
+        for embed, head in sorted(found, key=lambda pair: found[pair])
     ]
-    cells = [[embed, head, f"{loss:.3f}"] for loss, embed, head in sorted(found)]
     return markdown(["rate of the embedding", "of the head", "loss"], cells, left=0)
 
 
