@@ -28,21 +28,6 @@ hypothesis.settings.register_profile("ember", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ember")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Compiles each program once, in all workers and the programs that they start."""
-    directory = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        directory = directory.parent
-    settings = {
-        "jax_compilation_cache_dir": str(directory / "jax"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    for name, value in settings.items():
-        jax.config.update(name, value)
-        os.environ[name.upper()] = str(value)
-
-
 @pytest.fixture
 def standard_promotion() -> Iterator[None]:
     """For tests that run optax.adam, which raises a float to its integer count."""

@@ -3,6 +3,7 @@ from collections.abc import Iterator
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from benchmarks.data import gcs
@@ -11,12 +12,22 @@ from examples.tools import tokenize_shards
 
 
 @pytest.fixture(scope="module", autouse=True)
-def program_settings(cheap_compilation) -> Iterator[None]:
-    """Compiles with little effort, also in children."""
+def cheap_compilation(tmp_path_factory):
+    """Compiles with little effort, and each program once, also in children."""
+    settings = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "jax"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "True")
+        for name, value in settings.items():
+            jax.config.update(name, value)
+            patch.setenv(name.upper(), str(value))
         with jax.numpy_dtype_promotion("standard"):  # for Adam's integer count
             yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")
